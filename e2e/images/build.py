@@ -1,0 +1,73 @@
+"""Makes sure that images are built: with the Docker engine where one answers, else by ``builder``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster.adapters import docker_engine_answers
+from e2e.cluster.paths import ROOT, cache_dir, lock
+from e2e.cluster.shell import ClusterError, run, run_long, say
+from e2e.images import builder
+from e2e.images.catalog import NAMES, Recipe, recipe
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image's reference and the archive that holds it."""
+
+    reference: str
+    archive: Path
+
+
+def ensure(names: Sequence[str] = ()) -> list[Built]:
+    """Build what is missing of ``names`` (none named: every image); quick when nothing changed."""
+    recipes = [recipe(name) for name in names or NAMES]
+    built = []
+    with lock("images"):
+        for one in recipes:
+            archive = archive_path(one)
+            if not archive.exists():
+                _build(one, archive)
+            built.append(Built(one.reference, archive))
+    return built
+
+
+def archive_path(one: Recipe) -> Path:
+    """Where the archive of this recipe's image is, or will be."""
+    return cache_dir() / "images" / f"{one.name}-{one.reference.rpartition(':')[2]}.tar"
+
+
+def docker_argv(one: Recipe, archive: Path) -> list[list[str]]:
+    """What a Docker engine is asked to do for the same result."""
+    dockerfile = str(one.dockerfile.relative_to(ROOT))
+    return [
+        ["docker", "build", "--file", dockerfile, "--tag", one.reference, "."],
+        ["docker", "save", "--output", str(archive), one.reference],
+    ]
+
+
+def _build(one: Recipe, archive: Path) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    say(f"building {one.reference}")
+    if docker_engine_answers():
+        build, save = docker_argv(one, archive)
+        log = cache_dir() / "logs" / f"docker-{one.name}.log"
+        run_long(build, what=f"docker build {one.name}", log=log, cwd=ROOT)
+        run(save, timeout=300)
+    elif sys.platform == "linux" and os.geteuid() == 0:
+        builder.build(one, archive)
+        builder.remove_unused()
+    else:
+        raise ClusterError(
+            "images are built by a Docker engine, or by root on Linux, and here is neither: start one"
+        )
+    for older in archive.parent.glob(f"{one.name}-r*.tar"):
+        if older != archive:
+            older.unlink()
+    say(f"built {one.reference} ({archive.stat().st_size / 1e6:.0f} MB, {time.monotonic() - began:.1f} s)")

@@ -1,0 +1,73 @@
+"""Which images there are, what each is made from, and the reference that its recipe gives it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster.paths import ROOT
+from e2e.cluster.shell import ClusterError
+from e2e.images.dockerfile import Copy, Stage, parse
+
+NAMES = ("operator", "pgbouncer", "postgres", "demo-app")
+# Made by tools that run on the sources, and no part of them.
+_IGNORED = {"__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An image's name, its Dockerfile and the stages in it. The build context is the repository."""
+
+    name: str
+    dockerfile: Path
+    stages: tuple[Stage, ...]
+
+    @property
+    def repository(self) -> str:
+        return f"poolkeeper/{self.name}"
+
+    @property
+    def reference(self) -> str:
+        """Repository and tag; the tag is a hash of everything the Dockerfile reads from this checkout.
+
+        The letter in front keeps YAML from taking a tag for a number.
+        """
+        digest = hashlib.sha256(self.dockerfile.read_bytes())
+        for step in (step for stage in self.stages for step in stage.steps):
+            if isinstance(step, Copy) and step.stage is None:
+                digest.update(context_digest(step.sources).encode())
+        return f"{self.repository}:r{digest.hexdigest()[:12]}"
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of the image ``name``. Raises ClusterError for an unknown one."""
+    if name not in NAMES:
+        raise ClusterError(f"there is no image {name!r}; the images are {', '.join(NAMES)}")
+    dockerfile = ROOT / "e2e" / "images" / name / "Dockerfile"
+    return Recipe(name, dockerfile, tuple(parse(dockerfile.read_text())))
+
+
+def context_files(source: str) -> Iterator[tuple[str, Path]]:
+    """The files below a COPY source, with their names relative to it ('' for a source that is a file)."""
+    path = ROOT / source
+    if path.is_file():
+        yield "", path
+    elif path.is_dir():
+        for entry in sorted(path.rglob("*")):
+            relative = entry.relative_to(path)
+            if entry.is_file() and not _IGNORED.intersection(relative.parts):
+                yield str(relative), entry
+    else:
+        raise ClusterError(f"{path} is missing, and an image's Dockerfile copies it")
+
+
+def context_digest(sources: tuple[str, ...]) -> str:
+    """A hash of names, contents and executable bits of everything that a COPY takes from the context."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for name, path in context_files(source):
+            mode = "x" if path.stat().st_mode & 0o100 else "-"
+            digest.update(f"{source}\0{name}\0{mode}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

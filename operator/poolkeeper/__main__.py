@@ -1,0 +1,71 @@
+"""The operator's process: settings, watches, leadership."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+import kopf
+
+from poolkeeper import handlers, resync, settings
+from poolkeeper.cluster import connect
+from poolkeeper.leader import Election, LostLease
+from poolkeeper.reconcile import Reconciler
+from poolkeeper.store import Store
+
+
+def main() -> None:
+    """Run until a signal ends it (exit 0), or the lease is lost (exit 1)."""
+    try:
+        own = settings.from_environment(os.environ)
+    except settings.SettingsError as error:
+        sys.exit(f"poolkeeper: {error}")
+    logging.basicConfig(
+        level=own.log_level, format="%(asctime)s %(levelname)-7s %(name)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_run(own))
+    except LostLease as error:
+        sys.exit(f"poolkeeper: {error}")
+
+
+async def _run(own: settings.Settings) -> None:
+    cluster = await connect()
+    store = Store(own)
+    reconciler = Reconciler(cluster, store, own)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(_watch(store, reconciler, own)),
+        asyncio.create_task(Election(cluster, own).lead(lambda: resync.work(cluster, store, reconciler, own))),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await cluster.close()
+
+
+async def _watch(store: Store, reconciler: Reconciler, own: settings.Settings) -> None:
+    await kopf.operator(
+        registry=handlers.registry(store, reconciler, own),
+        settings=handlers.watch_settings(own),
+        standalone=True,
+        clusterwide=not own.watch_namespaces,
+        namespaces=own.watch_namespaces,
+        liveness_endpoint=f"http://0.0.0.0:{own.health_port}/healthz",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""PgBouncer's admin console: commands, tables, and bringing a process to show a configuration.
+
+The only module that speaks to a pooler's console. The console understands the simple protocol alone.
+https://www.pgbouncer.org/usage.html#admin-console
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import psycopg
+from psycopg import pq
+
+from poolkeeper import faults, libpq
+from poolkeeper.desired.hba import CONSOLE_DATABASE
+from poolkeeper.desired.pgbouncer_config import Configuration
+from poolkeeper.names import CONSOLE_LOGIN
+
+COMMAND_FAILED = "CommandFailed"
+POLL_SECONDS = 0.03
+_COMMAND_SECONDS = 5.0
+_NAMED_DIFFERENCES = 3
+
+Row = Mapping[str, str]
+
+
+class ConsoleError(Exception):
+    """The console could not be reached (a reason of faults.py) or refused a command (CommandFailed)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Console:
+    """One connection to a console. Every command has its own time limit."""
+
+    def __init__(self, connection: libpq.Connection, timeout: float) -> None:
+        self._connection = connection
+        self._timeout = timeout
+
+    async def reload(self) -> None:
+        """Re-read all files. Raises ConsoleError with PgBouncer's words if it rejects them."""
+        await self.execute("RELOAD")
+
+    async def show(self, table: str) -> list[dict[str, str]]:
+        """A table as the console prints it, such as CONFIG or DATABASES; NULL reads as the empty text."""
+        return await self.execute(f"SHOW {table}")
+
+    async def execute(self, command: str) -> list[dict[str, str]]:
+        """Run one command; returns its rows, if it has any. Raises ConsoleError."""
+        try:
+            cursor = await libpq.execute(self._connection, command, self._timeout)
+        except TimeoutError:
+            raise ConsoleError(faults.TIMEOUT, f"{command}: no answer within {self._timeout:.2g} s") from None
+        except psycopg.Error as error:
+            alive = not self._connection.closed
+            reason = COMMAND_FAILED if alive else faults.UNAVAILABLE
+            raise ConsoleError(reason, f"{command}: {faults.quoted(str(error), '')}") from None
+        return _rows(cursor.pgresult)
+
+
+@contextlib.asynccontextmanager
+async def connect(host: str, port: int, password: str, timeout: float) -> AsyncIterator[Console]:
+    """Log in to the console at host:port. `timeout` (seconds) bounds the login and every command.
+
+    Raises ConsoleError; no message holds the password.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(
+                libpq.connect(
+                    timeout,
+                    host=host,
+                    port=str(port),
+                    dbname=CONSOLE_DATABASE,
+                    user=CONSOLE_LOGIN,
+                    password=password,
+                    sslmode="disable",
+                )
+            )
+        except TimeoutError:
+            message = f"console at {host}:{port}: no answer within {timeout:.2g} s"
+            raise ConsoleError(faults.TIMEOUT, message) from None
+        except (psycopg.Error, OSError, UnicodeError) as error:
+            text = str(error)
+            reason = faults.reason(text, CONSOLE_LOGIN, CONSOLE_DATABASE)
+            message = f"console at {host}:{port}: {faults.quoted(text, password)}"
+            raise ConsoleError(reason, message) from None
+        yield Console(connection, timeout)
+
+
+async def apply(
+    host: str, port: int, password: str, configuration: Configuration, timeout: float
+) -> str | None:
+    """Bring the process at host:port to show `configuration`: None, or in words what is still missing.
+
+    It only reloads if something is missing that a RELOAD can bring. The files may reach the pod while it waits
+    (kubelet brings them), so RELOAD and read-back repeat for at most `timeout` seconds; faults of the console
+    are retried. What takes a restart is not waited for.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    problem = "its console was not asked"
+    while (left := end - loop.time()) > 0:
+        try:
+            async with connect(host, port, password, min(left, _COMMAND_SECONDS)) as console:
+                return await _converge(console, configuration, end)
+        except ConsoleError as error:
+            problem = error.message
+            await asyncio.sleep(POLL_SECONDS)
+    return problem
+
+
+async def _converge(console: Console, configuration: Configuration, end: float) -> str | None:
+    loop = asyncio.get_running_loop()
+    missing = await _missing(console, configuration)
+    while missing.reloadable and loop.time() < end:
+        refusal = ""
+        try:
+            await console.reload()
+        except ConsoleError as error:
+            if error.reason != COMMAND_FAILED:
+                raise
+            refusal = f" ({error.message})"
+        missing = await _missing(console, configuration)
+        if missing.reloadable:
+            missing = replace(missing, remark=refusal)
+            await asyncio.sleep(POLL_SECONDS)
+    return missing.summary()
+
+
+async def _missing(console: Console, configuration: Configuration) -> "_Missing":
+    """Asks for the long tables only once the short one is right."""
+    settings = await console.show("CONFIG")
+    missing = _compare_settings(configuration, settings)
+    if missing.reloadable:
+        return missing
+    return _compare(configuration, settings, await console.show("DATABASES"), await console.show("USERS"))
+
+
+def unapplied(
+    configuration: Configuration, config: Iterable[Row], databases: Iterable[Row], users: Iterable[Row]
+) -> str | None:
+    """In words, what the rows of SHOW CONFIG, DATABASES and USERS lack of `configuration`, or None."""
+    return _compare(configuration, config, databases, users).summary()
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Differences between a configuration and a console, apart by what it takes to remove them."""
+
+    reloadable: tuple[str, ...]
+    restart: tuple[str, ...]
+    remark: str = ""
+
+    def summary(self) -> str | None:
+        named = [*self.reloadable, *self.restart]
+        if len(named) > _NAMED_DIFFERENCES:
+            named = [*named[:_NAMED_DIFFERENCES], f"and {len(named) - _NAMED_DIFFERENCES} more"]
+        return "; ".join(named) + self.remark if named else None
+
+
+def _compare(
+    configuration: Configuration, config: Iterable[Row], databases: Iterable[Row], users: Iterable[Row]
+) -> _Missing:
+    settings = _compare_settings(configuration, config)
+    shown = {row["name"]: row for row in databases if row["name"] != CONSOLE_DATABASE}
+    wrong = []
+    for name, columns in configuration.databases.items():
+        if name not in shown:
+            wrong.append(f"entry {name} is not shown")
+        for column, value in columns.items() if name in shown else ():
+            if shown[name].get(column) != value:
+                wrong.append(f"entry {name} has {column} {shown[name].get(column)!r} instead of {value!r}")
+    surplus = sorted(shown.keys() - configuration.databases.keys())
+    unknown = sorted(configuration.users - {row["name"] for row in users})
+    wrong += [f"entry {name} is still there" for name in surplus]
+    wrong += [f"login {name} is not shown" for name in unknown]
+    return replace(settings, reloadable=(*settings.reloadable, *wrong))
+
+
+def _compare_settings(configuration: Configuration, config: Iterable[Row]) -> _Missing:
+    shown = {row["key"]: row for row in config}
+    reloadable, restart = [], []
+    for name, value in configuration.settings.items():
+        row = shown.get(name)
+        if row is None:
+            restart.append(f"{name} is unknown to this version of PgBouncer")
+        elif row["value"] != value and row["changeable"] == "no":
+            restart.append(f"{name} is {row['value']!r} instead of {value!r}, which takes a restart")
+        elif row["value"] != value:
+            reloadable.append(f"{name} is {row['value']!r} instead of {value!r}")
+    return _Missing(tuple(reloadable), tuple(restart))
+
+
+def _rows(result: "pq.abc.PGresult | None") -> list[dict[str, str]]:
+    if result is None:
+        return []
+    names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+    return [
+        {name: (result.get_value(row, column) or b"").decode() for column, name in enumerate(names)}
+        for row in range(result.ntuples)
+    ]

@@ -1,0 +1,119 @@
+"""The pooler Deployment: stock PgBouncer, restricted, rolled surge-first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from poolkeeper import names
+from poolkeeper.api import PooledDatabase
+from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.parameters import PARAMETERS
+from poolkeeper.settings import Settings
+
+CONFIG_DIRECTORY = "/etc/poolkeeper"
+LEAVE_ENDPOINTS_SECONDS = 5
+"""A terminating pod waits so long before PgBouncer hears of it: its listener closes as soon as the shutdown
+begins, so every kube-proxy must have taken the pod out of the Service by then."""
+_USER = 65532
+_DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}
+
+
+def render(database: PooledDatabase, settings: Settings) -> Object:
+    """The Deployment of a PooledDatabase."""
+    pooler = database.pooler
+    meta = metadata(database, names.ROLE_POOLER, names.pooler_name(database.name))
+    selector = names.pod_selector(database.uid)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta,
+        "spec": {
+            "replicas": pooler.replicas,
+            "revisionHistoryLimit": 2,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "selector": {"matchLabels": selector},
+            "template": {
+                "metadata": {
+                    "labels": {**pooler.pod_labels, **meta["labels"]},
+                    "annotations": {
+                        **pooler.pod_annotations,
+                        **meta["annotations"],
+                        names.RESTART_ANNOTATION: _restart_digest(database),
+                    },
+                },
+                "spec": _pod_spec(database, settings, selector),
+            },
+        },
+    }
+
+
+def _pod_spec(database: PooledDatabase, settings: Settings, selector: dict[str, str]) -> Object:
+    pooler = database.pooler
+    optional: Object = {
+        "nodeSelector": dict(pooler.node_selector),
+        "tolerations": list(pooler.tolerations),
+        "affinity": pooler.affinity,
+        "priorityClassName": pooler.priority_class_name,
+        "imagePullSecrets": [{"name": name} for name in pooler.image_pull_secrets],
+    }
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": LEAVE_ENDPOINTS_SECONDS + pooler.drain_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector},
+                "matchLabelKeys": ["pod-template-hash"],
+            }
+        ],
+        "containers": [_container(database, settings)],
+        "volumes": [
+            {
+                "name": "config",
+                "secret": {"secretName": names.config_name(database.name), "defaultMode": 0o440},
+            }
+        ],
+        **{key: value for key, value in optional.items() if value},
+    }
+
+
+def _container(database: PooledDatabase, settings: Settings) -> Object:
+    probe = {"tcpSocket": {"port": "postgres"}, "timeoutSeconds": 2}
+    return {
+        "name": "pgbouncer",
+        "image": database.pooler.image or settings.pooler_image,
+        "imagePullPolicy": settings.pooler_image_pull_policy,
+        "command": ["pgbouncer", f"{CONFIG_DIRECTORY}/pgbouncer.ini"],
+        "ports": [{"name": "postgres", "containerPort": names.POOLER_PORT, "protocol": "TCP"}],
+        "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 30},
+        "readinessProbe": {**probe, "periodSeconds": 2, "failureThreshold": 2},
+        "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_ENDPOINTS_SECONDS}}},
+        "resources": database.pooler.resources or _DEFAULT_RESOURCES,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True}],
+    }
+
+
+def _restart_digest(database: PooledDatabase) -> str:
+    """Digest of the parameters that a RELOAD can't change (`changeable = no` in SHOW CONFIG)."""
+    settings: dict[str, Any] = {
+        name: value for name, value in database.pooler.parameters.items() if PARAMETERS[name].restart
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,24 @@
+"""The PodDisruptionBudget: a node drain takes one pooler pod at a time."""
+
+from __future__ import annotations
+
+from poolkeeper import names
+from poolkeeper.api import PooledDatabase
+from poolkeeper.desired.metadata import Object, metadata
+
+
+def render(database: PooledDatabase) -> Object:
+    """One pod may be missing; with a single replica that means an eviction is never blocked for ever.
+
+    Pods that are not ready may always be evicted: they serve nobody and would block a drain.
+    """
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(database, names.ROLE_POOLER, names.pooler_name(database.name)),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": names.pod_selector(database.uid)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }

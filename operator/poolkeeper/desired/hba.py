@@ -1,0 +1,36 @@
+"""Writes PgBouncer's hba file: which login may use which database entry.
+
+Without it every login could use every entry, since PgBouncer itself ties none to another.
+https://www.pgbouncer.org/config.html#hba-file-format
+"""
+
+import re
+from collections.abc import Iterable
+
+from poolkeeper.desired.entries import Entry
+
+CONSOLE_DATABASE = "pgbouncer"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_ANYWHERE = ("0.0.0.0/0", "::/0")
+
+
+def render(entries: Iterable[Entry], console_login: str) -> str:
+    """The file: each entry for its own login, the console for the operator's, all with SCRAM; nothing else.
+
+    Addresses are left to the NetworkPolicy. Raises ValueError for a name that isn't of [a-z0-9_.-], since the
+    format gives words like `all` and characters like `@`, `+` and `,` a meaning.
+    """
+    pairs = [(CONSOLE_DATABASE, console_login), *sorted((entry.name, entry.login) for entry in entries)]
+    return "".join(
+        f'host "{_checked(database)}" "{_checked(login)}" {addresses} scram-sha-256\n'
+        for database, login in pairs
+        for addresses in _ANYWHERE
+    )
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot stand in the pooler's hba file; use letters, digits, '_', '.' and '-'"
+        )
+    return name

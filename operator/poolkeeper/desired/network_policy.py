@@ -1,0 +1,46 @@
+"""The NetworkPolicy: poolers admit their consumers' namespaces and the operator, nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from poolkeeper import names
+from poolkeeper.api import PooledDatabase
+from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.settings import Settings
+
+_NAMESPACE_NAME = "kubernetes.io/metadata.name"
+
+
+def render(database: PooledDatabase, consumer_namespaces: Iterable[str], settings: Settings) -> Object:
+    """Ingress only: where the upstream lives can't be said in a policy when it is a DNS name."""
+    namespaces = sorted(set(consumer_namespaces))
+    operator = {
+        "namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: settings.namespace}},
+        "podSelector": {
+            "matchLabels": {
+                "app.kubernetes.io/name": "poolkeeper",
+                "app.kubernetes.io/component": "operator",
+            }
+        },
+    }
+    consumers = {
+        "namespaceSelector": {
+            "matchExpressions": [{"key": _NAMESPACE_NAME, "operator": "In", "values": namespaces}]
+        }
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(database, names.ROLE_POOLER, names.pooler_name(database.name)),
+        "spec": {
+            "podSelector": {"matchLabels": names.pod_selector(database.uid)},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {
+                    "from": [operator, *([consumers] if namespaces else [])],
+                    "ports": [{"port": names.POOLER_PORT, "protocol": "TCP"}],
+                }
+            ],
+        },
+    }

@@ -1,0 +1,152 @@
+"""Writes pgbouncer.ini: one [databases] entry per consumer and mode, and the settings of the process.
+
+Knows PgBouncer's quoting and what it can't express, which is refused rather than escaped into hope.
+https://www.pgbouncer.org/config.html
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from poolkeeper.desired.entries import Entry
+from poolkeeper.names import CONSOLE_LOGIN, POOLER_PORT
+from poolkeeper.scalars import forbidden_character
+from poolkeeper.target import Target
+
+DEFAULTS: Mapping[str, str] = {
+    # PgBouncer's own 100 is soon used up by apps that keep a pool per process. An idle client costs 2 kB.
+    "max_client_conn": "1000",
+    "default_pool_size": "20",
+    "max_prepared_statements": "200",
+    # A dead endpoint costs seconds, not minutes: connecting 2 s, retry after 1 s (15 s of errors otherwise),
+    # unacknowledged data 10 s (tcp_user_timeout is in milliseconds), silent peers about a minute.
+    "server_connect_timeout": "2",
+    "server_login_retry": "1",
+    "tcp_user_timeout": "10000",
+    "tcp_keepidle": "30",
+    "tcp_keepintvl": "10",
+    "tcp_keepcnt": "3",
+    # Two lines per connection, and per readiness probe, drown what matters.
+    "log_connections": "0",
+    "log_disconnections": "0",
+}
+"""Settings that spec.pooler.parameters may override."""
+
+_IGNORED_STARTUP_PARAMETERS = (
+    "extra_float_digits",
+    "idle_in_transaction_session_timeout",
+    "lock_timeout",
+    "options",
+    "statement_timeout",
+)
+"""What drivers send at connect and PgBouncer can't track: ignored, hence not enforced, instead of refused.
+
+`options` must be among them below 1.26.1 (CVE-2026-107349).
+"""
+
+_TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
+_SETTING_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ENTRY_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]*")
+_STORED_SECRET = re.compile(r"md5[0-9a-f]{32}|SCRAM-SHA-256\$.*", re.DOTALL)
+_USER_LIMIT = 127
+_PASSWORD_LIMIT = 2047
+_DATABASE_LIMIT = 63
+
+
+def settings(
+    target: Target, parameters: Mapping[str, str], *, userlist_path: str, hba_path: str, ca_path: str
+) -> dict[str, str]:
+    """Every setting that the file writes, sorted by name: defaults, `parameters` over them, and forced ones.
+
+    Raises ValueError for a parameter that is the operator's own, and for a value that the file can't hold.
+    """
+    if target.sslmode not in _TLS_MODES:
+        raise ValueError(f"the upstream's sslmode {target.sslmode!r} is none of {', '.join(_TLS_MODES)}")
+    forced = {
+        "listen_addr": "*",
+        "listen_port": str(POOLER_PORT),
+        "unix_socket_dir": "",
+        "auth_type": "hba",
+        "auth_file": userlist_path,
+        "auth_hba_file": hba_path,
+        "admin_users": CONSOLE_LOGIN,
+        "ignore_startup_parameters": ",".join(_IGNORED_STARTUP_PARAMETERS),
+        "server_tls_sslmode": target.sslmode,
+        "server_tls_ca_file": ca_path,
+    }
+    if taken := sorted(forced.keys() & parameters.keys()):
+        raise ValueError(f"the operator sets {', '.join(taken)} itself; take it out of the parameters")
+    merged = {**DEFAULTS, **parameters, **forced}
+    return {_setting_name(name): _value(name, value) for name, value in sorted(merged.items())}
+
+
+def render(
+    target: Target,
+    entries: Iterable[Entry],
+    parameters: Mapping[str, str],
+    *,
+    userlist_path: str,
+    hba_path: str,
+    ca_path: str,
+) -> str:
+    """The file. Raises ValueError for whatever PgBouncer would read as something else.
+
+    [databases] stands first: PgBouncer gives up at the first line that it doesn't understand, so that new
+    settings shown by its console prove that every entry was read.
+    """
+    chosen = settings(target, parameters, userlist_path=userlist_path, hba_path=hba_path, ca_path=ca_path)
+    lines = ["[databases]"]
+    lines += [_entry(target, entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+    lines += ["", "[pgbouncer]"]
+    lines += [f"{name} = {value}".rstrip() for name, value in chosen.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(target: Target, entry: Entry) -> str:
+    if not _ENTRY_NAME.fullmatch(entry.name) or entry.name == "pgbouncer":
+        raise ValueError(
+            f"{entry.name!r} cannot name a database entry; use at most 63 of a-z, 0-9, '_', '.', '-'"
+        )
+    if not _HOST.fullmatch(target.host):
+        raise ValueError(f"the upstream's host {target.host!r} is not one DNS name or IP address")
+    if _STORED_SECRET.fullmatch(target.password):
+        # PgBouncer would take it for the stored form of another password.
+        raise ValueError("the upstream's password looks like an md5 or SCRAM secret; set another password")
+    parts = {
+        "host": target.host,
+        "port": str(target.port),
+        "dbname": _sized("database", entry.database, _DATABASE_LIMIT),
+        "user": _sized("user", target.user, _USER_LIMIT),
+        "password": _sized("password", target.password, _PASSWORD_LIMIT),
+        "pool_mode": entry.pool_mode,
+        "application_name": entry.application_name,
+    }
+    return f"{entry.name} = " + " ".join(f"{name}={_quoted(name, value)}" for name, value in parts.items())
+
+
+def _quoted(name: str, value: str) -> str:
+    """A value of a connection string: in single quotes, a quote doubled; there is no other escape."""
+    if found := forbidden_character(value):
+        raise ValueError(f"the upstream's {name} holds the control character {found}")
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _sized(name: str, value: str, limit: int) -> str:
+    if not 0 < len(value.encode()) <= limit:
+        raise ValueError(f"the upstream's {name} is not of 1 to {limit} bytes")
+    return value
+
+
+def _setting_name(name: str) -> str:
+    if not _SETTING_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a setting of PgBouncer")
+    return name
+
+
+def _value(name: str, value: str) -> str:
+    """A setting's value, which PgBouncer takes as it stands but for spaces around it."""
+    if found := forbidden_character(value):
+        raise ValueError(f"{name} holds the control character {found}")
+    if value != value.strip(" "):
+        raise ValueError(f"{name} begins or ends with a space, which PgBouncer would drop")
+    return value

@@ -1,0 +1,83 @@
+"""What the text of a failed PostgreSQL connection means.
+
+libpq gives no SQLSTATE for a connection that failed, only text: its own, or the server's after a severity.
+Pure, and knows neither host nor Secret.
+"""
+
+import re
+
+AUTHENTICATION_FAILED = "AuthenticationFailed"
+DATABASE_MISSING = "DatabaseMissing"
+TLS_FAILED = "TlsFailed"
+DNS_FAILED = "DnsFailed"
+CONNECTION_REFUSED = "ConnectionRefused"
+TIMEOUT = "Timeout"
+TOO_MANY_CONNECTIONS = "TooManyConnections"
+UNAVAILABLE = "Unavailable"
+
+MESSAGE_LIMIT = 300
+
+# The first one that matches counts: of several addresses tried, one where a server answered says more than
+# one where nothing listens. The servers' messages are those of PostgreSQL, PgBouncer and hosted poolers.
+_PATTERNS = (
+    (
+        AUTHENTICATION_FAILED,
+        r"(password|SASL|SCRAM|GSSAPI|LDAP|PAM|RADIUS|certificate|Ident|Peer) authentication failed"
+        r"|no pg_hba\.conf entry|pg_hba\.conf rejects|is not permitted to log in|role \S+ does not exist"
+        r"|permission denied for database|no password supplied|no authentication method is found"
+        r"|Tenant or user not found|no such user|authentication method \d+ not supported|wrong password",
+    ),
+    (DATABASE_MISSING, r"database \S.* does not exist|no such database"),
+    (
+        TOO_MANY_CONNECTIONS,
+        r"too many (clients|connections)|connection slots are reserved|no more connections allowed"
+        r"|max_client_conn",
+    ),
+    (
+        TLS_FAILED,
+        r"SSL error|SSL was required|does not support SSL|certificate|[tT][lL][sS]v?[0-9.]* alert|SSL SYSCALL"
+        r"|SSL connection|SSL context|TLS",
+    ),
+    (DNS_FAILED, r"failed to resolve host|could not translate host name|'idna' codec|DNS lookup failed"),
+    (TIMEOUT, r"timeout expired|timed out|login_timeout|Connection timed out"),
+    (CONNECTION_REFUSED, r"Connection refused"),
+)
+_COMPILED = tuple((reason, re.compile(pattern)) for reason, pattern in _PATTERNS)
+
+_PREFIX = re.compile(
+    r'(?:connection failed: )?connection to server at "[^"]*"(?: \([^)]*\))?, port \d+ failed: '
+)
+_SEVERITY = re.compile(r"^(\w{3,30}):  ", re.MULTILINE)
+
+
+def reason(text: str, user: str, database: str) -> str:
+    """Classify the text of a failed connection attempt as one of the reasons above."""
+    said = _PREFIX.sub("", text)
+    for found, pattern in _COMPILED:
+        if pattern.search(said):
+            return found
+    if _SEVERITY.search(said):
+        # The server's answer in another language. It names the user when it rejects the login, the database
+        # when that is missing, and neither when it is starting, stopping or full.
+        if _mentions(said, user):
+            return AUTHENTICATION_FAILED
+        if _mentions(said, database):
+            return DATABASE_MISSING
+    return UNAVAILABLE
+
+
+def quoted(text: str, password: str) -> str:
+    """The first line of what libpq or the server said, without its preamble, cut to a sane length.
+
+    A server can say anything, so a password that it repeats is blotted out.
+    """
+    said = _SEVERITY.sub("", _PREFIX.sub("", text)).strip()
+    if password:
+        said = said.replace(password, "[password]")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    first = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", lines[0]) if lines else "no reason given"
+    return first if len(first) <= MESSAGE_LIMIT else first[: MESSAGE_LIMIT - 1] + "…"
+
+
+def _mentions(text: str, name: str) -> bool:
+    return bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None

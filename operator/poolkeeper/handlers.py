@@ -1,0 +1,76 @@
+"""Every kopf handler: each maps an event to keys for the queue, and does nothing more.
+
+kopf neither retries event handlers nor tells when its first listing is complete, so no work happens here: the
+resync lists everything before the first run and ever again, and events only make it quick.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+
+from poolkeeper import names
+from poolkeeper.cluster import CHILD_KINDS, RESOURCES, in_cluster
+from poolkeeper.reconcile import Reconciler
+from poolkeeper.settings import Settings
+from poolkeeper.store import Store
+
+STUCK_SECONDS = 120.0
+"""A single run that takes longer than all its timeouts together means that the process hangs."""
+
+
+def registry(store: Store, reconciler: Reconciler, settings: Settings) -> kopf.OperatorRegistry:
+    """The handlers, bound to one store and one reconciler."""
+    handlers = kopf.OperatorRegistry()
+
+    async def observe(event: kopf.RawEvent, resource: kopf.Resource, **_: Any) -> None:
+        kind = _KINDS[resource.plural]
+        api_version = RESOURCES[kind].api_version
+        body = {"apiVersion": api_version, **event["object"], "kind": kind}
+        reconciler.queue.add(store.observe(body, deleted=event["type"] == "DELETED"))
+
+    kinds = [names.KIND, "Pod", *CHILD_KINDS, *(["Namespace"] if settings.reads_namespaces else [])]
+    for kind in kinds:
+        kopf.on.event(*_selector(kind), registry=handlers)(observe)
+
+    @kopf.on.login(registry=handlers)
+    def log_in(**context: Any) -> kopf.ConnectionInfo | None:
+        if in_cluster():
+            return kopf.login_with_service_account(**context)
+        return kopf.login_with_kubeconfig(**context)
+
+    @kopf.on.probe(registry=handlers, id="queue")
+    def queue_moves(**_: Any) -> str:
+        if reconciler.queue.slowest_seconds() > STUCK_SECONDS:
+            raise kopf.PermanentError("a reconcile has been running for too long")
+        return "moving"
+
+    return handlers
+
+
+def watch_settings(settings: Settings) -> kopf.OperatorSettings:
+    """kopf's own settings: only what carries our labels is watched, and kopf writes nothing."""
+    tuned = kopf.OperatorSettings()
+    tuned.posting.enabled = False
+    tuned.scanning.disabled = True
+    tuned.watching.server_timeout = 300
+    tuned.watching.client_timeout = 310
+    tuned.watching.connect_timeout = 10
+    tuned.watching.chunk_size = 500
+    tuned.networking.request_timeout = 30
+    tuned.networking.enforce_retry_after = True
+    tuned.queueing.idle_timeout = 0.5
+    for kind in ("Pod", *CHILD_KINDS):
+        tuned.watching.label_selectors[_selector(kind)] = names.ROLE_LABEL
+    return tuned
+
+
+def _selector(kind: str) -> tuple[str, str, str] | tuple[str, str]:
+    """Group (none for the core), version and plural, as kopf takes them."""
+    resource = RESOURCES[kind]
+    group, slash, version = resource.api_version.partition("/")
+    return (group, version, resource.plural) if slash else (group, resource.plural)
+
+
+_KINDS = {resource.plural: kind for kind, resource in RESOURCES.items()}

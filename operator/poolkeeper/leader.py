@@ -1,0 +1,126 @@
+"""Leader election by a Lease: every replica watches, only the leader works.
+
+The protocol is client-go's: a candidate takes over when the lease has not changed for its duration by the
+candidate's own clock, and every write carries the resource version it rests on. (The official client's own
+lock, kubernetes.aio 37.0, can't create its Lease and sets no limit on its requests.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from poolkeeper.cluster import Cluster, ClusterError, Conflict
+from poolkeeper.settings import Settings
+from poolkeeper.world import Ref
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 8
+"""A leader that was killed is replaced within this and one retry."""
+RENEW_SECONDS = 5.0
+"""A leader that could not renew for so long stops, well before anybody else may start."""
+RETRY_SECONDS = 1.0
+_REQUEST_SECONDS = 2.0
+
+
+class LostLease(Exception):
+    """The lease could not be renewed in time: another replica may lead, so this process has to end."""
+
+
+class Election:
+    """One candidate for one lease."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._identity = settings.identity
+        self._ref = Ref("Lease", settings.namespace, settings.lease)
+        self._seen: tuple[str, float] = ("", 0.0)
+        """Resource version seen last and when, on the monotonic clock."""
+
+    async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Wait for the lease, run `work` while holding it, release it at the end. Raises LostLease."""
+        while not await self._hold():  # noqa: ASYNC110
+            await asyncio.sleep(RETRY_SECONDS)
+        log.info("%s leads", self._identity)
+        working = asyncio.create_task(work())
+        renewing = asyncio.create_task(self._renew())
+        try:
+            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (renewing, working):
+                if task.done():
+                    await task
+        finally:
+            working.cancel()
+            renewing.cancel()
+            await asyncio.gather(working, renewing, return_exceptions=True)
+            await self._release()
+
+    async def _renew(self) -> None:
+        renewed = time.monotonic()
+        while time.monotonic() - renewed < RENEW_SECONDS:
+            await asyncio.sleep(RETRY_SECONDS)
+            if await self._hold():
+                renewed = time.monotonic()
+        raise LostLease(f"{self._ref} could not be renewed for {RENEW_SECONDS:g} s")
+
+    async def _hold(self) -> bool:
+        """Take or renew the lease; False if another holds it or the API server does not answer."""
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                lease = await self._cluster.get(self._ref)
+                if lease is None:
+                    await self._cluster.post(self._lease(None))
+                    return True
+                if not self._may_take(lease):
+                    return False
+                await self._cluster.put(self._lease(lease))
+        except Conflict:
+            return False
+        except (ClusterError, TimeoutError) as error:
+            log.warning("%s: %s", self._ref, str(error) or "no answer")
+            return False
+        return True
+
+    def _may_take(self, lease: dict[str, Any]) -> bool:
+        version = lease["metadata"]["resourceVersion"]
+        if version != self._seen[0]:
+            self._seen = (version, time.monotonic())
+        spec = lease.get("spec", {})
+        holder = spec.get("holderIdentity") or self._identity
+        duration = spec.get("leaseDurationSeconds", LEASE_SECONDS)
+        return bool(holder == self._identity or time.monotonic() - self._seen[1] >= duration)
+
+    async def _release(self) -> None:
+        """Let the next replica take over at once; best effort, the lease runs out anyway."""
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                lease = await self._cluster.get(self._ref)
+                if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                    lease["spec"]["holderIdentity"] = ""
+                    await self._cluster.put(lease)
+        except (ClusterError, TimeoutError) as error:
+            log.warning("%s was not released: %s", self._ref, error)
+
+    def _lease(self, before: dict[str, Any] | None) -> dict[str, Any]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = dict((before or {}).get("spec", {}))
+        if spec.get("holderIdentity") != self._identity:
+            spec["acquireTime"] = now
+            spec["leaseTransitions"] = spec.get("leaseTransitions", 0) + (1 if before else 0)
+        spec |= {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": LEASE_SECONDS,
+            "renewTime": now,
+        }
+        metadata = before["metadata"] if before else {"namespace": self._ref.namespace, "name": self._ref.name}
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": metadata,
+            "spec": spec,
+        }

@@ -1,0 +1,113 @@
+"""Names, labels and annotations of everything the operator makes.
+
+Kubernetes limits what a name may be (RFC 1123 labels of 63 characters for Services and label values,
+253 for most objects), so every derived name is cut with a hash of the whole where it would not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+GROUP = "poolkeeper.io"
+VERSION = "v1alpha1"
+KIND = "PooledDatabase"
+PLURAL = "pooleddatabases"
+
+MANAGER = "poolkeeper"
+"""Field manager of everything the operator applies."""
+FINALIZER_MANAGER = "poolkeeper-finalizer"
+"""Field manager of the finalizer alone, so that applying it never touches another field of the resource."""
+SOURCE_MANAGER = "poolkeeper-source"
+"""Field manager of the one label that marks a Secret which the operator reads."""
+
+FINALIZER = f"{GROUP}/cleanup"
+OWNER_LABEL = f"{GROUP}/owner"
+OWNER_NAMESPACE_LABEL = f"{GROUP}/owner-namespace"
+OWNER_UID_LABEL = f"{GROUP}/owner-uid"
+ROLE_LABEL = f"{GROUP}/role"
+"""On every object the operator watches: what the object is for. The watches select by its presence."""
+OWNER_ANNOTATION = f"{GROUP}/owner"
+"""`namespace/name` of the PooledDatabase in full, since a label value holds 63 characters only."""
+ACCEPT_FROM_ANNOTATION = f"{GROUP}/accept-from"
+GENERATION_ANNOTATION = f"{GROUP}/config-generation"
+"""On a pooler pod: the configuration it is to show. A change makes kubelet refresh its volumes at once."""
+RESTART_ANNOTATION = f"{GROUP}/restart-digest"
+"""On the pod template: digest of the settings that PgBouncer reads at its start only."""
+
+ROLE_SOURCE = "source"
+ROLE_POOLER = "pooler"
+ROLE_CONFIG = "config"
+ROLE_LOGINS = "logins"
+ROLE_CONSUMER = "consumer"
+ROLE_BINDING = "binding"
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+POOLER_PORT = 6432
+CONSOLE_LOGIN = "poolkeeper"
+
+_LABEL_LIMIT = 63
+_DEPLOYMENT_LIMIT = 52
+"""A Deployment's name with the pod-template hash and the pod's suffix must stay a label of 63 characters."""
+
+
+def fit(name: str, limit: int) -> str:
+    """`name` itself, or its beginning and eight hex digits of its SHA-256 where it is longer than `limit`."""
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: limit - 9].rstrip('-.')}-{digest}"
+
+
+def pooler_name(owner: str) -> str:
+    """Name of the Deployment, Service, PodDisruptionBudget and NetworkPolicy of a PooledDatabase.
+
+    Dots, which the name of a PooledDatabase may hold and that of a Service may not, count as a change
+    that needs the hash too: `a.b` and `a-b` must not meet.
+    """
+    plain = f"{owner}-pooler"
+    if "." in owner:
+        digest = hashlib.sha256(owner.encode()).hexdigest()[:8]
+        plain = f"{owner.replace('.', '-')}-{digest}-pooler"
+    if plain[0].isdigit():  # a Service's name is an RFC 1035 label: it begins with a letter
+        plain = f"p-{plain}"
+    return fit(plain, _DEPLOYMENT_LIMIT)
+
+
+def config_name(owner: str) -> str:
+    """Name of the Secret that the pooler pods mount."""
+    return f"{pooler_name(owner)}-config"
+
+
+def logins_name(owner: str) -> str:
+    """Name of the operator's own Secret that holds every login."""
+    return f"{pooler_name(owner)}-logins"
+
+
+def binding_name(secret_name: str) -> str:
+    """Name of the Service Binding Secret beside a consumer's Secret."""
+    return f"{secret_name}-binding"
+
+
+def owner_key(annotations: Mapping[str, str]) -> tuple[str, str] | None:
+    """(namespace, name) of the PooledDatabase that an object says it belongs to, or None."""
+    namespace, slash, name = annotations.get(OWNER_ANNOTATION, "").partition("/")
+    return (namespace, name) if slash and namespace and name else None
+
+
+def child_labels(namespace: str, name: str, uid: str, role: str) -> dict[str, str]:
+    """Labels of one object that the operator makes for a PooledDatabase."""
+    return {
+        MANAGED_BY: "poolkeeper",
+        "app.kubernetes.io/name": "pgbouncer",
+        "app.kubernetes.io/instance": fit(name, _LABEL_LIMIT),
+        OWNER_LABEL: fit(name, _LABEL_LIMIT),
+        OWNER_NAMESPACE_LABEL: namespace,
+        OWNER_UID_LABEL: uid,
+        ROLE_LABEL: role,
+    }
+
+
+def pod_selector(uid: str) -> dict[str, str]:
+    """Labels that select the pooler pods of one PooledDatabase."""
+    return {OWNER_UID_LABEL: uid, ROLE_LABEL: ROLE_POOLER}

@@ -1,0 +1,238 @@
+"""From what is observed to what to do next: plan(world) -> Plan. Pure, and idempotent.
+
+A Plan holds the next group of steps only. The shell executes them, observes again and asks again, until a
+plan is settled: so the order below is the whole protocol, and a crash between two groups is nothing special.
+
+1. finalizer, marks on source Secrets, logins      nothing may exist that could not be cleaned up or repaired
+2. the poolers and what is around them; what is not wanted any more goes
+3. configuration shown by every ready pod; the upstream probed
+4. consumers' Secrets                              a login is handed out once the running poolers know it
+5. status
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from poolkeeper import names, status
+from poolkeeper.api import PooledDatabase, SpecError
+from poolkeeper.desired import entries, secrets
+from poolkeeper.desired.pgbouncer_config import Configuration
+from poolkeeper.logins import Login
+from poolkeeper.ownership import desired_digest
+from poolkeeper.settings import Settings
+from poolkeeper.status import Event
+from poolkeeper.target import Target
+from poolkeeper.wanted import Wanted, want
+from poolkeeper.world import Child, Pod, Ref, World
+
+Object = dict[str, Any]
+
+RECHECK_SECONDS = 5.0
+"""How soon what no event will tell is looked at again: a missing Secret, a refusal, a console that differs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The next group of steps, all of which may run side by side. Empty but for `status`: settled."""
+
+    create: tuple[Object, ...] = ()
+    """Objects that do not exist as far as is known: an existing one that is not ours stays untouched."""
+    apply: tuple[Object, ...] = ()
+    delete: tuple[tuple[Ref, str], ...] = ()
+    """With the UID as precondition."""
+    finalizer: bool | None = None
+    """True: add ours. False: take it off."""
+    mark: tuple[str, ...] = ()
+    unmark: tuple[str, ...] = ()
+    reload: tuple[Pod, ...] = ()
+    """Pods whose console must come to show `configuration`."""
+    configuration: Configuration | None = None
+    console: Login | None = None
+    probe: Target | None = None
+    trial: tuple[tuple[Pod, ...], Login, str] | None = None
+    """Where the operator itself can't reach the upstream: pods, login and entry to try through a pooler."""
+    events: tuple[Event, ...] = ()
+    status: Mapping[str, Any] | None = None
+    """The status to write, None where it is right already."""
+    requeue: float | None = None
+    """Seconds after which to look again although no event asked for it."""
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is left to do but to report."""
+        return (
+            not (
+                self.create
+                or self.apply
+                or self.delete
+                or self.mark
+                or self.unmark
+                or self.reload
+                or self.probe
+            )
+            and self.finalizer is None
+        )
+
+
+def plan(world: World, settings: Settings, now: datetime) -> Plan:
+    """The next steps for one PooledDatabase."""
+    resource = world.resource
+    if resource is None:
+        return Plan(delete=_all_children(world))
+    if resource.deleting:
+        return _teardown(world)
+    if isinstance(resource.spec, SpecError):
+        reported, events = status.of_invalid_spec(resource, resource.spec, world, now)
+        return Plan(status=reported, events=events)
+    database = resource.spec
+    wanted = want(database, world, settings)
+    for group in (_foundations, _poolers, _proofs, _consumers):
+        steps = group(database, wanted, world)
+        if not steps.settled:
+            return steps
+    reported, events = status.of(database, wanted, world, now)
+    return Plan(status=reported, events=events, requeue=_requeue(wanted, world))
+
+
+def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    resource = world.resource
+    assert resource is not None
+    drifted = _drift((secrets.logins(database, wanted.logins),), world)
+    return replace(
+        drifted,
+        finalizer=None if resource.finalized else True,
+        mark=tuple(
+            sorted(
+                name
+                for name in world.sources
+                if name not in world.marked and Ref("Secret", database.namespace, name) not in world.refusals
+            )
+        ),
+        unmark=tuple(sorted(world.marked - database.upstream.secret_names())),
+    )
+
+
+def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    """The poolers; with them the consumers' Secrets where no running pooler has to learn of them first."""
+    objects = wanted.poolers if _to_reload(wanted, world) else wanted.poolers + wanted.bindings
+    return replace(_drift(objects, world), delete=_unwanted(database, wanted, world))
+
+
+def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    probe, resolved = world.probe, wanted.resolved
+    due = resolved is not None and (probe is None or probe.target != resolved or world.probe_due)
+    return Plan(
+        reload=_to_reload(wanted, world),
+        configuration=wanted.configuration,
+        console=wanted.logins.console,
+        probe=resolved if due else None,
+        trial=_trial(wanted, world),
+    )
+
+
+def _consumers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    return _drift(wanted.bindings, world)
+
+
+def _trial(wanted: Wanted, world: World) -> tuple[tuple[Pod, ...], Login, str] | None:
+    pods = tuple(pod for pod in world.pods if _serves(pod))
+    if not pods or not wanted.consumers.granted or wanted.target is None or wanted.target != wanted.resolved:
+        return None
+    consumer = wanted.consumers.granted[0]
+    login = wanted.logins.consumers[entries.login_name(consumer)]
+    return pods, login, entries.entry_name(wanted.target.database, consumer)
+
+
+def _drift(objects: tuple[Object, ...], world: World) -> Plan:
+    create: list[Object] = []
+    apply: list[Object] = []
+    for obj in objects:
+        ref = Ref(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
+        child = world.children.get(ref)
+        if ref in world.refusals or (child is not None and not _is_ours(child, world)):
+            continue
+        if child is None:
+            create.append(obj)
+        elif child.digest != desired_digest(obj):
+            apply.append(_with_uid(obj, child.uid))
+    return Plan(create=tuple(create), apply=tuple(apply))
+
+
+def _with_uid(obj: Object, uid: str) -> Object:
+    """The UID as precondition: an apply must not bring back, or change, what took the object's place."""
+    return {**obj, "metadata": {**obj["metadata"], "uid": uid}}
+
+
+def _is_ours(child: Child, world: World) -> bool:
+    return world.resource is not None and child.owner_uid == world.resource.uid
+
+
+def _unwanted(database: PooledDatabase, wanted: Wanted, world: World) -> tuple[tuple[Ref, str], ...]:
+    """Our objects that nothing asks for. While the target is unknown nothing of the last good state goes,
+    except what consent no longer covers: that is decided without the target."""
+    kept = {
+        Ref(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
+        for obj in wanted.poolers + wanted.bindings
+    } | {Ref("Secret", database.namespace, names.logins_name(database.name))}
+    allowed = {
+        (item.namespace, name)
+        for item in wanted.consumers.granted
+        for name in (item.secret_name, names.binding_name(item.secret_name))
+    }
+    own = {
+        (database.namespace, name)
+        for name in (
+            names.config_name(database.name),
+            names.logins_name(database.name),
+            names.pooler_name(database.name),
+        )
+    }
+    return tuple(
+        (ref, child.uid)
+        for ref, child in sorted(world.children.items())
+        if ref not in kept
+        and ref not in world.refusals
+        and (wanted.configuration is not None or (ref.namespace, ref.name) not in allowed | own)
+    )
+
+
+def _to_reload(wanted: Wanted, world: World) -> tuple[Pod, ...]:
+    config = wanted.configuration
+    if config is None:
+        return ()
+    return tuple(pod for pod in world.pods if _serves(pod) and not _attempted(pod, config.generation, world))
+
+
+def _attempted(pod: Pod, generation: str, world: World) -> bool:
+    shown = world.shown.get(pod.uid)
+    return shown is not None and (shown.generation, shown.restarts) == (generation, pod.restarts)
+
+
+def _serves(pod: Pod) -> bool:
+    return pod.ready and not pod.terminating and bool(pod.ip)
+
+
+def _teardown(world: World) -> Plan:
+    """Delete everything, wait until the pods have ended (their grace bounds it), then let the resource go."""
+    deleted = _all_children(world)
+    if deleted or world.marked:
+        return Plan(delete=deleted, unmark=tuple(sorted(world.marked)))
+    if world.pods:
+        return Plan(requeue=RECHECK_SECONDS)
+    assert world.resource is not None
+    return Plan(finalizer=False if world.resource.finalized else None)
+
+
+def _all_children(world: World) -> tuple[tuple[Ref, str], ...]:
+    return tuple((ref, child.uid) for ref, child in sorted(world.children.items()) if ref not in world.refusals)
+
+
+def _requeue(wanted: Wanted, world: World) -> float | None:
+    shown_wrong = any(shown.problem for shown in world.shown.values())
+    if wanted.fault is not None or world.refusals or shown_wrong:
+        return RECHECK_SECONDS
+    return world.next_probe_seconds

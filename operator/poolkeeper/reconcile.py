@@ -1,0 +1,291 @@
+"""One run for one PooledDatabase: gather, plan, execute, and again until the plan is settled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from poolkeeper import console, names, sightings, upstream
+from poolkeeper.api import PooledDatabase
+from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
+from poolkeeper.consent import consumers
+from poolkeeper.desired.entries import login_name
+from poolkeeper.logins import Logins
+from poolkeeper.mint import mint
+from poolkeeper.plan import Plan, plan
+from poolkeeper.queue import Queue, RetryLater
+from poolkeeper.settings import Settings
+from poolkeeper.status import Event
+from poolkeeper.store import Store
+from poolkeeper.target import Target
+from poolkeeper.world import ApiRefusal, Key, Pod, Probe, Ref, Shown, World
+
+log = logging.getLogger(__name__)
+
+Object = Mapping[str, Any]
+
+ROUNDS = 12
+"""More groups of steps than a plan has; a run that needs more goes on in the next one."""
+PROBE_PATIENCE_SECONDS = 0.3
+"""How long a run waits for the upstream's answer before it goes on without; the answer starts another run."""
+CONSOLE_SECONDS = 4.0
+UPSTREAM_SECONDS = 5.0
+
+
+class Reconciler:
+    """Executes plans. Holds no state of its own but the probes under way; what it learns goes to the store."""
+
+    def __init__(self, cluster: Cluster, store: Store, settings: Settings) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._settings = settings
+        self._probes: dict[Key, asyncio.Task[None]] = {}
+        self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring one PooledDatabase to what its spec asks for. Answers in how many seconds to look again."""
+        refused_before = self._store.begin(key)
+        try:
+            for _ in range(ROUNDS):
+                steps = plan(await self._gather(key), self._settings, datetime.now(UTC))
+                if steps.settled:
+                    await self._report(key, steps)
+                    return steps.requeue
+                await self._execute(key, steps, refused_before)
+        except Retry as error:
+            raise RetryLater(error.message, error.after) from error
+        except Conflict as error:
+            # Our view was outdated; the watch, or a fresh look at the resource, tells what it is now.
+            await self._look_again(key)
+            raise RetryLater(error.message) from error
+        raise RetryLater(f"not settled after {ROUNDS} rounds")
+
+    # Gathering
+
+    async def _gather(self, key: Key) -> World:
+        resource = self._store.resource(key)
+        if resource is None or not isinstance(resource.spec, PooledDatabase):
+            return self._store.world(key, {}, self._store.logins(key))
+        sources: dict[str, Mapping[str, bytes]] = {}
+        for name in resource.spec.upstream.secret_names():
+            data = self._store.source(key.namespace, name)
+            if data is None:
+                data = await self._read_source(Ref("Secret", key.namespace, name))
+            if data is not None:
+                sources[name] = data
+        return self._store.world(key, sources, self._complete(resource.spec, self._store.logins(key)))
+
+    async def _read_source(self, ref: Ref) -> Mapping[str, bytes] | None:
+        secret = await self._cluster.get(ref)
+        return None if secret is None else sightings.data(secret)
+
+    def _complete(self, database: PooledDatabase, logins: Logins) -> Logins:
+        """The stored logins with new ones for whoever has none; the plan stores them before it uses them."""
+        granted = consumers(database, self._store.namespaces(), self._settings.watch_namespaces or None).granted
+        missing = {login_name(consumer) for consumer in granted} - logins.consumers.keys()
+        return replace(
+            logins,
+            console=logins.console or mint(names.CONSOLE_LOGIN),
+            consumers={**logins.consumers, **{name: mint(name) for name in missing}},
+        )
+
+    async def _look_again(self, key: Key) -> None:
+        ref = Ref(names.KIND, key.namespace, key.name)
+        resource = await self._cluster.get(ref)
+        if resource is None:
+            self._store.forget(ref)
+        else:
+            self._store.observe(resource)
+
+    # Executing
+
+    async def _execute(self, key: Key, steps: Plan, refused_before: Mapping[Ref, ApiRefusal]) -> None:
+        resource = self._store.resource(key)
+        if steps.delete and resource is None:
+            await self._look_again(key)  # what follows is destructive and rests on the resource's absence
+            if self._store.resource(key) is not None:
+                return
+        work: list[Coroutine[Any, Any, None]] = []
+        work += [self._create(key, body, refused_before) for body in steps.create]
+        work += [self._apply(key, body) for body in steps.apply]
+        work += [self._delete(key, ref, uid) for ref, uid in steps.delete]
+        work += [self._mark(key, name, marked=True) for name in steps.mark]
+        work += [self._mark(key, name, marked=False) for name in steps.unmark]
+        if steps.finalizer is not None and resource is not None:
+            work.append(self._finalize(key, resource.uid, steps.finalizer))
+        if steps.configuration is not None and steps.console is not None:
+            work += [self._reload(key, pod, steps) for pod in steps.reload]
+        if steps.probe is not None:
+            work.append(self._probe(key, steps.probe, steps))
+        outcomes = await asyncio.gather(*work, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _create(self, key: Key, body: Object, refused_before: Mapping[Ref, ApiRefusal]) -> None:
+        ref = _ref(body)
+        refused = refused_before.get(ref)
+        # No write just to be refused again: look first whether the other object is gone.
+        if refused and refused.reason == "Conflict" and await self._cluster.get(ref) is not None:
+            self._store.refuse(key, ref, refused)
+            return
+        try:
+            answer = await self._cluster.create(body)
+        except Conflict:
+            await self._met(key, ref)
+        except Refused as error:
+            self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
+        else:
+            self._store.observe(answer)
+
+    async def _met(self, key: Key, ref: Ref) -> None:
+        """Something has the name already: ours, from an answer that was lost, or somebody else's."""
+        found = await self._cluster.get(ref)
+        if found is None:
+            raise Retry(f"{ref} was there and is gone")
+        self._store.observe(found)
+        resource = self._store.resource(key)
+        labels = found["metadata"].get("labels") or {}
+        if resource is None or labels.get(names.OWNER_UID_LABEL) != resource.uid:
+            owner = names.owner_key(found["metadata"].get("annotations") or {})
+            whose = f"belongs to PooledDatabase {owner[0]}/{owner[1]}" if owner else "is not Poolkeeper's"
+            self._store.refuse(
+                key,
+                ref,
+                ApiRefusal(
+                    "Conflict",
+                    f"{ref} exists and {whose}, so it stays untouched; rename or delete it, "
+                    "or choose another secretName",
+                ),
+            )
+
+    async def _apply(self, key: Key, body: Object) -> None:
+        ref = _ref(body)
+        try:
+            answer = await self._cluster.apply(body)
+        except Refused as error:
+            if "immutable" in error.message:
+                # Ours by its labels, and of a shape that can't be changed in place: made anew.
+                await self._delete(key, ref, body["metadata"]["uid"])
+                return
+            self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
+        except Conflict:
+            found = await self._cluster.get(ref)
+            self._store.forget(ref) if found is None else self._store.observe(found)
+        else:
+            self._store.observe(answer)
+
+    async def _delete(self, key: Key, ref: Ref, uid: str) -> None:
+        try:
+            await self._cluster.delete(ref, uid)
+        except Refused as error:
+            self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
+        else:
+            self._store.forget(ref)
+
+    async def _mark(self, key: Key, name: str, *, marked: bool) -> None:
+        ref = Ref("Secret", key.namespace, name)
+        secret = await self._cluster.get(ref)
+        if secret is None:
+            self._store.forget(ref)
+            return
+        try:
+            answer = await self._cluster.mark_source(key.namespace, name, secret["metadata"]["uid"], marked)
+        except Refused as error:
+            self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
+        else:
+            self._store.observe(answer) if marked else self._store.forget(ref)
+
+    async def _finalize(self, key: Key, uid: str, present: bool) -> None:
+        answer = await self._cluster.set_finalizer(key, uid, present)
+        if answer is None or (not present and not answer["metadata"].get("finalizers")):
+            self._store.forget(Ref(names.KIND, key.namespace, key.name))
+        else:
+            self._store.observe(answer)
+
+    # Poolers and upstream
+
+    async def _reload(self, key: Key, pod: Pod, steps: Plan) -> None:
+        config, login = steps.configuration, steps.console
+        assert config is not None
+        assert login is not None
+        if pod.generation != config.generation:
+            try:
+                await self._cluster.annotate_pod(
+                    key.namespace, pod.name, pod.uid, {names.GENERATION_ANNOTATION: config.generation}
+                )
+            except Conflict:
+                return  # gone: the watch will tell
+        problem = await console.apply(pod.ip, names.POOLER_PORT, login.password, config, CONSOLE_SECONDS)
+        self._store.show(pod, Shown(config.generation, pod.restarts, problem or ""))
+
+    async def _probe(self, key: Key, target: Target, steps: Plan) -> None:
+        task = self._probes.get(key)
+        if task is None:
+            task = asyncio.create_task(self._probe_upstream(key, target, steps))
+            self._probes[key] = task
+            task.add_done_callback(lambda _: self._probes.pop(key, None))
+        await asyncio.wait({task}, timeout=PROBE_PATIENCE_SECONDS)
+
+    async def _probe_upstream(self, key: Key, target: Target, steps: Plan) -> None:
+        """From here and, where only the poolers' network reaches the upstream, through one of them."""
+        seen = await upstream.probe(target, UPSTREAM_SECONDS)
+        probe = Probe(target, seen.reachable, seen.reason, seen.message)
+        if not seen.reachable and not probe.rejected and steps.trial is not None:
+            pods, login, entry = steps.trial
+            through = await upstream.trial_login(pods[0].ip, names.POOLER_PORT, login, entry, UPSTREAM_SECONDS)
+            if through.reachable:
+                probe = Probe(target, True, "ReachableThroughPooler", through.message)
+        self._store.probed(key, probe)
+        self.queue.add((key,))
+
+    # Reporting
+
+    async def _report(self, key: Key, steps: Plan) -> None:
+        resource = self._store.resource(key)
+        if resource is None or steps.status is None:
+            return
+        for event in steps.events:
+            await self._post(key, resource.uid, event)
+        try:
+            self._store.observe(await self._cluster.apply_status(key, resource.uid, steps.status))
+        except Refused as error:
+            log.error("%s/%s: status refused: %s", key.namespace, key.name, error.message)
+
+    async def _post(self, key: Key, uid: str, event: Event) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"namespace": key.namespace, "name": f"{names.fit(key.name, 200)}.{event.name}"},
+            "involvedObject": {
+                "apiVersion": f"{names.GROUP}/{names.VERSION}",
+                "kind": names.KIND,
+                "namespace": key.namespace,
+                "name": key.name,
+                "uid": uid,
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message,
+            "source": {"component": "poolkeeper"},
+            "reportingComponent": "poolkeeper",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            await self._cluster.post(body)
+        except Conflict:
+            return  # posted before a crash: the name follows from what happened
+        except Refused as error:
+            log.warning("%s/%s: Event refused: %s", key.namespace, key.name, error.message)
+
+
+def _ref(body: Object) -> Ref:
+    metadata = body["metadata"]
+    return Ref(body["kind"], metadata["namespace"], metadata["name"])

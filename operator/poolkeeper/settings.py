@@ -1,0 +1,67 @@
+"""The operator's own settings, read once from its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class SettingsError(Exception):
+    """A variable of the environment is missing or makes no sense; the text names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the chart configures.
+
+    `watch_namespaces` empty means all. `reads_namespaces` tells whether the operator may read Namespaces:
+    without it, namespace selectors and consent across namespaces can't be decided and are refused.
+    """
+
+    namespace: str
+    identity: str
+    lease: str = "poolkeeper"
+    watch_namespaces: tuple[str, ...] = ()
+    reads_namespaces: bool = True
+    pooler_image: str = "poolkeeper/pgbouncer:1.26.1"
+    pooler_image_pull_policy: str = "IfNotPresent"
+    cluster_domain: str = "cluster.local"
+    log_level: str = "INFO"
+    health_port: int = 8080
+
+    def watches(self, namespace: str) -> bool:
+        """Whether objects of this namespace are in the operator's scope."""
+        return not self.watch_namespaces or namespace in self.watch_namespaces
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read POOLKEEPER_* variables. Raises SettingsError."""
+
+    def text(name: str, default: str | None = None) -> str:
+        value = environment.get(f"POOLKEEPER_{name}", "").strip() or default
+        if value is None:
+            raise SettingsError(f"POOLKEEPER_{name} is not set; the Helm chart sets it from the downward API")
+        return value
+
+    def boolean(name: str, default: str) -> bool:
+        value = text(name, default).lower()
+        if value not in ("true", "false"):
+            raise SettingsError(f"POOLKEEPER_{name} is {value!r}; set it to true or false")
+        return value == "true"
+
+    port = text("HEALTH_PORT", "8080")
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise SettingsError(f"POOLKEEPER_HEALTH_PORT is {port!r}; set it to a port number from 1 to 65535")
+    watched = environment.get("POOLKEEPER_WATCH_NAMESPACES", "")
+    return Settings(
+        namespace=text("NAMESPACE"),
+        identity=text("POD"),
+        lease=text("LEASE", "poolkeeper"),
+        watch_namespaces=tuple(sorted({item.strip() for item in watched.split(",") if item.strip()})),
+        reads_namespaces=boolean("NAMESPACE_SELECTORS", "true"),
+        pooler_image=text("POOLER_IMAGE", Settings.pooler_image),
+        pooler_image_pull_policy=text("POOLER_IMAGE_PULL_POLICY", "IfNotPresent"),
+        cluster_domain=text("CLUSTER_DOMAIN", "cluster.local"),
+        log_level=text("LOG_LEVEL", "INFO").upper(),
+        health_port=int(port),
+    )

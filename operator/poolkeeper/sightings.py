@@ -1,0 +1,86 @@
+"""Live Kubernetes objects, cut down to the values that planning needs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from poolkeeper import names
+from poolkeeper.world import Key, Namespace, Pod, Rollout
+
+Object = Mapping[str, Any]
+
+
+def namespace(obj: Object) -> Namespace:
+    """A namespace as consent needs it."""
+    metadata = obj["metadata"]
+    return Namespace(
+        labels=metadata.get("labels") or {},
+        accept_from=(metadata.get("annotations") or {}).get(names.ACCEPT_FROM_ANNOTATION, ""),
+        terminating="deletionTimestamp" in metadata,
+    )
+
+
+def owner(obj: Object) -> Key | None:
+    """The PooledDatabase that an object says it belongs to."""
+    key = names.owner_key(obj["metadata"].get("annotations") or {})
+    return Key(*key) if key else None
+
+
+def data(secret: Object) -> dict[str, bytes]:
+    """A Secret's values."""
+    try:
+        return {key: base64.b64decode(value) for key, value in (secret.get("data") or {}).items()}
+    except binascii.Error:
+        return {}
+
+
+def pod(obj: Object) -> Pod:
+    """A pooler pod, with what keeps its container from running."""
+    metadata, status = obj["metadata"], obj.get("status") or {}
+    containers = status.get("containerStatuses") or []
+    waiting = next(
+        (
+            state["waiting"]
+            for state in (container.get("state") or {} for container in containers)
+            if "waiting" in state and state["waiting"].get("reason") not in ("ContainerCreating", None)
+        ),
+        None,
+    )
+    problem = f"{waiting['reason']}: {waiting.get('message', '')}" if waiting else ""
+    scheduled = _condition(obj, "PodScheduled")
+    if not problem and scheduled.get("reason") == "Unschedulable":
+        problem = f"Unschedulable: {scheduled.get('message', '')}"
+    return Pod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        ip=status.get("podIP", ""),
+        ready=_condition(obj, "Ready").get("status") == "True",
+        terminating="deletionTimestamp" in metadata,
+        restarts=sum(container.get("restartCount", 0) for container in containers),
+        generation=(metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION, ""),
+        problem=problem,
+    )
+
+
+def rollout(obj: Object) -> Rollout:
+    """A Deployment's progress."""
+    status = obj.get("status") or {}
+    failure = _condition(obj, "ReplicaFailure")
+    return Rollout(
+        observed=status.get("observedGeneration") == obj["metadata"].get("generation"),
+        updated_replicas=status.get("updatedReplicas", 0),
+        replicas=status.get("replicas", 0),
+        failure=failure.get("message", "") if failure.get("status") == "True" else "",
+    )
+
+
+def _condition(obj: Object, kind: str) -> Mapping[str, str]:
+    """The condition of this type, empty if the object has none."""
+    for condition in (obj.get("status") or {}).get("conditions") or ():
+        if condition["type"] == kind:
+            result: Mapping[str, str] = condition
+            return result
+    return {}

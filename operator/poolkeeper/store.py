@@ -1,0 +1,310 @@
+"""What the watches, the API server's answers, the consoles and the upstreams told last.
+
+Holds digests and the few fields that planning needs instead of whole objects, since thousands of
+PooledDatabases must fit. Observing answers which keys are concerned; an observation that changes nothing
+concerns nobody, so the echo of our own write starts no work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from poolkeeper import names, sightings
+from poolkeeper.api import PooledDatabase, SpecError, parse
+from poolkeeper.logins import Logins, from_secret
+from poolkeeper.ownership import live_digest
+from poolkeeper.settings import Settings
+from poolkeeper.sources import Sources
+from poolkeeper.world import (
+    ApiRefusal,
+    Child,
+    Key,
+    Namespace,
+    Pod,
+    Probe,
+    Ref,
+    Resource,
+    Rollout,
+    Shown,
+    World,
+)
+
+Object = Mapping[str, Any]
+Keys = frozenset[Key]
+
+PROBE_SECONDS = 60.0
+FIRST_RETRY_SECONDS = 2.0
+_NOBODY: Keys = frozenset()
+
+
+class Store:
+    """The mutable memory of the shell; `world` cuts the immutable part of one key out of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._versions: dict[Ref, int] = {}
+        self._resources: dict[Key, Resource] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._children: dict[Key, dict[Ref, Child]] = defaultdict(dict)
+        self._owners: dict[Ref, Key] = {}
+        self._pods: dict[Key, dict[Ref, Pod]] = defaultdict(dict)
+        self._rollouts: dict[Key, Rollout] = {}
+        self._logins: dict[Key, Logins] = {}
+        self._config_files: dict[Key, dict[str, str]] = {}
+        self._sources = Sources()
+        self._shown: dict[str, Shown] = {}
+        self._probes: dict[Key, tuple[Probe, float, float]] = {}
+        """Outcome, monotonic time, seconds until the next."""
+        self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
+
+    # Observations of the cluster
+
+    def observe(self, obj: Object, *, deleted: bool = False) -> Keys:
+        """Take in one object as a watch, a list or an answer shows it. Returns the keys it concerns."""
+        metadata = obj["metadata"]
+        ref = Ref(obj["kind"], metadata.get("namespace", ""), metadata["name"])
+        version = int(metadata["resourceVersion"])
+        if version < self._versions.get(ref, 0) or (version == self._versions.get(ref) and not deleted):
+            return _NOBODY
+        if deleted:
+            self._versions.pop(ref, None)
+            return self._forget(ref)
+        self._versions[ref] = version
+        if ref.kind == names.KIND:
+            return self._observe_resource(ref, obj)
+        if ref.kind == "Namespace":
+            return self._observe_namespace(ref, obj)
+        if ref.kind == "Pod":
+            return self._observe_pod(ref, obj)
+        if metadata.get("labels", {}).get(names.ROLE_LABEL) == names.ROLE_SOURCE:
+            return self._forget(ref, but_source=True) | self._observe_source(ref, obj)
+        return self._observe_child(ref, obj)
+
+    async def replace(self, kind: str, pages: AsyncIterator[tuple[list[Any], int]]) -> Keys:
+        """Take in a complete list of a kind: what it lacks is gone, unless it was seen later than the list."""
+        seen: set[Ref] = set()
+        concerned: set[Key] = set()
+        versions: list[int] = []
+        async for objects, version in pages:
+            versions.append(version)
+            for obj in objects:
+                metadata = obj["metadata"]
+                seen.add(Ref(kind, metadata.get("namespace", ""), metadata["name"]))
+                concerned |= self.observe(obj)
+        for ref in [ref for ref in self._versions if ref.kind == kind and ref not in seen]:
+            if self._versions[ref] <= min(versions, default=0):
+                concerned |= self.forget(ref)
+        return frozenset(concerned)
+
+    def forget(self, ref: Ref) -> Keys:
+        """An object that was found to be gone."""
+        self._versions.pop(ref, None)
+        return self._forget(ref)
+
+    def _observe_resource(self, ref: Ref, obj: Object) -> Keys:
+        key = Key(ref.namespace, ref.name)
+        metadata = obj["metadata"]
+        spec: PooledDatabase | SpecError
+        try:
+            spec = parse(obj)
+        except SpecError as error:
+            spec = error
+        before = self._resources.get(key)
+        self._resources[key] = Resource(
+            uid=metadata["uid"],
+            generation=int(metadata.get("generation", 0)),
+            deleting="deletionTimestamp" in metadata,
+            finalized=names.FINALIZER in metadata.get("finalizers", ()),
+            spec=spec,
+            status=obj.get("status") or {},
+        )
+        reads = frozenset() if isinstance(spec, SpecError) else spec.upstream.secret_names()
+        self._sources.reads(key, frozenset() if self._resources[key].deleting else reads)
+        return _NOBODY if before == self._resources[key] else frozenset({key})
+
+    def _observe_namespace(self, ref: Ref, obj: Object) -> Keys:
+        namespace = sightings.namespace(obj)
+        before = self._namespaces.get(ref.name)
+        self._namespaces[ref.name] = namespace
+        return _NOBODY if before == namespace else self._consumers_of(ref.name, before, namespace)
+
+    def _consumers_of(self, name: str, *states: Namespace | None) -> Keys:
+        labels = [state.labels for state in states if state is not None]
+        return frozenset(
+            key
+            for key, resource in self._resources.items()
+            if isinstance(resource.spec, PooledDatabase)
+            and any(
+                rule.namespace == name
+                or (rule.selector is not None and any(rule.selector.matches(item) for item in labels))
+                for rule in resource.spec.consumers
+            )
+        )
+
+    def _observe_pod(self, ref: Ref, obj: Object) -> Keys:
+        key = sightings.owner(obj)
+        if key is None:
+            return _NOBODY
+        pod = sightings.pod(obj)
+        before = self._pods[key].get(ref)
+        self._pods[key][ref] = pod
+        self._owners[ref] = key
+        return _NOBODY if before == pod else frozenset({key})
+
+    def _observe_source(self, ref: Ref, obj: Object) -> Keys:
+        changed = self._sources.put(ref, sightings.data(obj))
+        return self._sources.readers(ref) if changed else _NOBODY
+
+    def _observe_child(self, ref: Ref, obj: Object) -> Keys:
+        metadata = obj["metadata"]
+        key = sightings.owner(obj)
+        previous = self._owners.get(ref)
+        moved = self._forget(ref) if previous is not None and previous != key else _NOBODY
+        if key is None:
+            return moved
+        role = metadata["labels"].get(names.ROLE_LABEL)
+        child = Child(
+            uid=metadata["uid"],
+            owner_uid=metadata["labels"].get(names.OWNER_UID_LABEL, ""),
+            digest=live_digest(obj, names.MANAGER),
+        )
+        changed = self._children[key].get(ref) != child
+        self._children[key][ref] = child
+        self._owners[ref] = key
+        if ref.kind == "Deployment":
+            rollout = sightings.rollout(obj)
+            changed |= self._rollouts.get(key) != rollout
+            self._rollouts[key] = rollout
+        if ref.kind == "Secret" and ref.namespace == key.namespace:
+            if role == names.ROLE_LOGINS and ref.name == names.logins_name(key.name):
+                self._logins[key] = from_secret(sightings.data(obj))
+            if role == names.ROLE_CONFIG and ref.name == names.config_name(key.name):
+                self._config_files[key] = {
+                    name: value.decode(errors="replace") for name, value in sightings.data(obj).items()
+                }
+        return moved | (frozenset({key}) if changed else _NOBODY)
+
+    def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
+        if ref.kind == names.KIND:
+            key = Key(ref.namespace, ref.name)
+            self._probes.pop(key, None)
+            self._refusals.pop(key, None)
+            self._sources.reads(key, frozenset())
+            return frozenset({key}) if self._resources.pop(key, None) is not None else _NOBODY
+        if ref.kind == "Namespace":
+            before = self._namespaces.pop(ref.name, None)
+            return self._consumers_of(ref.name, before)
+        concerned: set[Key] = set()
+        if not but_source and self._sources.drop(ref):
+            concerned |= self._sources.readers(ref)
+        key_of = self._owners.pop(ref, None)
+        if key_of is None:
+            return frozenset(concerned)
+        if ref.kind == "Pod":
+            pod = self._pods[key_of].pop(ref, None)
+            if pod is not None:
+                self._shown.pop(pod.uid, None)
+            if not self._pods[key_of]:
+                del self._pods[key_of]
+        else:
+            self._children[key_of].pop(ref, None)
+            if not self._children[key_of]:
+                del self._children[key_of]
+            if ref.kind == "Deployment":
+                self._rollouts.pop(key_of, None)
+            if ref.kind == "Secret" and ref.name == names.logins_name(key_of.name):
+                self._logins.pop(key_of, None)
+            if ref.kind == "Secret" and ref.name == names.config_name(key_of.name):
+                self._config_files.pop(key_of, None)
+        return frozenset(concerned | {key_of})
+
+    # Observations of poolers, upstreams and refusals
+
+    def show(self, pod: Pod, shown: Shown) -> None:
+        """What a pod's console showed."""
+        self._shown[pod.uid] = shown
+
+    def probed(self, key: Key, probe: Probe) -> None:
+        """The outcome of a login to the upstream. Failures are tried again soon, then ever later."""
+        before = self._probes.get(key)
+        interval = PROBE_SECONDS
+        if not probe.reachable:
+            again = before is not None and not before[0].reachable and before[0].target == probe.target
+            interval = min(before[2] * 2, PROBE_SECONDS / 2) if again and before else FIRST_RETRY_SECONDS
+        self._probes[key] = (probe, time.monotonic(), interval)
+
+    def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
+        """The API server refused a write."""
+        self._refusals[key][ref] = refusal
+
+    def allow(self, key: Key, ref: Ref) -> None:
+        """A write that had been refused went through, or is not wanted any more."""
+        if key in self._refusals:
+            self._refusals[key].pop(ref, None)
+
+    def begin(self, key: Key) -> dict[Ref, ApiRefusal]:
+        """Start a run: what failed in the run before is tried once more. Returns the refusals that stood."""
+        refused = self._refusals.pop(key, {})
+        for pod in self._pods.get(key, {}).values():
+            shown = self._shown.get(pod.uid)
+            if shown is not None and shown.problem:
+                del self._shown[pod.uid]
+        return refused
+
+    def verify_consoles(self) -> None:
+        """Forget what consoles showed, so that every pod is looked at once more."""
+        self._shown.clear()
+
+    # Reading
+
+    def keys(self) -> Keys:
+        """Every PooledDatabase, and every owner of objects that may be left behind."""
+        return frozenset(self._resources) | frozenset(self._children)
+
+    def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
+        """Data of a marked Secret."""
+        return self._sources.get(Ref("Secret", namespace, name))
+
+    def resource(self, key: Key) -> Resource | None:
+        """The PooledDatabase as it was last seen."""
+        return self._resources.get(key)
+
+    def logins(self, key: Key) -> Logins:
+        """The stored logins of a PooledDatabase."""
+        return self._logins.get(key, Logins())
+
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """Every namespace that may be read; without that right, the watched ones as if without consent."""
+        if self._settings.reads_namespaces:
+            return self._namespaces
+        return {
+            name: Namespace(labels={}, accept_from="", terminating=False)
+            for name in self._settings.watch_namespaces
+        }
+
+    def world(self, key: Key, sources: Mapping[str, Mapping[str, bytes]], logins: Logins) -> World:
+        """Everything known about one key; the caller adds what it read or made on demand."""
+        probe, age, interval = None, 0.0, None
+        if key in self._probes:
+            probe, at, interval = self._probes[key]
+            age = time.monotonic() - at
+        pods = tuple(self._pods.get(key, {}).values())
+        return World(
+            resource=self._resources.get(key),
+            children=dict(self._children.get(key, {})),
+            pods=pods,
+            rollout=self._rollouts.get(key),
+            namespaces=self.namespaces(),
+            sources=sources,
+            marked=self._sources.marked(key),
+            logins=logins,
+            config_files=self._config_files.get(key, {}),
+            shown={pod.uid: self._shown[pod.uid] for pod in pods if pod.uid in self._shown},
+            probe=probe,
+            probe_due=interval is not None and age >= interval,
+            next_probe_seconds=None if interval is None else max(interval - age, 0.1),
+            refusals=dict(self._refusals.get(key, {})),
+        )

@@ -1,0 +1,148 @@
+"""What was observed: the input of plan(), as values.
+
+The store builds one World per PooledDatabase from the watches, the API server's answers, the pods' consoles
+and the upstream. Nothing here knows where the values came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from poolkeeper import faults
+from poolkeeper.api import PooledDatabase, SpecError
+from poolkeeper.logins import Logins
+from poolkeeper.target import Target
+
+
+class Key(NamedTuple):
+    """Names one PooledDatabase; the unit of work of the queue."""
+
+    namespace: str
+    name: str
+
+
+class Ref(NamedTuple):
+    """Names one object of the cluster."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A namespace as consent needs it; `accept_from` is the annotation's text, empty if absent."""
+
+    labels: Mapping[str, str]
+    accept_from: str
+    terminating: bool
+
+
+@dataclass(frozen=True)
+class Child:
+    """An object that carries our labels; `digest` covers the fields we own (see ownership.py)."""
+
+    uid: str
+    owner_uid: str
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The pooler Deployment's own word on its progress; `failure` quotes what refuses its pods, else empty."""
+
+    observed: bool
+    updated_replicas: int
+    replicas: int
+    failure: str
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pooler pod. `generation` is the configuration it was last told to show (our annotation)."""
+
+    name: str
+    uid: str
+    ip: str
+    ready: bool
+    terminating: bool
+    restarts: int
+    generation: str
+    problem: str
+    """Why its container does not run (`ImagePullBackOff: ...`), or empty."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a pod's console showed last: the generation asked for, and what differed (empty if nothing)."""
+
+    generation: str
+    restarts: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The outcome of the last login to an upstream target, by the operator or through a pooler pod."""
+
+    target: Target
+    reachable: bool
+    reason: str
+    message: str
+
+    @property
+    def rejected(self) -> bool:
+        """The server was met and said no: waiting won't help, and an earlier target that works must stay."""
+        return self.reason in (faults.AUTHENTICATION_FAILED, faults.DATABASE_MISSING, faults.TLS_FAILED)
+
+
+@dataclass(frozen=True)
+class ApiRefusal:
+    """The API server's permanent-looking answer to one of our writes; goes when a later write succeeds."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Resource:
+    """The PooledDatabase itself: its metadata, its parsed spec or what is wrong with it, its last status."""
+
+    uid: str
+    generation: int
+    deleting: bool
+    finalized: bool
+    """Our finalizer is on it."""
+    spec: PooledDatabase | SpecError
+    status: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything plan() may look at for one PooledDatabase. `resource` is None if it does not exist."""
+
+    resource: Resource | None
+    children: Mapping[Ref, Child] = field(default_factory=dict)
+    pods: tuple[Pod, ...] = ()
+    rollout: Rollout | None = None
+    namespaces: Mapping[str, Namespace] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Data of the Secrets that the upstream names, by name; a Secret that does not exist is absent."""
+    marked: frozenset[str] = frozenset()
+    """Names of Secrets in this namespace that carry our source label because of this PooledDatabase."""
+    logins: Logins = field(default_factory=Logins)
+    """The stored logins, completed by freshly minted ones where a consumer has none yet."""
+    shown: Mapping[str, Shown] = field(default_factory=dict)
+    """By pod UID."""
+    probe: Probe | None = None
+    probe_due: bool = False
+    """The last probe is older than its interval."""
+    next_probe_seconds: float | None = None
+    config_files: Mapping[str, str] = field(default_factory=dict)
+    """Files in the stored configuration Secret."""
+    refusals: Mapping[Ref, ApiRefusal] = field(default_factory=dict)

@@ -1,0 +1,272 @@
+"""What only a real API server can say about the chart: that it takes every object, and what its policy and scripts do."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from kubernetes import config
+
+from e2e.cluster.control_plane import ControlPlane
+from poolkeeper import names
+from tests.apiserver.conftest import Api, Refused
+from tests.fast.helm_chart import BOTH_MODES, CHART, NAMESPACE, Object, render
+
+_COLLECTIONS = {
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
+    "Job": "/apis/batch/v1/namespaces/{namespace}/jobs",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": (
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
+    ),
+    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+}
+_POOLED_DATABASES = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
+
+
+def path(obj: Object) -> str:
+    collection = _COLLECTIONS[obj["kind"]].format(namespace=obj["metadata"].get("namespace"))
+    return f"{collection}/{obj['metadata']['name']}"
+
+
+@pytest.fixture(scope="module")
+def namespaces(api: Api) -> None:
+    """The release's namespace, which demands Pod Security restricted, and those that are watched."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    for name in (NAMESPACE, "data", "web"):
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+        api.apply(f"/api/v1/namespaces/{name}", body)
+
+
+@BOTH_MODES
+def test_the_server_takes_every_object(api: Api, namespaces: None, mode: tuple[str, ...]) -> None:
+    """Strictly: a field that the server does not know is an error. Pods pass Pod Security restricted."""
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"namespace": NAMESPACE}}
+    for name in ("poolkeeper", "poolkeeper-test"):  # a pod is refused without its account
+        named = {**account, "metadata": {"namespace": NAMESPACE, "name": name}}
+        api.apply(path(named), named)
+    for obj in render(*mode):
+        api.request(
+            "PATCH",
+            path(obj),
+            obj,
+            content_type="application/apply-patch+yaml",
+            fieldManager="test",
+            force="true",
+            dryRun="All",
+            fieldValidation="Strict",
+        )
+
+
+# --- the policy on pods/status ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane: ControlPlane, api: Api, namespaces: None) -> Api:
+    """Access with the operator's name and rights, once the policy is in force."""
+    wanted = (
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    )
+    for obj in render():
+        if obj["kind"] in wanted and "helm.sh/hook" not in obj["metadata"].get("annotations", {}):
+            api.apply(path(obj), obj)
+    operator = Api(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
+    default = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": "default", "namespace": "web"},
+    }
+    api.apply(path(default), default)
+    make_pod(api, "probe")
+    deadline = time.monotonic() + 30
+    while True:  # the API server takes up policies and rights from its own watches
+        try:
+            operator.merge(status_of("probe"), {"metadata": {"labels": {"round": f"{time.monotonic()}"}}})
+        except Refused as refusal:
+            if "ValidatingAdmissionPolicy" in refusal.message:
+                return operator
+        assert time.monotonic() < deadline, "the policy never refused anything"
+        time.sleep(0.2)
+
+
+def make_pod(api: Api, name: str, **metadata: Any) -> None:
+    security = {
+        "allowPrivilegeEscalation": False,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {"name": "main", "image": "example.com/app", "securityContext": security}
+    spec = {"containers": [container], "automountServiceAccountToken": False}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **metadata}, "spec": spec}
+    api.create("/api/v1/namespaces/web/pods", body)
+
+
+def status_of(pod: str) -> str:
+    return f"/api/v1/namespaces/web/pods/{pod}/status"
+
+
+@pytest.fixture(scope="module")
+def pods(api: Api, operator: Api) -> Iterator[None]:
+    """One pod with labels and annotations, one without any."""
+    own = {names.GENERATION_ANNOTATION: "1", f"{names.GROUP}/other": "1"}
+    make_pod(api, "dressed", labels={"app": "shop"}, annotations={"team": "data", **own})
+    make_pod(api, "bare")
+    yield
+    for name in ("dressed", "bare", "probe"):
+        api.delete(f"/api/v1/namespaces/web/pods/{name}")
+
+
+@pytest.mark.parametrize("pod", ["dressed", "bare"])
+def test_the_operator_may_set_and_remove_its_own_annotation(operator: Api, pods: None, pod: str) -> None:
+    for value in ("2", None):
+        answer = operator.merge(
+            status_of(pod), {"metadata": {"annotations": {names.GENERATION_ANNOTATION: value}}}
+        )
+        assert answer["metadata"].get("annotations", {}).get(names.GENERATION_ANNOTATION) == value
+
+
+@pytest.mark.parametrize("pod", ["dressed", "bare"])
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"metadata": {"annotations": {"team": "mine"}}},
+        {"metadata": {"annotations": {"poolkeeper.iox/key": "1"}}},
+        {"metadata": {"annotations": {names.GENERATION_ANNOTATION: "3", "example.com/restarted": "now"}}},
+        {"metadata": {"labels": {"app": "mine"}}},
+        {"metadata": {"finalizers": ["example.com/stay"]}},
+        {"status": {"phase": "Failed"}},
+        {"status": {"conditions": [{"type": "Ready", "status": "True"}]}},
+        {"status": {"podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}]}},
+    ],
+    ids=str,
+)
+def test_the_operator_may_change_nothing_else(operator: Api, pods: None, pod: str, patch: Object) -> None:
+    with pytest.raises(Refused, match="the Poolkeeper operator may") as refusal:
+        operator.merge(status_of(pod), patch)
+    assert refusal.value.code == 403
+
+
+@pytest.mark.parametrize("annotations", [{"team": None}, None], ids=["one", "all"])
+def test_the_operator_may_not_remove_what_is_not_its_own(
+    operator: Api, pods: None, annotations: Object | None
+) -> None:
+    with pytest.raises(Refused, match="may change only pod annotations"):
+        operator.merge(status_of("dressed"), {"metadata": {"annotations": annotations}})
+
+
+def test_the_operator_may_not_touch_a_pod_but_through_its_status(operator: Api, pods: None) -> None:
+    with pytest.raises(Refused, match="cannot patch resource"):
+        operator.merge("/api/v1/namespaces/web/pods/bare", {"metadata": {"annotations": {"a": "b"}}})
+
+
+def test_others_are_not_judged_by_the_policy(api: Api, pods: None) -> None:
+    answer = api.merge(
+        status_of("bare"), {"metadata": {"labels": {"set-by": "admin"}}, "status": {"reason": "x"}}
+    )
+    assert answer["metadata"]["labels"]["set-by"] == "admin"
+
+
+# --- the scripts --------------------------------------------------------------------------------------------
+
+
+def script(name: str, control_plane: ControlPlane) -> ModuleType:
+    """A script of the chart as a module, with an administrator's access in place of the pod's."""
+    spec = importlib.util.spec_from_file_location(name, CHART / "files" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config.load_kube_config(str(control_plane.kubeconfig))
+    return module
+
+
+def lease(api: Api, namespace: str, holder: str, renewals: int) -> None:
+    body = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "poolkeeper"},
+        "spec": {"holderIdentity": holder, "renewTime": f"2026-01-01T00:00:{renewals:02}.000000Z"},
+    }
+    api.apply(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/poolkeeper", body)
+
+
+def test_helm_test_wants_a_leader_that_renews(
+    control_plane: ControlPlane, api: Api, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("helm_test", control_plane)
+    monkeypatch.setattr(module, "DEADLINE_S", 1.0)
+    monkeypatch.setattr(module, "POLL_S", 0.1)
+    with pytest.raises(TimeoutError, match="has no holder"):
+        module.check(namespace, "poolkeeper")
+    lease(api, namespace, "pod-a", 1)
+    with pytest.raises(TimeoutError, match="held by pod-a but not renewed"):
+        module.check(namespace, "poolkeeper")
+    monkeypatch.setattr(module, "DEADLINE_S", 30.0)
+    timer = threading.Timer(0.5, lease, (api, namespace, "pod-a", 2))
+    timer.start()
+    assert "pod-a leads" in module.check(namespace, "poolkeeper")
+    timer.join()
+
+
+def test_helm_test_wants_the_api_to_be_served(
+    control_plane: ControlPlane, api: Api, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("helm_test", control_plane)
+    monkeypatch.setattr(module, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(module, "GROUP", "elsewhere.poolkeeper.io")
+    with pytest.raises(TimeoutError, match="does not serve pooleddatabases, pooleddatabases/scale"):
+        module.check(namespace, "poolkeeper")
+
+
+def test_uninstalling_takes_off_the_operators_finalizer_and_no_other(
+    control_plane: ControlPlane, api: Api, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = _POOLED_DATABASES.format(namespace=namespace)
+    upstream = {"host": "pg", "database": "shop", "credentialsSecretRef": {"name": "owner"}}
+
+    def create(name: str, *finalizers: str) -> None:
+        api.create(
+            collection,
+            {
+                "apiVersion": f"{names.GROUP}/{names.VERSION}",
+                "kind": names.KIND,
+                "metadata": {"name": name, "finalizers": list(finalizers)},
+                "spec": {"upstream": upstream},
+            },
+        )
+
+    create("kept", names.FINALIZER, "example.com/theirs")
+    create("deleted", names.FINALIZER)
+    api.delete(f"{collection}/deleted")
+    module = script("release_finalizers", control_plane)
+    monkeypatch.setattr(module, "POLL_S", 0.1)
+    assert module.release_all([namespace])
+    [left] = api.get(collection)["items"]
+    assert left["metadata"]["name"] == "kept"
+    assert left["metadata"]["finalizers"] == ["example.com/theirs"]
+    api.merge(f"{collection}/kept", {"metadata": {"finalizers": None}})
+
+
+def test_uninstalling_after_the_crd_is_gone_has_nothing_to_do(
+    control_plane: ControlPlane, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("release_finalizers", control_plane)
+    monkeypatch.setitem(module.KIND, "group", "elsewhere.poolkeeper.io")
+    assert module.release_all([])
+    assert module.release_all(["data"])

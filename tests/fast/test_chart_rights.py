@@ -1,0 +1,152 @@
+"""What the chart lets the operator and others do. A change of rights has to be stated here as well."""
+
+from __future__ import annotations
+
+from poolkeeper import names
+from tests.fast.helm_chart import (
+    BOTH_MODES,
+    NAMESPACE,
+    WATCHING,
+    Object,
+    is_test,
+    only,
+    render,
+    rights,
+    select,
+)
+
+READ = frozenset({"get", "list", "watch"})
+CHILD = READ | {"create", "patch", "delete"}
+
+WORK_RIGHTS = {
+    "poolkeeper.io/pooleddatabases": READ | {"patch"},
+    "poolkeeper.io/pooleddatabases/status": frozenset({"patch"}),
+    "apps/deployments": CHILD,
+    "/services": CHILD,
+    "policy/poddisruptionbudgets": CHILD,
+    "networking.k8s.io/networkpolicies": CHILD,
+    "/secrets": CHILD,
+    "/pods": READ,
+    "/pods/status": frozenset({"patch"}),
+    "/events": frozenset({"create"}),
+}
+NAMESPACE_RIGHTS = {"/namespaces": READ}
+LEASE_RIGHTS = {
+    "coordination.k8s.io/leases[poolkeeper]": frozenset({"get", "update", "patch"}),
+    "coordination.k8s.io/leases": frozenset({"create"}),
+}
+"""Every right of the operator. Whoever changes the chart's RBAC states it here as well: never by accident."""
+
+
+def granted(objects: list[Object]) -> dict[str, dict[str, frozenset[str]]]:
+    """What the operator's account may do, by scope: "*" for the whole cluster, else a namespace."""
+    roles = {
+        (obj["kind"], obj["metadata"].get("namespace"), obj["metadata"]["name"]): obj
+        for obj in objects
+        if obj["kind"] in ("Role", "ClusterRole")
+    }
+    account = {"kind": "ServiceAccount", "name": "poolkeeper", "namespace": NAMESPACE}
+    found: dict[str, dict[str, frozenset[str]]] = {}
+    for binding in select(objects, "RoleBinding") + select(objects, "ClusterRoleBinding"):
+        if is_test(binding):
+            continue
+        assert binding["subjects"] == [account]
+        namespace = binding["metadata"].get("namespace")
+        role = roles[(binding["roleRef"]["kind"], namespace, binding["roleRef"]["name"])]
+        scope = found.setdefault(namespace or "*", {})
+        for key, verbs in rights(role).items():
+            assert key not in scope
+            scope[key] = verbs
+    return found
+
+
+def test_rights_cluster_wide() -> None:
+    assert granted(render()) == {"*": WORK_RIGHTS | NAMESPACE_RIGHTS, NAMESPACE: LEASE_RIGHTS}
+
+
+def test_rights_in_watched_namespaces() -> None:
+    assert granted(render(*WATCHING)) == {
+        "data": WORK_RIGHTS,
+        "web": WORK_RIGHTS,
+        "*": NAMESPACE_RIGHTS,
+        NAMESPACE: LEASE_RIGHTS,
+    }
+
+
+def test_rights_in_watched_namespaces_without_selectors_end_there() -> None:
+    found = granted(render(*WATCHING, "--set", "namespaceSelectors=false"))
+    assert found == {"data": WORK_RIGHTS, "web": WORK_RIGHTS, NAMESPACE: LEASE_RIGHTS}
+
+
+def test_the_own_namespace_can_be_watched_too() -> None:
+    found = granted(render("--set", f"watchNamespaces={{{NAMESPACE}}}"))
+    assert found == {"*": NAMESPACE_RIGHTS, NAMESPACE: WORK_RIGHTS | LEASE_RIGHTS}
+
+
+@BOTH_MODES
+def test_no_role_holds_a_wildcard_or_a_way_to_more_rights(mode: tuple[str, ...]) -> None:
+    roles = [obj for obj in render(*mode) if obj["kind"] in ("Role", "ClusterRole")]
+    assert len(roles) >= 6
+    for role in roles:
+        assert "aggregationRule" not in role
+        for rule in role["rules"]:
+            assert "nonResourceURLs" not in rule
+            assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+            assert not {"pods/exec", "pods/attach", "pods/portforward", "serviceaccounts/token"} & set(
+                rule["resources"]
+            )
+            assert "rbac.authorization.k8s.io" not in rule["apiGroups"]
+
+
+def test_roles_for_users_are_aggregated_and_bound_to_nobody() -> None:
+    roles = {obj["metadata"]["name"]: obj for obj in select(render(), "ClusterRole")}
+
+    def joins(name: str) -> set[str]:
+        labels = roles[name]["metadata"]["labels"]
+        prefix = "rbac.authorization.k8s.io/aggregate-to-"
+        return {key.removeprefix(prefix) for key in labels if key.startswith(prefix) and labels[key] == "true"}
+
+    assert joins("poolkeeper-view") == {"view", "edit", "admin"}
+    assert rights(roles["poolkeeper-view"]) == {
+        "poolkeeper.io/pooleddatabases": READ,
+        "poolkeeper.io/pooleddatabases/status": frozenset({"get"}),
+        "poolkeeper.io/pooleddatabases/scale": frozenset({"get"}),
+    }
+    assert joins("poolkeeper-edit") == {"edit", "admin"}
+    assert rights(roles["poolkeeper-edit"]) == {
+        "poolkeeper.io/pooleddatabases": frozenset({"create", "update", "patch", "delete", "deletecollection"}),
+        "poolkeeper.io/pooleddatabases/scale": frozenset({"update", "patch"}),
+    }
+    for name in ("poolkeeper", "poolkeeper-namespaces", "poolkeeper-service-binding"):
+        assert joins(name) == set()
+    bound = {binding["roleRef"]["name"] for binding in select(render(), "ClusterRoleBinding")}
+    assert bound == {"poolkeeper", "poolkeeper-namespaces"}
+
+
+def test_service_binding_controllers_may_read() -> None:
+    [role] = [
+        obj
+        for obj in select(render(), "ClusterRole")
+        if obj["metadata"]["labels"].get("servicebinding.io/controller") == "true"
+    ]
+    assert rights(role) == {"poolkeeper.io/pooleddatabases": READ}
+
+
+def test_the_admission_policy_speaks_of_the_operators_account() -> None:
+    """Its expressions run in the API server; here only that it meets the right account and denies."""
+    objects = render("--set", "serviceAccount.name=keeper-of-pools")
+    policy = only(objects, "ValidatingAdmissionPolicy")
+    [condition] = policy["spec"]["matchConditions"]
+    user = f"system:serviceaccount:{NAMESPACE}:keeper-of-pools"
+    assert condition["expression"] == f'request.userInfo.username == "{user}"'
+    assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "keeper-of-pools"
+    assert policy["spec"]["failurePolicy"] == "Fail"
+    [rule] = policy["spec"]["matchConstraints"]["resourceRules"]
+    assert rule["resources"] == ["pods/status"]
+    assert names.GENERATION_ANNOTATION.startswith(f"{names.GROUP}/")
+    assert f'startsWith("{names.GROUP}/")' in policy["spec"]["validations"][0]["expression"]
+    binding = only(objects, "ValidatingAdmissionPolicyBinding")
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    without = render("--set", "admissionPolicy.enabled=false")
+    assert not [obj for obj in without if obj["kind"].startswith("ValidatingAdmissionPolicy")]

@@ -1,0 +1,308 @@
+"""Real PgBouncer and PostgreSQL processes on loopback, out of the images' own file systems.
+
+Each runs in a mount namespace and a chroot of its own, as the user of the image, so that nothing of this
+machine's libraries or users matters. The process started here is the server itself, and ends with the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from poolkeeper import console
+from poolkeeper.desired.pgbouncer_config import INI, Configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+USER = 65532
+DIRECTORY = "/tmp"
+"""Where a process finds the directory that it was given."""
+
+_ENTER = """
+set -eu
+root=$1 directory=$2
+shift 2
+mount --bind "$directory" "$root/tmp"
+if [ -d "$root/dev" ]; then mount --rbind /dev "$root/dev"; fi
+exec chroot --userspec={user}:{user} "$root" "$@"
+"""
+
+
+@cache
+def rootfs(image: str) -> Path:
+    """The unpacked file system of one of the project's images, built if need be."""
+    if "POOLKEEPER_ROOTFS" in os.environ:
+        return Path(os.environ["POOLKEEPER_ROOTFS"].format(image))
+    command = [sys.executable, "-m", "e2e.images", "rootfs", image]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: see above")
+    return Path(done.stdout.split()[-1])
+
+
+def inside(image: str, directory: Path, *command: str) -> list[str]:
+    """The command line that runs `command` in the image, with `directory` as its /tmp. Needs root."""
+    if os.geteuid() != 0:
+        raise RuntimeError("these tests start servers in a chroot as an unprivileged user: run them as root")
+    script = _ENTER.replace("{user}", str(USER))
+    return ["unshare", "--mount", "sh", "-c", script, "sh", str(rootfs(image)), str(directory), *command]
+
+
+ENVIRONMENT = {"PATH": "/usr/lib/postgresql/17/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(check: Any, seconds: float = 10.0) -> Any:
+    """The first true value of check() within so many seconds."""
+    end = time.monotonic() + seconds
+    while not (value := check()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not so after {seconds} s")
+        time.sleep(0.02)
+    return value
+
+
+@contextmanager
+def running(command: list[str], log: Path, stop: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process while the block runs; it gets the signal `stop` afterwards and SIGKILL 10 s later."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(stop)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL server with TLS on 127.0.0.1 and ::1; authorities and certificates lie in `directory`."""
+
+    port: int
+    password: str
+    directory: Path
+    pid: int
+    host: str = "127.0.0.1"
+    superuser: str = "postgres"
+
+    def execute(self, statement: str | sql.Composed, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement as superuser; returns its rows."""
+        with psycopg.connect(
+            host=self.host,
+            port=self.port,
+            user=self.superuser,
+            password=self.password,
+            dbname=database,
+            autocommit=True,
+        ) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def create_role(self, name: str, password: str, options: str = "LOGIN") -> None:
+        """Make or change a role. (The password goes through the server's own SCRAM code.)"""
+        exists = self.execute(sql.SQL("SELECT 1 FROM pg_roles WHERE rolname = {}").format(sql.Literal(name)))
+        verb = sql.SQL("ALTER" if exists else "CREATE")
+        statement = sql.SQL("{} ROLE {} WITH {} PASSWORD {}").format(
+            verb, sql.Identifier(name), sql.SQL(options), sql.Literal(password)
+        )
+        self.execute(statement)
+
+    def create_database(self, name: str) -> None:
+        if not self.execute(sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(sql.Literal(name))):
+            # Copying the template through the write-ahead log is the quick way for an empty database.
+            statement = "CREATE DATABASE {} TEMPLATE template0 STRATEGY wal_log"
+            self.execute(sql.SQL(statement).format(sql.Identifier(name)))
+
+    @contextmanager
+    def setting(self, name: str, value: str) -> Iterator[None]:
+        """A server setting that lasts for the block, seen in force on both sides of it."""
+        [(before,)] = self.execute(f"SHOW {name}")
+        try:
+            self._set(name, value)
+            yield
+        finally:
+            self._set(name, str(before))
+
+    def _set(self, name: str, value: str) -> None:
+        self.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+        self.execute("SELECT pg_reload_conf()")
+        eventually(lambda: self.execute(f"SHOW {name}") == [(value,)])
+
+
+@contextmanager
+def postgres(directory: Path) -> Iterator[Postgres]:
+    """Make a database cluster in `directory` and serve it."""
+    password, port = "superuser's password", free_port()
+    make_certificates(directory)
+    (directory / "pw").write_text(password)
+    _give(directory)
+    initdb = ["initdb", "-D", f"{DIRECTORY}/data", "-U", "postgres", f"--pwfile={DIRECTORY}/pw", "--no-sync"]
+    initdb += ["--auth=scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
+    subprocess.run(
+        inside("postgres", directory, *initdb), env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL
+    )
+    settings = {
+        "listen_addresses": "127.0.0.1,::1",
+        "port": str(port),
+        "unix_socket_directories": "",
+        "fsync": "off",
+        "max_connections": "60",
+        "log_statement": "none",
+        "client_connection_check_interval": "500ms",
+    }
+    changeable = {
+        "ssl": "on",
+        "ssl_cert_file": f"{DIRECTORY}/server.crt",
+        "ssl_key_file": f"{DIRECTORY}/server.key",
+    }
+    with (directory / "data/postgresql.conf").open("a") as conf:
+        conf.writelines(f"{name} = '{value}'\n" for name, value in (settings | changeable).items())
+    log = directory / "postgres.log"
+    with running(
+        inside("postgres", directory, "postgres", "-D", f"{DIRECTORY}/data"), log, signal.SIGINT
+    ) as server:
+        made = Postgres(port, password, directory, server.pid)
+
+        def answers() -> bool:
+            assert server.poll() is None, log.read_text()
+            try:
+                return made.execute("SELECT 1") == [(1,)]
+            except psycopg.OperationalError:
+                return False
+
+        eventually(answers, 30)
+        yield made
+
+
+@dataclass
+class Pooler:
+    """A PgBouncer process that runs on the files of a configuration."""
+
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+    host: str = "127.0.0.1"
+
+    def write(self, configuration: Configuration, keep: Mapping[str, str] | None = None) -> Configuration:
+        """Replace the mounted files, as kubelet does; returns the configuration with this process' port."""
+        here = self.localised(configuration)
+        stale = set(self._files()) - set(here.files) - set(keep or {})
+        # The file that names the others comes last.
+        for name, text in sorted({**(keep or {}), **here.files}.items(), key=lambda item: item[0] == INI):
+            path = self.directory / f".{name}"
+            path.write_text(text)
+            os.chown(path, USER, USER)
+            path.rename(self.directory / name)
+        # Only now, as kubelet does: a userlist with the old one's inode, size and second counts as read already.
+        for old in stale:
+            (self.directory / old).unlink()
+        return here
+
+    def stored(self) -> dict[str, str]:
+        return {name: (self.directory / name).read_text() for name in self._files()}
+
+    def localised(self, configuration: Configuration) -> Configuration:
+        """The configuration with this process' port: several run on one machine. Nothing else differs."""
+        ini = configuration.files[INI]
+        assert ini.count("\nlisten_port = 6432\n") == 1
+        ini = ini.replace("\nlisten_port = 6432\n", f"\nlisten_port = {self.port}\n")
+        settings = {**configuration.settings, "listen_port": str(self.port)}
+        return replace(configuration, files={**configuration.files, INI: ini}, settings=settings)
+
+    async def apply(self, configuration: Configuration, password: str, timeout: float = 3.0) -> str | None:
+        return await console.apply(self.host, self.port, password, configuration, timeout)
+
+    def log(self) -> str:
+        return (self.directory / "pgbouncer.log").read_text()
+
+    def complaints(self) -> list[str]:
+        """Lines of the log that say that something in the files is not as it should be."""
+        words = (" WARNING ", " ERROR ", " FATAL ")
+        return [line for line in self.log().splitlines() if any(word in line for word in words)]
+
+    def _files(self) -> list[str]:
+        return [
+            path.name for path in self.directory.iterdir() if path.suffix in (".ini", ".txt", ".conf", ".crt")
+        ]
+
+
+@contextmanager
+def pooler(directory: Path, configuration: Configuration) -> Iterator[Pooler]:
+    """Start PgBouncer on the files of `configuration`; the block begins once it listens."""
+    made = Pooler(directory, free_port())
+    made.write(configuration)
+    _give(directory)
+    log = directory / "pgbouncer.log"
+    command = inside("pgbouncer", directory, "pgbouncer", f"{DIRECTORY}/{INI}")
+    with running(command, log, signal.SIGQUIT) as process:
+        made.process = process
+
+        def listens() -> bool:
+            assert process.poll() is None, made.log()
+            return "process up" in made.log()
+
+        eventually(listens)
+        yield made
+
+
+def _give(directory: Path) -> None:
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, USER, USER)
+
+
+def make_certificates(directory: Path) -> None:
+    """ca.crt, and server, stranger (another name) and expired certificates by it; other-ca.crt signs none."""
+    if shutil.which("openssl") is None:
+        raise RuntimeError("the openssl program is missing: install the package openssl")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for authority in ("ca", "other-ca"):
+        openssl(
+            *("req", "-x509", *key, "-keyout", f"{authority}.key", "-out", f"{authority}.crt"),
+            *("-days", "2", "-subj", f"/CN={authority}"),
+        )
+    names = {
+        "server": "IP:127.0.0.1,DNS:localhost",
+        "stranger": "DNS:elsewhere.example",
+        "expired": "IP:127.0.0.1",
+    }
+    for name, alternatives in names.items():
+        (directory / f"{name}.ext").write_text(f"subjectAltName = {alternatives}\n")
+        openssl("req", "-new", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl(
+            *("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", "-extfile", f"{name}.ext"),
+            *("-CA", "ca.crt", "-CAkey", "ca.key", "-days", "-1" if name == "expired" else "2"),
+        )
+        (directory / f"{name}.key").chmod(0o600)
+
+
+async def in_thread(function: Any, *arguments: Any) -> Any:
+    """Run something that blocks without stopping the event loop."""
+    return await asyncio.to_thread(function, *arguments)

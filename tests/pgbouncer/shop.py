@@ -1,0 +1,68 @@
+"""A PooledDatabase in small: what the tests configure poolers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from poolkeeper.consent import Consumer
+from poolkeeper.desired.entries import entries, entry_name, login_name, session_entry_name
+from poolkeeper.desired.pgbouncer_config import Configuration, configuration
+from poolkeeper.logins import Login, Logins
+from poolkeeper.mint import mint
+from poolkeeper.target import Target
+from tests.pgbouncer.processes import DIRECTORY, Pooler
+
+WEB = Consumer("web", "database")
+API = Consumer("api", "database")
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A target that works, logins for two consumers, and configurations made of them."""
+
+    target: Target
+    logins: Logins = field(
+        default_factory=lambda: Logins(
+            console=mint("poolkeeper"),
+            consumers={name: mint(name) for name in (login_name(WEB), login_name(API))},
+        )
+    )
+
+    def configuration(
+        self,
+        consumers: Iterable[Consumer] = (WEB, API),
+        parameters: Mapping[str, str] | None = None,
+        mode: str = "transaction",
+        target: Target | None = None,
+    ) -> Configuration:
+        chosen = target or self.target
+        return configuration(chosen, entries(chosen, consumers, mode), self.logins, parameters or {}, DIRECTORY)
+
+    @property
+    def console_password(self) -> str:
+        assert self.logins.console is not None
+        return self.logins.console.password
+
+    def login(self, consumer: Consumer) -> Login:
+        return self.logins.consumers[login_name(consumer)]
+
+    def entry(self, consumer: Consumer) -> str:
+        return entry_name(self.target.database, consumer)
+
+    def session_entry(self, consumer: Consumer) -> str:
+        return session_entry_name(self.target.database, consumer)
+
+    def connection(self, pooler: Pooler, consumer: Consumer, entry: str | None = None) -> dict[str, Any]:
+        """libpq's parameters for the consumer."""
+        login = self.login(consumer)
+        return {
+            "host": pooler.host,
+            "port": pooler.port,
+            "user": login.name,
+            "password": login.password,
+            "dbname": entry or self.entry(consumer),
+            "sslmode": "disable",
+            "autocommit": True,
+        }

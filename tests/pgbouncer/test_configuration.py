@@ -1,0 +1,251 @@
+"""Configurations on a real PgBouncer: what its console shows of them, who gets in, and how changes arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from poolkeeper import console
+from poolkeeper.desired.pgbouncer_config import INI, kept_files
+from poolkeeper.upstream import trial_login
+from tests.pgbouncer.processes import Pooler, Postgres, pooler
+from tests.pgbouncer.shop import API, WEB, Shop
+
+
+async def rows(pooler: Pooler, shop: Shop, table: str) -> list[dict[str, str]]:
+    async with console.connect(pooler.host, pooler.port, shop.console_password, 3) as opened:
+        return await opened.show(table)
+
+
+async def test_a_started_pooler_shows_its_whole_configuration_without_a_complaint_or_a_reload(
+    running_pooler: Pooler, shop: Shop
+) -> None:
+    configuration = running_pooler.localised(shop.configuration())
+    assert await running_pooler.apply(configuration, shop.console_password) is None
+    assert running_pooler.complaints() == []
+    assert "RELOAD command issued" not in running_pooler.log()
+
+
+async def test_the_version_is_at_least_the_floor(running_pooler: Pooler, shop: Shop) -> None:
+    [row] = await rows(running_pooler, shop, "VERSION")
+    assert tuple(map(int, row["version"].removeprefix("PgBouncer ").split("."))) >= (1, 26, 1)
+
+
+async def test_a_changed_parameter_and_a_new_consumer_arrive_by_reload_in_the_same_process(
+    shop: Shop, tmp_path: Path
+) -> None:
+    with pooler(tmp_path, shop.configuration(consumers=[WEB])) as running:
+        changed = running.write(shop.configuration(parameters={"default_pool_size": "7"}))
+        assert "instead of" in str(await _unapplied(running, shop, changed))
+        assert await running.apply(changed, shop.console_password) is None
+        assert running.process is not None
+        assert running.process.poll() is None
+        assert running.log().count("process up") == 1
+        login = shop.login(API)
+        assert (await trial_login(running.host, running.port, login, shop.entry(API), 5)).reachable
+
+
+async def _unapplied(running: Pooler, shop: Shop, configuration: object) -> str | None:
+    tables = [await rows(running, shop, table) for table in ("CONFIG", "DATABASES", "USERS")]
+    return console.unapplied(configuration, *tables)  # type: ignore[arg-type]
+
+
+async def test_unapplied_agrees_with_apply(running_pooler: Pooler, shop: Shop) -> None:
+    configuration = running_pooler.localised(shop.configuration())
+    assert await _unapplied(running_pooler, shop, configuration) is None
+
+
+async def test_each_login_uses_its_own_entries_only(running_pooler: Pooler, shop: Shop) -> None:
+    own = {WEB: {shop.entry(WEB), shop.session_entry(WEB)}, API: {shop.entry(API), shop.session_entry(API)}}
+    for consumer in own:
+        for entry in [entry for entries in own.values() for entry in entries] + ["pgbouncer", "shop"]:
+            outcome = await trial_login(
+                running_pooler.host, running_pooler.port, shop.login(consumer), entry, 5
+            )
+            assert outcome.reachable == (entry in own[consumer]), outcome
+            assert outcome.reason == ("Reachable" if entry in own[consumer] else "PoolerRefused"), outcome
+
+
+async def test_the_console_login_uses_no_consumers_entry(running_pooler: Pooler, shop: Shop) -> None:
+    assert shop.logins.console is not None
+    outcome = await trial_login(
+        running_pooler.host, running_pooler.port, shop.logins.console, shop.entry(WEB), 5
+    )
+    assert outcome.reason == "PoolerRefused"
+
+
+def test_pg_stat_activity_names_the_consumer_unless_the_client_names_itself(
+    running_pooler: Pooler, shop: Shop
+) -> None:
+    query = "SELECT current_user, current_database(), current_setting('application_name')"
+    with psycopg.connect(**shop.connection(running_pooler, WEB)) as unnamed:
+        assert unnamed.execute(query).fetchone() == ("shop_owner", "shop", "web/database")
+    named = shop.connection(running_pooler, API) | {"application_name": "report"}
+    with psycopg.connect(**named) as connection:
+        assert connection.execute(query).fetchone() == ("shop_owner", "shop", "report")
+
+
+def test_the_session_entry_keeps_a_session_and_the_transaction_entry_shares_servers(
+    running_pooler: Pooler, shop: Shop
+) -> None:
+    def backends(entry: str) -> tuple[int, int]:
+        parameters = shop.connection(running_pooler, WEB, entry)
+        with psycopg.connect(**parameters) as first, psycopg.connect(**parameters) as second:
+            pids = [connection.execute("SELECT pg_backend_pid()").fetchone() for connection in (first, second)]
+        return pids[0][0], pids[1][0]  # type: ignore[index]
+
+    first, second = backends(shop.entry(WEB))
+    assert first == second
+    first, second = backends(shop.session_entry(WEB))
+    assert first != second
+
+
+def test_what_drivers_send_at_connect_is_accepted(running_pooler: Pooler, shop: Shop) -> None:
+    parameters = shop.connection(running_pooler, WEB)
+    options = "-c statement_timeout=1000 -c lock_timeout=1000 -c extra_float_digits=2"
+    with psycopg.connect(**parameters, options=options) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+async def test_a_removed_consumer_is_cut_off_and_may_not_come_back(running_pooler: Pooler, shop: Shop) -> None:
+    web = await psycopg.AsyncConnection.connect(**shop.connection(running_pooler, WEB))
+    api = await psycopg.AsyncConnection.connect(**shop.connection(running_pooler, API))
+    await web.execute("SELECT 1")
+    await api.execute("SELECT 1")
+    without = running_pooler.write(shop.configuration(consumers=[WEB]))
+    assert await running_pooler.apply(without, shop.console_password) is None
+    with pytest.raises(psycopg.OperationalError, match="database removed"):
+        await api.execute("SELECT 1")
+    await web.execute("SELECT 1")
+    outcome = await trial_login(running_pooler.host, running_pooler.port, shop.login(API), shop.entry(API), 5)
+    assert outcome.reason == "PoolerRefused"
+    await web.close()
+    await api.close()
+
+
+async def test_a_running_query_outlives_a_reload_on_its_backend(running_pooler: Pooler, shop: Shop) -> None:
+    async with await psycopg.AsyncConnection.connect(**shop.connection(running_pooler, WEB)) as client:
+        query = asyncio.ensure_future(client.execute("SELECT pg_sleep(1), pg_backend_pid()"))
+        await asyncio.sleep(0.3)
+        changed = running_pooler.write(shop.configuration(parameters={"default_pool_size": "9"}))
+        assert await running_pooler.apply(changed, shop.console_password) is None
+        assert not query.done()
+        row = await (await query).fetchone()
+        again = await (await client.execute("SELECT pg_backend_pid()")).fetchone()
+        assert row is not None
+        assert again == row[1:]
+
+
+async def test_apply_waits_for_files_that_arrive_late(running_pooler: Pooler, shop: Shop) -> None:
+    changed = shop.configuration(parameters={"default_pool_size": "11"})
+    waiting = asyncio.ensure_future(
+        running_pooler.apply(running_pooler.localised(changed), shop.console_password, timeout=10)
+    )
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    running_pooler.write(changed)
+    began = time.monotonic()
+    assert await waiting is None
+    assert time.monotonic() - began < 1
+
+
+async def test_apply_says_what_differs_once_its_time_is_up(running_pooler: Pooler, shop: Shop) -> None:
+    changed = running_pooler.localised(shop.configuration(parameters={"default_pool_size": "12"}))
+    problem = await running_pooler.apply(changed, shop.console_password, timeout=0.5)
+    assert problem is not None
+    assert "auth_file" in problem
+    assert shop.target.password not in problem
+
+
+async def test_a_setting_that_takes_a_restart_is_not_waited_for(running_pooler: Pooler, shop: Shop) -> None:
+    changed = running_pooler.write(shop.configuration(parameters={"listen_backlog": "77"}))
+    began = time.monotonic()
+    problem = await running_pooler.apply(changed, shop.console_password, timeout=20)
+    assert time.monotonic() - began < 5
+    assert problem == "listen_backlog is '128' instead of '77', which takes a restart"
+
+
+async def test_a_setting_changed_by_hand_on_the_console_is_set_back(running_pooler: Pooler, shop: Shop) -> None:
+    configuration = running_pooler.localised(shop.configuration())
+    async with console.connect(running_pooler.host, running_pooler.port, shop.console_password, 3) as opened:
+        await opened.execute("SET default_pool_size = 3")
+    assert await _unapplied(running_pooler, shop, configuration) is not None
+    assert await running_pooler.apply(configuration, shop.console_password) is None
+
+
+async def test_a_rejected_file_is_reported_and_repaired(running_pooler: Pooler, shop: Shop) -> None:
+    wanted = running_pooler.localised(shop.configuration(parameters={"default_pool_size": "13"}))
+    ini = running_pooler.directory / INI
+    ini.write_text(wanted.files[INI].replace("[pgbouncer]", "broken = host\n[pgbouncer]"))
+    problem = await running_pooler.apply(wanted, shop.console_password, timeout=0.5)
+    assert problem is not None
+    assert "RELOAD" in problem
+    running_pooler.write(wanted_again := shop.configuration(parameters={"default_pool_size": "13"}))
+    again = running_pooler.localised(wanted_again)
+    assert await running_pooler.apply(again, shop.console_password) is None
+
+
+async def test_the_files_of_the_generation_before_stay_so_that_a_reload_meanwhile_locks_nobody_out(
+    running_pooler: Pooler, shop: Shop
+) -> None:
+    """kubelet may swap the files between the moments at which PgBouncer reads the ini and the hba file."""
+    before = running_pooler.stored()
+    after = shop.configuration(parameters={"default_pool_size": "14"})
+    running_pooler.write(after, keep=kept_files(before, after.generation))
+    (running_pooler.directory / INI).write_text(before[INI])
+    async with console.connect(running_pooler.host, running_pooler.port, shop.console_password, 3) as opened:
+        await opened.reload()
+    outcome = await trial_login(running_pooler.host, running_pooler.port, shop.login(WEB), shop.entry(WEB), 5)
+    assert outcome.reachable
+
+
+async def test_a_frozen_pooler_costs_no_more_than_the_time_limit(running_pooler: Pooler, shop: Shop) -> None:
+    assert running_pooler.process is not None
+    configuration = running_pooler.localised(shop.configuration())
+    async with console.connect(running_pooler.host, running_pooler.port, shop.console_password, 1) as opened:
+        os.kill(running_pooler.process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(console.ConsoleError) as caught:
+            await opened.show("CONFIG")
+    assert time.monotonic() - began < 2
+    assert caught.value.reason == "Timeout"
+    began = time.monotonic()
+    assert await running_pooler.apply(configuration, shop.console_password, timeout=1) is not None
+    login, entry = shop.login(WEB), shop.entry(WEB)
+    assert (await trial_login(running_pooler.host, running_pooler.port, login, entry, 1)).reason == "Timeout"
+    assert time.monotonic() - began < 3
+    os.kill(running_pooler.process.pid, signal.SIGCONT)
+    assert await running_pooler.apply(configuration, shop.console_password) is None
+
+
+async def test_a_wrong_console_password_is_told_apart_and_not_repeated(
+    running_pooler: Pooler, shop: Shop
+) -> None:
+    with pytest.raises(console.ConsoleError) as caught:
+        async with console.connect(running_pooler.host, running_pooler.port, "wrong-password", 2):
+            pass
+    assert caught.value.reason == "AuthenticationFailed"
+    assert "wrong-password" not in str(caught.value)
+
+
+async def test_a_changed_upstream_password_is_used_by_the_next_server_connection(
+    server: Postgres, shop: Shop, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    server.create_role("rotating", "first")
+    target = replace(shop.target, user="rotating", password="first")
+    with pooler(tmp_path, shop.configuration(target=target)) as running:
+        login, entry = shop.login(WEB), shop.entry(WEB)
+        assert (await trial_login(running.host, running.port, login, entry, 5)).reachable
+        server.create_role("rotating", "second")
+        changed = running.write(shop.configuration(target=replace(target, password="second")))
+        assert await running.apply(changed, shop.console_password) is None
+        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotating'")
+        assert (await trial_login(running.host, running.port, login, entry, 5)).reachable

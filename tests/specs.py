@@ -1,0 +1,407 @@
+"""PooledDatabases for the tests of the API: good ones that use every field, and bad ones with what they must hear.
+
+The fast tests show them to parse(), the tests of the CRD to a real API server: both must come to the same answer.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Spec = dict[str, Any]
+
+# Line ends and other characters that would begin a new line, or end a text, in one of PgBouncer's files.
+CONTROL_CHARACTERS = {
+    "line feed": "\n",
+    "carriage return": "\r",
+    "NUL": "\x00",
+    "escape": "\x1b",
+    "DEL": "\x7f",
+    "next line": "\u0085",
+    "line separator": "\u2028",
+    "paragraph separator": "\u2029",
+}
+
+MINIMAL: Spec = {
+    "upstream": {"host": "pg.data.svc", "database": "shop", "credentialsSecretRef": {"name": "shop-owner"}}
+}
+
+# Between them these two use every field of the spec.
+BY_HOST: Spec = {
+    "upstream": {
+        "host": "pg.data.svc",
+        "port": 5433,
+        "database": "shop",
+        "credentialsSecretRef": {"name": "shop-owner", "usernameKey": "login", "passwordKey": "secret"},
+        "tls": {"mode": "verify-full", "caSecretRef": {"name": "shop-ca", "key": "root.crt"}},
+    },
+    "pooler": {
+        "replicas": 3,
+        "mode": "session",
+        "parameters": {
+            "default_pool_size": 40,
+            "query_wait_timeout": "0.5",
+            "server_reset_query": "DISCARD ALL",
+            "server_tls_ciphers": "ECDHE-RSA-AES128-GCM-SHA256:AES128-GCM-SHA256",
+            "server_tls13_ciphers": "TLS_AES_128_GCM_SHA256",
+            "server_tls_protocols": "tlsv1.2,tlsv1.3",
+            "track_extra_parameters": "IntervalStyle,search_path",
+        },
+        "image": "registry.example:5000/pgbouncer:1.26.1@sha256:00",
+        "imagePullSecrets": [{"name": "registry"}],
+        "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": 1, "memory": "64Mi"}},
+        "podLabels": {"team": "shop"},
+        "podAnnotations": {"example.com/owner": "Shop team <shop@example.com>"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [
+            {
+                "key": "dedicated",
+                "operator": "Equal",
+                "value": "db",
+                "effect": "NoExecute",
+                "tolerationSeconds": 60,
+            }
+        ],
+        "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "priorityClassName": "high",
+        "drainSeconds": 300,
+    },
+    "consumers": [{"namespace": "web", "secretName": "shop-database"}],
+}
+BY_URL: Spec = {
+    "upstream": {"uriSecretRef": {"name": "shop-url", "key": "url"}, "tls": {"mode": "require"}},
+    "consumers": [
+        {
+            "namespaceSelector": {
+                "matchLabels": {"tier": "apps"},
+                "matchExpressions": [{"key": "env", "operator": "In", "values": ["prod", "test"]}],
+            }
+        }
+    ],
+}
+
+Path = tuple[str | int, ...]
+
+
+def changed(path: str, value: Any, base: Spec = MINIMAL) -> Spec:
+    """A copy of `base` with `value` at the dotted path; what is missing on the way is made."""
+    spec = copy.deepcopy(base)
+    *way, last = path.split(".")
+    target = spec
+    for step in way:
+        target = target.setdefault(step, {})
+    target[last] = value
+    return spec
+
+
+def parameter(name: str, value: Any) -> Spec:
+    return {**MINIMAL, "pooler": {"parameters": {name: value}}}
+
+
+def consumers(*items: Spec) -> Spec:
+    return {**MINIMAL, "consumers": list(items)}
+
+
+def with_character(spec: Spec, path: Path, character: str) -> Spec:
+    """A copy of `spec` whose text at `path` holds `character` in the middle."""
+    spec = copy.deepcopy(spec)
+    target: Any = spec
+    for step in path[:-1]:
+        target = target[step]
+    text = target[path[-1]]
+    target[path[-1]] = f"{text[:1]}{character}{text[1:]}"
+    return spec
+
+
+def texts(value: Any, path: Path = ()) -> Iterator[Path]:
+    """The paths of all texts in a spec."""
+    if isinstance(value, str):
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from texts(item, (*path, index))
+
+
+def body(spec: Spec, name: str = "shop", namespace: str = "data") -> dict[str, Any]:
+    """The spec as a whole object; parse() wants what the API server adds, too."""
+    return {
+        "apiVersion": "poolkeeper.io/v1alpha1",
+        "kind": "PooledDatabase",
+        "metadata": {"name": name, "namespace": namespace, "uid": "0-1-2", "generation": 1},
+        "spec": spec,
+    }
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A spec that must be refused, with words that the refusal must hold: the field first, then the remedy."""
+
+    id: str
+    spec: Spec = field(repr=False)
+    words: tuple[str, ...]
+
+
+PARAMETER_NAMES = (
+    Bad("include", parameter("%include /etc/passwd", "x"), ("parameters.%include", "use a name from")),
+    Bad("section", parameter("[databases]", "x"), ("parameters.[databases]", "use a name from")),
+    Bad("section of users", parameter("[users", "x"), ("parameters.[users", "use a name from")),
+    Bad("unknown", parameter("max_connections", 1), ("parameters.max_connections", "use a name from")),
+    Bad("upper case", parameter("Query_Timeout", 1), ("parameters.Query_Timeout", "use a name from")),
+    Bad("line feed", parameter("verbose\nadmin_users", 1), ("parameters.", "use a name from")),
+    Bad("comment", parameter("; x", 1), ("parameters.; x", "use a name from")),
+    Bad("admin_users", parameter("admin_users", "me"), ("parameters.admin_users", "belongs", "spec.consumers")),
+    Bad("auth_file", parameter("auth_file", "/x"), ("parameters.auth_file", "belongs", "spec.consumers")),
+    Bad("auth_query", parameter("auth_query", "x"), ("parameters.auth_query", "belongs", "spec.consumers")),
+    Bad("listen_addr", parameter("listen_addr", "*"), ("parameters.listen_addr", "belongs", "remove it")),
+    Bad("pool_mode", parameter("pool_mode", "session"), ("parameters.pool_mode", "use spec.pooler.mode")),
+    Bad(
+        "server_tls_sslmode",
+        parameter("server_tls_sslmode", "disable"),
+        ("parameters.server_tls_sslmode", "use spec.upstream.tls"),
+    ),
+)
+
+_POOL_SIZE = ("parameters.default_pool_size", "a whole number from 1 to 10000", "write it without quotes")
+POOL_SIZES = (
+    Bad("-1", parameter("default_pool_size", -1), _POOL_SIZE),
+    Bad("0", parameter("default_pool_size", 0), _POOL_SIZE),
+    Bad("1e9", parameter("default_pool_size", 10**9), _POOL_SIZE),
+    Bad("quoted 20", parameter("default_pool_size", "20"), _POOL_SIZE),
+    Bad("empty", parameter("default_pool_size", ""), _POOL_SIZE),
+    Bad("true", parameter("default_pool_size", True), ("parameters.default_pool_size",)),
+    Bad("reserve -1", parameter("reserve_pool_size", -1), ("parameters.reserve_pool_size", "from 0 to 10000")),
+)
+
+PARAMETER_VALUES = (
+    Bad("switch", parameter("tcp_keepalive", 2), ("parameters.tcp_keepalive", "0 (off) or 1 (on)")),
+    Bad("word for a switch", parameter("tcp_keepalive", "on"), ("tcp_keepalive", "0 (off) or 1 (on)")),
+    Bad("negative seconds", parameter("query_timeout", -1), ("parameters.query_timeout", "from 0 to 86400")),
+    Bad("unit", parameter("query_timeout", "5s"), ("parameters.query_timeout", "without quotes")),
+    Bad("quoted seconds", parameter("query_timeout", "5"), ("parameters.query_timeout", "without quotes")),
+    Bad("small fraction", parameter("server_connect_timeout", "0.9"), ("server_connect_timeout", "from 1 to")),
+    Bad("long fraction", parameter("query_timeout", "0.1234"), ("parameters.query_timeout", "3 digits")),
+    Bad("number for text", parameter("server_reset_query", 1), ("server_reset_query", "write it in quotes")),
+    Bad("protocol", parameter("server_tls_protocols", "tlsv9"), ("server_tls_protocols", "tlsv1.2")),
+    Bad("spaces", parameter("server_tls_protocols", "tlsv1.2, tlsv1.3"), ("server_tls_protocols", "without")),
+    Bad("names", parameter("track_extra_parameters", "a,,b"), ("track_extra_parameters", "separated by ','")),
+    Bad("cipher", parameter("server_tls_ciphers", "a b"), ("server_tls_ciphers", "AES128-GCM-SHA256")),
+)
+
+DATABASES = (
+    Bad(
+        "pgbouncer", changed("upstream.database", "pgbouncer"), ("spec.upstream.database", "name the database")
+    ),
+    Bad("wildcard", changed("upstream.database", "*"), ("spec.upstream.database", "name the database")),
+    Bad("64 bytes", changed("upstream.database", "x" * 64), ("spec.upstream.database", "63 bytes")),
+    Bad("64 bytes, 32 letters", changed("upstream.database", "ä" * 32), ("spec.upstream.database", "63 bytes")),
+    Bad("empty", changed("upstream.database", ""), ("spec.upstream.database", "")),
+)
+
+_ONE_SOURCE = ("spec.upstream", "exactly one source", "set host, database and credentialsSecretRef, or else")
+UPSTREAMS = (
+    Bad("no source", {"upstream": {}}, _ONE_SOURCE),
+    Bad("host alone", {"upstream": {"host": "pg", "database": "shop"}}, _ONE_SOURCE),
+    Bad("two sources", changed("upstream.uriSecretRef", {"name": "url"}), _ONE_SOURCE),
+    Bad(
+        "host beside a URL",
+        changed("upstream.host", "pg", BY_URL),
+        ("spec.upstream.host", "go with uriSecretRef", "remove"),
+    ),
+    Bad(
+        "port beside a URL",
+        changed("upstream.port", 5432, BY_URL),
+        ("spec.upstream", "port", "go with uriSecretRef", "remove"),
+    ),
+    Bad(
+        "no host",
+        {"upstream": {"database": "shop", "credentialsSecretRef": {"name": "owner"}}},
+        ("spec.upstream.host", "is missing", "set it"),
+    ),
+    Bad(
+        "no database",
+        {"upstream": {"host": "pg", "credentialsSecretRef": {"name": "owner"}}},
+        ("spec.upstream.database", "is missing", "set it"),
+    ),
+    *(
+        Bad(
+            f"host {host!r}",
+            changed("upstream.host", host),
+            ("spec.upstream.host", "write the name or address"),
+        )
+        for host in (
+            "pg1,pg2",
+            "[::1]",
+            "pg:5432",
+            "/var/run/postgresql",
+            "postgres://pg",
+            "pg name",
+            "@x",
+            "pg%",
+        )
+    ),
+    Bad("port 0", changed("upstream.port", 0), ("spec.upstream.port", "1")),
+    Bad("port 65536", changed("upstream.port", 65536), ("spec.upstream.port", "65535")),
+)
+
+VERIFYING_WITHOUT_CA = tuple(
+    Bad(
+        mode,
+        changed("upstream.tls", {"mode": mode}, base),
+        ("tls.caSecretRef", "without a CA", "name the Secret"),
+    )
+    for mode in ("verify-ca", "verify-full")
+    for base in (MINIMAL, BY_URL)
+)
+
+SECRETS_OF_ANOTHER_NAMESPACE = tuple(
+    Bad(
+        reference,
+        changed(f"upstream.{reference}.namespace", "other", base),
+        (f"spec.upstream.{reference}.namespace", "own namespace", "remove it, and put the Secret beside"),
+    )
+    for reference, base in (
+        ("credentialsSecretRef", MINIMAL),
+        ("uriSecretRef", BY_URL),
+        ("tls.caSecretRef", changed("upstream.tls.caSecretRef", {"name": "ca"})),
+    )
+)
+
+SYSTEM_NAMESPACES = tuple(
+    Bad(
+        name,
+        consumers({"namespace": name}),
+        ("namespace", "cluster itself", "run the app in a namespace of its own"),
+    )
+    for name in ("kube-system", "kube-public", "kube-node-lease")
+)
+
+_COLLIDES = ("secretName", "collides with the Secret <secretName>-binding", "choose another secretName")
+CONSUMERS = (
+    Bad("twice", consumers({"namespace": "web"}, {"namespace": "web"}), ("spec.consumers", "twice", "remove")),
+    Bad(
+        "twice, once by default",
+        consumers({"namespace": "web", "secretName": "database"}, {"namespace": "web"}),
+        ("spec.consumers", "twice", "remove"),
+    ),
+    Bad(
+        "binding first",
+        consumers({"namespace": "web", "secretName": "database-binding"}, {"namespace": "web"}),
+        _COLLIDES,
+    ),
+    Bad(
+        "binding last",
+        consumers({"namespace": "web"}, {"namespace": "web", "secretName": "database-binding"}),
+        _COLLIDES,
+    ),
+    Bad(
+        "binding selected",
+        consumers({"namespaceSelector": {}}, {"namespace": "web", "secretName": "database-binding"}),
+        _COLLIDES,
+    ),
+    Bad("neither", consumers({"secretName": "x"}), ("spec.consumers", "either namespace or namespaceSelector")),
+    Bad(
+        "both",
+        consumers({"namespace": "web", "namespaceSelector": {}}),
+        ("spec.consumers", "either namespace or namespaceSelector", "write exactly one of the two"),
+    ),
+    Bad(
+        "operator's suffix",
+        consumers({"namespace": "web", "secretName": "shop-pooler-config"}),
+        ("secretName", "of the operator's own", "choose a name"),
+    ),
+    Bad("not a namespace", consumers({"namespace": "Web"}), ("namespace", "lower-case letters")),
+    Bad(
+        "values with Exists",
+        consumers(
+            {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}
+        ),
+        ("matchExpressions", "values", "list values with In and NotIn"),
+    ),
+    Bad(
+        "In without values",
+        consumers({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+        ("matchExpressions", "values", "list values with In and NotIn"),
+    ),
+)
+
+_SECRET_NAME = ("secretName", "cannot name both Secrets", "use at most 245 lower-case letters")
+SECRET_NAMES = (
+    Bad("246 letters", consumers({"namespace": "web", "secretName": "x" * 246}), _SECRET_NAME),
+    Bad("upper case", consumers({"namespace": "web", "secretName": "Database"}), _SECRET_NAME),
+    Bad("underscore", consumers({"namespace": "web", "secretName": "my_db"}), _SECRET_NAME),
+    Bad("dash at the end", consumers({"namespace": "web", "secretName": "db-"}), _SECRET_NAME),
+    Bad("two dots", consumers({"namespace": "web", "secretName": "a..b"}), _SECRET_NAME),
+)
+
+_QUANTITY = ("spec.pooler.resources.limits", "quantity", "write an amount such as 250m")
+POOLERS = (
+    Bad("negative replicas", changed("pooler.replicas", -1), ("spec.pooler.replicas", "0")),
+    Bad("101 replicas", changed("pooler.replicas", 101), ("spec.pooler.replicas", "100")),
+    Bad("negative drain", changed("pooler.drainSeconds", -1), ("spec.pooler.drainSeconds", "0")),
+    Bad("long drain", changed("pooler.drainSeconds", 3601), ("spec.pooler.drainSeconds", "3600")),
+    Bad(
+        "unknown mode",
+        changed("pooler.mode", "query"),
+        ("spec.pooler.mode", "transaction", "session", "statement"),
+    ),
+    Bad("unknown tls mode", changed("upstream.tls.mode", "prefer"), ("spec.upstream.tls.mode", "require")),
+    Bad("quantity", changed("pooler.resources.limits", {"memory": "64 MB"}), _QUANTITY),
+    Bad("negative quantity", changed("pooler.resources.limits", {"cpu": "-1"}), _QUANTITY),
+    Bad("negative number", changed("pooler.resources.limits", {"cpu": -1}), _QUANTITY),
+    Bad(
+        "more requested than allowed",
+        changed("pooler.resources", {"requests": {"memory": "1Gi"}, "limits": {"memory": "512Mi"}}),
+        ("spec.pooler.resources.requests", "raise the limit"),
+    ),
+    Bad("image", changed("pooler.image", "pgbouncer 1.26"), ("spec.pooler.image", "without spaces")),
+    Bad(
+        "label value", changed("pooler.podLabels", {"team": "a b"}), ("spec.pooler.podLabels", "use at most 63")
+    ),
+    Bad(
+        "operator's label",
+        changed("pooler.podLabels", {"poolkeeper.io/owner": "x"}),
+        ("spec.pooler.podLabels", "belongs to the operator", "use a key with a prefix of your own"),
+    ),
+    Bad(
+        "operator's other label",
+        changed("pooler.podLabels", {"app.kubernetes.io/name": "x"}),
+        ("spec.pooler.podLabels", "belongs to the operator", "use a key with a prefix of your own"),
+    ),
+    Bad(
+        "operator's annotation",
+        changed("pooler.podAnnotations", {"poolkeeper.io/config": "x"}),
+        ("spec.pooler.podAnnotations", "belongs to the operator", "use a key with a prefix of your own"),
+    ),
+    Bad(
+        "toleration without a key",
+        changed("pooler.tolerations", [{"value": "x"}]),
+        ("tolerations", "key", "use operator Exists"),
+    ),
+    Bad(
+        "toleration of any value",
+        changed("pooler.tolerations", [{"key": "a", "operator": "Exists", "value": "x"}]),
+        ("tolerations", "value", "use Equal"),
+    ),
+    Bad(
+        "toleration with a time",
+        changed("pooler.tolerations", [{"key": "a", "operator": "Exists", "tolerationSeconds": 1}]),
+        ("tolerations", "tolerationSeconds", "NoExecute"),
+    ),
+)
+
+ALL_BAD = (
+    *PARAMETER_NAMES,
+    *POOL_SIZES,
+    *PARAMETER_VALUES,
+    *DATABASES,
+    *UPSTREAMS,
+    *VERIFYING_WITHOUT_CA,
+    *SECRETS_OF_ANOTHER_NAMESPACE,
+    *SYSTEM_NAMESPACES,
+    *CONSUMERS,
+    *SECRET_NAMES,
+    *POOLERS,
+)
