@@ -1,6 +1,6 @@
-"""PooledDatabases for the tests of the API: good ones that use every field, and bad ones with what they must hear.
+"""PooledDatabases for the tests of the API: good ones that use every field, bad ones with what they must hear.
 
-The fast tests show them to parse(), the tests of the CRD to a real API server: both must come to the same answer.
+The fast tests show them to parse(), the tests of the CRD to a real API server: both must answer the same.
 """
 
 import copy
@@ -150,7 +150,7 @@ PARAMETER_NAMES = (
     Bad("section of users", parameter("[users", "x"), ("parameters.[users", "use a name from")),
     Bad("unknown", parameter("max_connections", 1), ("parameters.max_connections", "use a name from")),
     Bad("upper case", parameter("Query_Timeout", 1), ("parameters.Query_Timeout", "use a name from")),
-    Bad("line feed", parameter("verbose\nadmin_users", 1), ("parameters.", "use a name from")),
+    Bad("line feed", parameter("verbose\nadmin_users", 1), ("spec.pooler.parameters", "use a name from")),
     Bad("comment", parameter("; x", 1), ("parameters.; x", "use a name from")),
     Bad("admin_users", parameter("admin_users", "me"), ("parameters.admin_users", "belongs", "spec.consumers")),
     Bad("auth_file", parameter("auth_file", "/x"), ("parameters.auth_file", "belongs", "spec.consumers")),

@@ -14,7 +14,6 @@ from typing import Protocol
 from e2e.cluster.shell import ClusterError
 
 VARIABLE = "POOLKEEPER_CLUSTER"
-NAMES = ("local", "kind", "existing")
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,14 @@ def choose() -> Cluster:
     name = os.environ.get(VARIABLE) or default_name(
         docker=docker_engine_answers(), linux=sys.platform == "linux", root=os.geteuid() == 0
     )
-    if name not in NAMES:
-        raise ClusterError(f"{VARIABLE}={name} is not known; use one of {', '.join(NAMES)}")
-    return {"local": LocalCluster, "kind": KindCluster, "existing": ExistingCluster}[name]()
+    clusters: dict[str, Cluster] = {
+        "local": LocalCluster(),
+        "kind": KindCluster(),
+        "existing": ExistingCluster(),
+    }
+    if name not in clusters:
+        raise ClusterError(f"{VARIABLE}={name} is not known; use one of {', '.join(clusters)}")
+    return clusters[name]
 
 
 def default_name(*, docker: bool, linux: bool, root: bool) -> str:

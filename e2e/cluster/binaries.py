@@ -66,7 +66,7 @@ def kubernetes_version() -> str:
 
 
 def link_flags(module: str) -> str:
-    """Flags for Go's linker: without them Kubernetes calls itself v0.0.0, and Helm renders for Kubernetes 1.20."""
+    """Flags for Go's linker: without them Kubernetes says it is v0.0.0 and Helm renders for an old one."""
     major, minor, _ = kubernetes_version().removeprefix("v").split(".")
     values: dict[str, str] = {}
     if module == "kubernetes":

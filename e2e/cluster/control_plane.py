@@ -156,7 +156,7 @@ def prepare(layout: Layout, *, admin: Path, names: Sequence[str] = ()) -> Author
     authority = Authority(layout.pki, "ca")
     front_proxy = Authority(layout.pki, "front-proxy-ca")
     front_proxy.issue("front-proxy-client", "front-proxy-client")
-    service = "kubernetes.default.svc.cluster.local".split(".")
+    service = ["kubernetes", "default", "svc", "cluster", "local"]
     hosts = [f"DNS:{'.'.join(service[:length])}" for length in range(1, len(service) + 1)]
     addresses = dict.fromkeys(("127.0.0.1", layout.address, _API_SERVICE_ADDRESS))
     hosts += ["DNS:localhost", *(f"IP:{address}" for address in addresses), *names]

@@ -41,7 +41,9 @@ class ExistingCluster:
         KUBECONFIG.write_text(run(flatten_argv(binaries.location("kubectl"))))
         problem = self.status()
         if problem is not None:
-            raise ClusterError(f"the cluster of KUBECONFIG={source or '~/.kube/config'} is not usable: {problem}")
+            raise ClusterError(
+                f"the cluster of KUBECONFIG={source or '~/.kube/config'} is not usable: {problem}"
+            )
         say(f"using the cluster of {source or '~/.kube/config'}; copy of its kubeconfig: {KUBECONFIG}")
 
     def down(self) -> None:

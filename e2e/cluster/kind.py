@@ -28,8 +28,8 @@ def config() -> str:
 
 
 def create_argv(config_file: Path, kubeconfig: Path) -> list[str]:
-    kubeconfig_flag = ["--kubeconfig", str(kubeconfig)]
-    return ["create", "cluster", "--name", NAME, "--config", str(config_file), *kubeconfig_flag, "--wait", "120s"]
+    files = ["--config", str(config_file), "--kubeconfig", str(kubeconfig)]
+    return ["create", "cluster", "--name", NAME, *files, "--wait", "120s"]
 
 
 def delete_argv(kubeconfig: Path) -> list[str]:
@@ -49,7 +49,9 @@ class KindCluster:
 
     def up(self) -> None:
         if not docker_engine_answers():
-            raise ClusterError("kind needs a Docker engine and none answers: start it, or unset POOLKEEPER_CLUSTER")
+            raise ClusterError(
+                "kind needs a Docker engine and none answers: start it or unset POOLKEEPER_CLUSTER"
+            )
         binaries.link_user_tools()
         if self.status() is None:
             say(f"the kind cluster is up; kubeconfig: {KUBECONFIG}")

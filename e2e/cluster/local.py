@@ -162,7 +162,7 @@ def _wait(deadline: float, what: str, ready: Any) -> None:
         except ClusterError:
             pass
         if namespaces.find(STATE) is None:
-            raise ClusterError(f"the cluster ended during its start; see {STATE}/supervisor.log and {STATE}/log")
+            raise ClusterError(f"the cluster ended during its start; see {STATE}/supervisor.log")
         if time.monotonic() > deadline:
             raise ClusterError(f"{what} did not get ready in time; see {STATE}/log")
         time.sleep(0.1)

@@ -31,10 +31,21 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def start(state: Path, programs: Path) -> int:
     """Start the supervisor in namespaces of its own and connect them. Returns its process id on the host."""
     _make_cgroups()
-    command = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
+    own = ["--net", "--mount", "--pid", "--uts", "--ipc"]
     with (state / "supervisor.log").open("ab") as log:
         outer = subprocess.Popen(
-            [*command, sys.executable, "-m", _SUPERVISOR, str(state), str(programs)],
+            [
+                "unshare",
+                *own,
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                sys.executable,
+                "-m",
+                _SUPERVISOR,
+                str(state),
+                str(programs),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

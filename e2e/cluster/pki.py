@@ -54,8 +54,8 @@ class Authority:
         make_key(self.pair.key)
         config = directory / f"{name}.cnf"
         config.write_text(_AUTHORITY_EXTENSIONS.format(name=name))
-        request = ["openssl", "req", "-new", "-x509", "-sha256", "-days", _DAYS, "-config", config]
-        run([*request, "-key", self.pair.key, "-out", self.pair.certificate])
+        request = ["openssl", "req", "-new", "-x509", "-sha256", "-days", _DAYS]
+        run([*request, "-config", config, "-key", self.pair.key, "-out", self.pair.certificate])
 
     def issue(
         self, file_name: str, common_name: str, *, groups: Sequence[str] = (), hosts: Sequence[str] = ()
@@ -71,9 +71,9 @@ class Authority:
         extensions.write_text(_LEAF_EXTENSIONS + names)
         subject = "".join(f"/O={group}" for group in groups) + f"/CN={common_name}"
         request = run(["openssl", "req", "-new", "-key", pair.key, "-subj", subject])
-        sign = ["openssl", "x509", "-req", "-sha256", "-days", _DAYS, "-extfile", extensions]
-        signer = ["-CA", self.pair.certificate, "-CAkey", self.pair.key, "-CAcreateserial"]
-        run([*sign, *signer, "-out", pair.certificate], text_input=request)
+        signer: list[str | Path] = ["-CA", self.pair.certificate, "-CAkey", self.pair.key, "-CAcreateserial"]
+        result: list[str | Path] = ["-extfile", extensions, "-out", pair.certificate]
+        run(["openssl", "x509", "-req", "-sha256", "-days", _DAYS, *signer, *result], text_input=request)
         return pair
 
 

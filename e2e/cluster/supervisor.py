@@ -11,7 +11,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from e2e.cluster import control_plane, node
@@ -34,7 +33,7 @@ def main(state: Path, programs: Path) -> None:
     _prepare_network()
     _raise_file_limit()
     inside = layout(_STATE, RUNTIME_DIR / "bin")
-    parts: dict[str, Sequence[str]] = {
+    parts: dict[str, list[str]] = {
         "etcd": control_plane.etcd_argv(inside),
         "containerd": node.containerd_argv(),
         "kube-apiserver": control_plane.apiserver_argv(inside, bind="0.0.0.0"),  # noqa: S104
@@ -43,7 +42,7 @@ def main(state: Path, programs: Path) -> None:
     while not control_plane.is_ready(inside.server, inside.pki / "ca.crt"):
         _restart_ended(running, parts, os.WNOHANG)
         time.sleep(0.1)
-    late: dict[str, Sequence[str]] = {
+    late: dict[str, list[str]] = {
         "kube-controller-manager": control_plane.controller_manager_argv(inside),
         "kube-scheduler": control_plane.scheduler_argv(inside),
         "kubelet": node.kubelet_argv(CLUSTER_ADDRESS),
@@ -99,14 +98,14 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _start(name: str, argv: Sequence[str]) -> int:
+def _start(name: str, argv: list[str]) -> int:
     # Not subprocess.Popen: it would collect ended processes behind our back.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     log = (os.POSIX_SPAWN_OPEN, 1, f"/var/log/{name}.log", flags, 0o644)
     return os.posix_spawnp(argv[0], argv, os.environ, file_actions=[log, (os.POSIX_SPAWN_DUP2, 1, 2)])
 
 
-def _restart_ended(running: dict[int, str], parts: dict[str, Sequence[str]], flags: int) -> None:
+def _restart_ended(running: dict[int, str], parts: dict[str, list[str]], flags: int) -> None:
     """Collect ended processes (with flags 0: wait for one); a part of ours that ended is started again."""
     pid, status = os.waitpid(-1, flags)
     name = running.pop(pid, None)

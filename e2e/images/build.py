@@ -15,6 +15,8 @@ from e2e.cluster.shell import ClusterError, run, run_long, say
 from e2e.images import builder
 from e2e.images.catalog import NAMES, Recipe, recipe
 
+_ATTEMPTS = 5
+
 
 @dataclass(frozen=True)
 class Built:
@@ -26,15 +28,8 @@ class Built:
 
 def ensure(names: Sequence[str] = ()) -> list[Built]:
     """Build what is missing of ``names`` (none named: every image); quick when nothing changed."""
-    recipes = [recipe(name) for name in names or NAMES]
-    built = []
     with lock("images"):
-        for one in recipes:
-            archive = archive_path(one)
-            if not archive.exists():
-                _build(one, archive)
-            built.append(Built(one.reference, archive))
-    return built
+        return [_ensure(name) for name in names or NAMES]
 
 
 def archive_path(one: Recipe) -> Path:
@@ -49,6 +44,26 @@ def docker_argv(one: Recipe, archive: Path) -> list[list[str]]:
         ["docker", "build", "--file", dockerfile, "--tag", one.reference, "."],
         ["docker", "save", "--output", str(archive), one.reference],
     ]
+
+
+def _ensure(name: str) -> Built:
+    """One image, built again from the start should the sources change meanwhile."""
+    for _ in range(_ATTEMPTS):
+        one = recipe(name)
+        archive = archive_path(one)
+        if archive.exists():
+            return Built(one.reference, archive)
+        fresh = archive.with_suffix(".building")
+        try:
+            _build(one, fresh)
+        except builder.ContextChangedError:
+            continue
+        if recipe(name).reference == one.reference:
+            for older in archive.parent.glob(f"{name}-r*.tar"):
+                older.unlink()
+            fresh.replace(archive)
+            return Built(one.reference, archive)
+    raise ClusterError(f"the sources of {name} changed during {_ATTEMPTS} builds; build again once they rest")
 
 
 def _build(one: Recipe, archive: Path) -> None:
@@ -67,7 +82,4 @@ def _build(one: Recipe, archive: Path) -> None:
         raise ClusterError(
             "images are built by a Docker engine, or by root on Linux, and here is neither: start one"
         )
-    for older in archive.parent.glob(f"{one.name}-r*.tar"):
-        if older != archive:
-            older.unlink()
     say(f"built {one.reference} ({archive.stat().st_size / 1e6:.0f} MB, {time.monotonic() - began:.1f} s)")

@@ -18,7 +18,7 @@ from typing import Any
 
 from e2e.cluster import packages
 from e2e.cluster.paths import ROOT, cache_dir
-from e2e.cluster.shell import run, run_long, say
+from e2e.cluster.shell import ClusterError, run, run_long, say
 from e2e.images.archive import Layer, pack_layer, write_archive
 from e2e.images.catalog import Recipe, context_digest, context_files
 from e2e.images.dockerfile import Copy, Run, Stage
@@ -27,6 +27,10 @@ _UNUSED_DAYS = 7
 _TIMEOUT_S = 1200.0
 # The slim Debian images leave these out too; licences stay.
 _LEFT_OUT = ("doc/*", "man/*", "groff/*", "info/*", "lintian/*", "linda/*", "locale/*")
+
+
+class ContextChangedError(ClusterError):
+    """Somebody edited a file that the image is made from while the image was made."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def _build_step(
     recipe: Recipe, step: Run | Copy, chain: list[_Built], stages: dict[str, list[_Built]]
 ) -> _Built:
     parts = [chain[-1].key if chain else "scratch", json.dumps(asdict(step))]
+    digest, sources = None, () if isinstance(step, Run) else step.sources
     what: dict[str, Any] = {"lowers": [layer.files for layer in chain]}
     if isinstance(step, Run):
         what |= {"kind": "run", "command": step.command, "env": step.env, "workdir": step.workdir}
@@ -84,7 +89,8 @@ def _build_step(
         title = f"{recipe.name}: copying {' '.join(step.sources)}"
         what |= {"kind": "copy", "destination": step.destination, "sources": step.sources}
         if step.stage is None:
-            parts.append(context_digest(step.sources))
+            digest = context_digest(step.sources)
+            parts.append(digest)
             what |= {"lowers_from": None, "files": _destinations(step)}
             what["destination"] = step.destination.rstrip("/")
         else:
@@ -93,6 +99,9 @@ def _build_step(
     layer = _at(parts)
     if not _usable(layer):
         _in_sandbox(layer, what, title)
+        if digest is not None and context_digest(sources) != digest:
+            shutil.rmtree(layer.directory)  # its key promises other contents
+            raise ContextChangedError(f"{title}: files changed while they were copied")
     return layer
 
 
@@ -225,5 +234,3 @@ def _finish(layer: _Built, scratch: Path) -> None:
 def _short(command: str) -> str:
     words = " ".join(command.split())
     return words if len(words) <= 60 else f"{words[:57]}..."
-
-

@@ -18,35 +18,30 @@ _IGNORED = {"__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytes
 
 @dataclass(frozen=True)
 class Recipe:
-    """An image's name, its Dockerfile and the stages in it. The build context is the repository."""
+    """An image: its Dockerfile, the stages in it, its reference. The build context is the repository."""
 
     name: str
     dockerfile: Path
     stages: tuple[Stage, ...]
-
-    @property
-    def repository(self) -> str:
-        return f"poolkeeper/{self.name}"
-
-    @property
-    def reference(self) -> str:
-        """Repository and tag; the tag is a hash of everything the Dockerfile reads from this checkout.
-
-        The letter in front keeps YAML from taking a tag for a number.
-        """
-        digest = hashlib.sha256(self.dockerfile.read_bytes())
-        for step in (step for stage in self.stages for step in stage.steps):
-            if isinstance(step, Copy) and step.stage is None:
-                digest.update(context_digest(step.sources).encode())
-        return f"{self.repository}:r{digest.hexdigest()[:12]}"
+    reference: str
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of the image ``name``. Raises ClusterError for an unknown one."""
+    """The recipe of the image ``name``, as this checkout is now. Raises ClusterError for an unknown one.
+
+    The reference's tag is a hash of everything that the Dockerfile reads from the checkout. The letter in
+    front keeps YAML from taking a tag for a number.
+    """
     if name not in NAMES:
         raise ClusterError(f"there is no image {name!r}; the images are {', '.join(NAMES)}")
     dockerfile = ROOT / "e2e" / "images" / name / "Dockerfile"
-    return Recipe(name, dockerfile, tuple(parse(dockerfile.read_text())))
+    text = dockerfile.read_text()
+    stages = tuple(parse(text))
+    digest = hashlib.sha256(text.encode())
+    for step in (step for stage in stages for step in stage.steps):
+        if isinstance(step, Copy) and step.stage is None:
+            digest.update(context_digest(step.sources).encode())
+    return Recipe(name, dockerfile, stages, f"poolkeeper/{name}:r{digest.hexdigest()[:12]}")
 
 
 def context_files(source: str) -> Iterator[tuple[str, Path]]:

@@ -18,7 +18,7 @@ from typing import Any
 _PASSED = ("PIP_", "NPM_CONFIG_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# Mirrors of a frozen state, and machines whose clock runs ahead, are fine to build from; signatures still count.
+# A mirror of a frozen state is fine to build from; its signatures still count.
 _APT = 'Acquire::Check-Valid-Until "false";\n'
 
 
@@ -70,7 +70,7 @@ def _copy_context(root: Path, step: dict[str, Any]) -> None:
         target = _inside(root, step["destination"] + name)
         _make_directories(root, target.parent)
         shutil.copyfile(source, target)
-        target.chmod(0o755 if os.stat(source).st_mode & 0o100 else 0o644)
+        target.chmod(0o755 if Path(source).stat().st_mode & 0o100 else 0o644)
 
 
 def _copy_stage(root: Path, step: dict[str, Any]) -> None:

@@ -51,8 +51,6 @@ __all__ = [
     "parse",
 ]
 
-GROUP = "poolkeeper.io"
-VERSION = "v1alpha1"
 TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 POOL_MODES = ("transaction", "session", "statement")
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})

@@ -7,14 +7,13 @@ namespace no consent is needed. Kubernetes' own namespaces are always refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from poolkeeper.api import ConsumerRule, PooledDatabase
+from poolkeeper.api import SYSTEM_NAMESPACES, ConsumerRule, PooledDatabase
 from poolkeeper.names import ACCEPT_FROM_ANNOTATION
+from poolkeeper.settings import Settings
 from poolkeeper.world import Namespace
-
-REFUSED_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +47,7 @@ def decide(owner: str, namespace: Namespace | None, name: str) -> tuple[str, str
 
     `namespace` is what is known of the target; None if it does not exist.
     """
-    if name in REFUSED_NAMESPACES:
+    if name in SYSTEM_NAMESPACES:
         return "NotAllowed", f"namespace {name} belongs to Kubernetes itself and never gets Secrets"
     if namespace is None:
         return "NamespaceMissing", f"namespace {name} does not exist; create it, the Secrets follow"
@@ -63,27 +62,21 @@ def decide(owner: str, namespace: Namespace | None, name: str) -> tuple[str, str
     )
 
 
-def consumers(
-    database: PooledDatabase, namespaces: Mapping[str, Namespace], in_scope: Iterable[str] | None = None
-) -> Consumers:
+def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], settings: Settings) -> Consumers:
     """Resolve spec.consumers against the namespaces that exist.
 
-    `in_scope` are the namespaces that the operator watches, None for all. A *named* namespace without
-    consent is a refusal to report; a *selected* one is just no consumer.
+    A *named* namespace without consent is a refusal to report; a *selected* one is just no consumer.
     """
-    scope = None if in_scope is None else frozenset(in_scope)
     granted: set[Consumer] = set()
     refused: dict[Consumer, Refusal] = {}
     for rule in database.consumers:
+        if rule.namespace is None and not settings.reads_namespaces:
+            refused[Consumer("", rule.secret_name)] = Refusal("", rule.secret_name, *_UNREADABLE)
         for name in _candidates(rule, namespaces):
             consumer = Consumer(name, rule.secret_name)
-            if scope is not None and name not in scope:
-                verdict: tuple[str, str] | None = (
-                    "NotWatched",
-                    f"namespace {name} is not watched by this operator; add it to the chart's watchNamespaces",
-                )
-            else:
-                verdict = decide(database.namespace, namespaces.get(name), name)
+            verdict = _out_of_scope(database, name, settings) or decide(
+                database.namespace, namespaces.get(name), name
+            )
             if verdict is None:
                 granted.add(consumer)
             elif rule.namespace is not None:
@@ -92,6 +85,22 @@ def consumers(
         granted=tuple(sorted(granted)),
         refused=tuple(refused[consumer] for consumer in sorted(refused)),
     )
+
+
+_UNREADABLE = (
+    "NamespacesUnreadable",
+    "this operator may not read Namespaces, so it knows neither their labels nor their consent; "
+    "install the chart with namespaceSelectors=true",
+)
+
+
+def _out_of_scope(database: PooledDatabase, name: str, settings: Settings) -> tuple[str, str] | None:
+    if not settings.watches(name):
+        return (
+            "NotWatched",
+            f"namespace {name} is not watched by this operator; add it to the chart's watchNamespaces",
+        )
+    return None if settings.reads_namespaces or name == database.namespace else _UNREADABLE
 
 
 def _candidates(rule: ConsumerRule, namespaces: Mapping[str, Namespace]) -> list[str]:

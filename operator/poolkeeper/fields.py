@@ -76,7 +76,7 @@ DATABASE = Text(
     r"(?!pgbouncer$)(?!\*$).+",
     63,
     "is not a database name that can be pooled",
-    "name the database to pool: 1 to 63 bytes, neither 'pgbouncer' (PgBouncer's console) nor '*' (its wildcard)",
+    "name the database to pool, in 1 to 63 bytes; 'pgbouncer' is PgBouncer's console and '*' its wildcard",
 )
 IMAGE = Text(
     r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*",

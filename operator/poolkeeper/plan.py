@@ -119,7 +119,14 @@ def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan
 def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
     """The poolers; with them the consumers' Secrets where no running pooler has to learn of them first."""
     objects = wanted.poolers if _to_reload(wanted, world) else wanted.poolers + wanted.bindings
-    return replace(_drift(objects, world), delete=_unwanted(database, wanted, world))
+    unwanted = _unwanted(database, wanted, world)
+    bindings = {names.binding_name(ref.name) for ref, _ in unwanted}
+    removed = [
+        status.consumer_removed(ref, uid)
+        for ref, uid in unwanted
+        if ref.kind == "Secret" and ref.name not in bindings
+    ]
+    return replace(_drift(objects, world), delete=unwanted, events=tuple(removed))
 
 
 def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -69,23 +69,28 @@ class Reconciler:
     async def _gather(self, key: Key) -> World:
         resource = self._store.resource(key)
         if resource is None or not isinstance(resource.spec, PooledDatabase):
-            return self._store.world(key, {}, self._store.logins(key))
+            return self._store.world(key, self._store.logins(key))
         sources: dict[str, Mapping[str, bytes]] = {}
+        managed: set[str] = set()
         for name in resource.spec.upstream.secret_names():
             data = self._store.source(key.namespace, name)
             if data is None:
-                data = await self._read_source(Ref("Secret", key.namespace, name))
-            if data is not None:
-                sources[name] = data
-        return self._store.world(key, sources, self._complete(resource.spec, self._store.logins(key)))
-
-    async def _read_source(self, ref: Ref) -> Mapping[str, bytes] | None:
-        secret = await self._cluster.get(ref)
-        return None if secret is None else sightings.data(secret)
+                # Not marked yet, so no watch shows it: read it now, the plan marks it.
+                secret = await self._cluster.get(Ref("Secret", key.namespace, name))
+                if secret is None:
+                    continue
+                role = secret["metadata"].get("labels", {}).get(names.ROLE_LABEL, names.ROLE_SOURCE)
+                if role != names.ROLE_SOURCE:
+                    managed.add(name)
+                    continue
+                data = sightings.data(secret)
+            sources[name] = data
+        logins = self._complete(resource.spec, self._store.logins(key))
+        return replace(self._store.world(key, logins), sources=sources, managed=frozenset(managed))
 
     def _complete(self, database: PooledDatabase, logins: Logins) -> Logins:
         """The stored logins with new ones for whoever has none; the plan stores them before it uses them."""
-        granted = consumers(database, self._store.namespaces(), self._settings.watch_namespaces or None).granted
+        granted = consumers(database, self._store.namespaces(), self._settings).granted
         missing = {login_name(consumer) for consumer in granted} - logins.consumers.keys()
         return replace(
             logins,
@@ -109,6 +114,8 @@ class Reconciler:
             await self._look_again(key)  # what follows is destructive and rests on the resource's absence
             if self._store.resource(key) is not None:
                 return
+        if resource is not None:
+            await self._post(key, resource.uid, steps.events)
         work: list[Coroutine[Any, Any, None]] = []
         work += [self._create(key, body, refused_before) for body in steps.create]
         work += [self._apply(key, body) for body in steps.apply]
@@ -249,41 +256,45 @@ class Reconciler:
         resource = self._store.resource(key)
         if resource is None or steps.status is None:
             return
-        for event in steps.events:
-            await self._post(key, resource.uid, event)
+        await self._post(key, resource.uid, steps.events)
         try:
             self._store.observe(await self._cluster.apply_status(key, resource.uid, steps.status))
         except Refused as error:
             log.error("%s/%s: status refused: %s", key.namespace, key.name, error.message)
 
-    async def _post(self, key: Key, uid: str, event: Event) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"namespace": key.namespace, "name": f"{names.fit(key.name, 200)}.{event.name}"},
-            "involvedObject": {
-                "apiVersion": f"{names.GROUP}/{names.VERSION}",
-                "kind": names.KIND,
-                "namespace": key.namespace,
-                "name": key.name,
-                "uid": uid,
-            },
-            "type": event.type,
-            "reason": event.reason,
-            "message": event.message,
-            "source": {"component": "poolkeeper"},
-            "reportingComponent": "poolkeeper",
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        try:
-            await self._cluster.post(body)
-        except Conflict:
-            return  # posted before a crash: the name follows from what happened
-        except Refused as error:
-            log.warning("%s/%s: Event refused: %s", key.namespace, key.name, error.message)
+    async def _post(self, key: Key, uid: str, events: Iterable[Event]) -> None:
+        """Post Events. One that exists was posted before a crash: its name follows from what happened."""
+        for event in events:
+            try:
+                await self._cluster.post(_event_body(key, uid, event))
+            except Conflict:
+                continue
+            except Refused as error:
+                log.warning("%s/%s: Event refused: %s", key.namespace, key.name, error.message)
+
+
+def _event_body(key: Key, uid: str, event: Event) -> Object:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": key.namespace, "name": f"{names.fit(key.name, 200)}.{event.name}"},
+        "involvedObject": {
+            "apiVersion": f"{names.GROUP}/{names.VERSION}",
+            "kind": names.KIND,
+            "namespace": key.namespace,
+            "name": key.name,
+            "uid": uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message,
+        "source": {"component": "poolkeeper"},
+        "reportingComponent": "poolkeeper",
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
 
 
 def _ref(body: Object) -> Ref:

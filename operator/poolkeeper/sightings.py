@@ -41,15 +41,7 @@ def pod(obj: Object) -> Pod:
     """A pooler pod, with what keeps its container from running."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     containers = status.get("containerStatuses") or []
-    waiting = next(
-        (
-            state["waiting"]
-            for state in (container.get("state") or {} for container in containers)
-            if "waiting" in state and state["waiting"].get("reason") not in ("ContainerCreating", None)
-        ),
-        None,
-    )
-    problem = f"{waiting['reason']}: {waiting.get('message', '')}" if waiting else ""
+    problem = next((text for text in map(_waiting, containers) if text), "")
     scheduled = _condition(obj, "PodScheduled")
     if not problem and scheduled.get("reason") == "Unschedulable":
         problem = f"Unschedulable: {scheduled.get('message', '')}"
@@ -63,6 +55,21 @@ def pod(obj: Object) -> Pod:
         generation=(metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION, ""),
         problem=problem,
     )
+
+
+def _waiting(container: Object) -> str:
+    """What keeps a container from starting. Kubernetes alternates between two reasons while an image can't be
+    pulled, and counts seconds in its messages: the same trouble must read the same every time."""
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason = waiting.get("reason") or "ContainerCreating"
+    if reason in ("ContainerCreating", "PodInitializing"):
+        return ""
+    if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
+        image = container.get("image", "")
+        return f"ImagePullBackOff: image {image} can't be pulled; correct spec.pooler.image or its pull secrets"
+    if reason == "CrashLoopBackOff":
+        return "CrashLoopBackOff: the container ends again and again; its log says why"
+    return f"{reason}: {waiting.get('message', '')}"
 
 
 def rollout(obj: Object) -> Rollout:

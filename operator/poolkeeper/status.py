@@ -293,6 +293,16 @@ def _worth_an_event(before: Mapping[str, Any] | None, condition: Condition) -> b
     return (before["status"], before["reason"]) != (condition.status, condition.reason)
 
 
+def consumer_removed(ref: Ref, uid: str) -> Event:
+    """A consumer lost its Secrets: it left the spec, or consent was withdrawn."""
+    return Event(
+        name=hashlib.sha256(f"removed/{uid}".encode()).hexdigest()[:16],
+        type="Normal",
+        reason="ConsumerRemoved",
+        message=f"the Secrets of consumer {ref.namespace}/{ref.name} are removed, and its login ends",
+    )
+
+
 def _transition(resource: Resource, before: Mapping[str, Any] | None, condition: Condition) -> Event:
     """The name holds the state before, which only the status write that follows replaces: a crash between
     the two posts the same Event again, which then exists."""

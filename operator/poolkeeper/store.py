@@ -36,6 +36,9 @@ Object = Mapping[str, Any]
 Keys = frozenset[Key]
 
 PROBE_SECONDS = 60.0
+"""How often an upstream is logged in to, with few PooledDatabases."""
+PROBES_PER_SECOND = 10.0
+"""With many, so many logins a second are enough."""
 FIRST_RETRY_SECONDS = 2.0
 _NOBODY: Keys = frozenset()
 
@@ -230,10 +233,10 @@ class Store:
     def probed(self, key: Key, probe: Probe) -> None:
         """The outcome of a login to the upstream. Failures are tried again soon, then ever later."""
         before = self._probes.get(key)
-        interval = PROBE_SECONDS
+        interval = max(PROBE_SECONDS, len(self._resources) / PROBES_PER_SECOND)
         if not probe.reachable:
             again = before is not None and not before[0].reachable and before[0].target == probe.target
-            interval = min(before[2] * 2, PROBE_SECONDS / 2) if again and before else FIRST_RETRY_SECONDS
+            interval = min(before[2] * 2, interval / 2) if again and before else FIRST_RETRY_SECONDS
         self._probes[key] = (probe, time.monotonic(), interval)
 
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
@@ -285,8 +288,8 @@ class Store:
             for name in self._settings.watch_namespaces
         }
 
-    def world(self, key: Key, sources: Mapping[str, Mapping[str, bytes]], logins: Logins) -> World:
-        """Everything known about one key; the caller adds what it read or made on demand."""
+    def world(self, key: Key, logins: Logins) -> World:
+        """Everything known about one key; the caller adds what it reads on demand."""
         probe, age, interval = None, 0.0, None
         if key in self._probes:
             probe, at, interval = self._probes[key]
@@ -298,7 +301,6 @@ class Store:
             pods=pods,
             rollout=self._rollouts.get(key),
             namespaces=self.namespaces(),
-            sources=sources,
             marked=self._sources.marked(key),
             logins=logins,
             config_files=self._config_files.get(key, {}),

@@ -101,18 +101,20 @@ def split(text: str) -> Uri:
         raise UriError("a percent sign is not followed by the code of a character; write a literal one as %25")
     rest, _, query = text[len(scheme) :].partition("?")
     authority, _, path = rest.partition("/")
+    if "#" in rest:
+        raise UriError("it holds a #; write one in a password as %23")
+    if "@" not in authority and "@" in text:
+        raise UriError("a / or ? comes before its @; write one in a password as %2F or %3F")
     # The last @ ends the login, as most drivers read it: people forget to encode one in a password.
     login, _, address = authority.rpartition("@")
     user, _, password = login.partition(":")
-    if "#" in rest:
-        raise UriError("it holds a #; write one in a password as %23")
     if not user or not password:
         missing = "user name" if not user else "password"
         raise UriError(f"it has no {missing}; write postgres://user:password@host:port/database")
     host, port = _host_and_port(address)
     if not path or "/" in path:
         raise UriError("it names no database; end it with /database, a slash in its name as %2F")
-    return Uri(unquote(user), unquote(password), unquote(host), port, unquote(path), _query(query))
+    return Uri(_decoded(user), _decoded(password), _decoded(host), port, _decoded(path), _query(query))
 
 
 def sslmode(query: Mapping[str, str], *, has_ca: bool, overridden: bool) -> str | None:
@@ -139,6 +141,13 @@ def sslmode(query: Mapping[str, str], *, has_ca: bool, overridden: bool) -> str 
     return mode
 
 
+def _decoded(part: str) -> str:
+    try:
+        return unquote(part, errors="strict")
+    except UnicodeDecodeError:
+        raise UriError("it holds percent codes that are not UTF-8; encode its parts as UTF-8") from None
+
+
 def _host_and_port(address: str) -> tuple[str, int]:
     if "," in address:
         raise UriError("it names several hosts; name one, the server that takes writes")
@@ -162,7 +171,7 @@ def _query(text: str) -> Mapping[str, str]:
     """The parameters about TLS; refuses those that would change what the pooler must do."""
     kept: dict[str, str] = {}
     for pair in filter(None, text.split("&")):
-        key, separator, value = (unquote(part) for part in pair.partition("="))
+        key, separator, value = (_decoded(part) for part in pair.partition("="))
         if not separator:
             raise UriError("a parameter after the question mark has no value; write name=value")
         if key in ("sslmode", "sslrootcert") or (key == "ssl" and value == "true"):

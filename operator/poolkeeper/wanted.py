@@ -37,11 +37,7 @@ def want(database: PooledDatabase, world: World, settings: Settings) -> Wanted:
     """Everything that should exist for a valid PooledDatabase."""
     resolved, fault = _resolved(database, world)
     target = _in_use(resolved, world)
-    granted = consent.consumers(
-        database,
-        world.namespaces,
-        settings.watch_namespaces or None,
-    )
+    granted = consent.consumers(database, world.namespaces, settings)
     logins = Logins(
         console=world.logins.console,
         consumers={
@@ -88,6 +84,12 @@ def _secrets_of(
 
 
 def _resolved(database: PooledDatabase, world: World) -> tuple[Target | None, TargetError | None]:
+    if world.managed:
+        return None, TargetError(
+            "NotAllowed",
+            f"Secret {min(world.managed)} is made by Poolkeeper itself; "
+            "name the Secret that holds the database's own credentials",
+        )
     try:
         return resolve(database.upstream, world.sources), None
     except TargetError as fault:

@@ -133,6 +133,8 @@ class World:
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     """Data of the Secrets that the upstream names, by name; a Secret that does not exist is absent."""
+    managed: frozenset[str] = frozenset()
+    """Names of those that turned out to be Secrets of the operator's own; their data are not in `sources`."""
     marked: frozenset[str] = frozenset()
     """Names of Secrets in this namespace that carry our source label because of this PooledDatabase."""
     logins: Logins = field(default_factory=Logins)

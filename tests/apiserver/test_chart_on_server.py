@@ -1,4 +1,4 @@
-"""What only a real API server can say about the chart: that it takes every object, and what its policy and scripts do."""
+"""What only a real API server can say of the chart: it takes every object; what its policy and scripts do."""
 
 from __future__ import annotations
 
@@ -55,7 +55,11 @@ def namespaces(api: Api) -> None:
 def test_the_server_takes_every_object(api: Api, namespaces: None, mode: tuple[str, ...]) -> None:
     """Strictly: a field that the server does not know is an error. Pods pass Pod Security restricted."""
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"namespace": NAMESPACE}}
-    for name in ("poolkeeper", "poolkeeper-test"):  # a pod is refused without its account
+    for name in (
+        "poolkeeper",
+        "poolkeeper-test",
+        "poolkeeper-uninstall",
+    ):  # a pod is refused without its account
         named = {**account, "metadata": {"namespace": NAMESPACE, "name": name}}
         api.apply(path(named), named)
     for obj in render(*mode):
@@ -189,7 +193,8 @@ def test_others_are_not_judged_by_the_policy(api: Api, pods: None) -> None:
 def script(name: str, control_plane: ControlPlane) -> ModuleType:
     """A script of the chart as a module, with an administrator's access in place of the pod's."""
     spec = importlib.util.spec_from_file_location(name, CHART / "files" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config.load_kube_config(str(control_plane.kubeconfig))

@@ -72,12 +72,19 @@ def only(objects: list[Object], kind: str) -> Object:
     return found
 
 
-def is_test(obj: Object) -> bool:
-    return bool(obj["metadata"].get("annotations", {}).get("helm.sh/hook") == "test")
+def hook(obj: Object) -> str:
+    """At what event helm creates the object; empty if it is there from the installation on."""
+    return str(obj["metadata"].get("annotations", {}).get("helm.sh/hook", ""))
+
+
+def installed(objects: list[Object]) -> list[Object]:
+    return [obj for obj in objects if not hook(obj)]
 
 
 def pods(objects: list[Object]) -> list[Object]:
-    return [only(objects, "Deployment")["spec"]["template"], only(objects, "Pod")]
+    """The pods of the operator, of `helm test` and of the uninstallation."""
+    operator, uninstall = only(objects, "Deployment"), only(objects, "Job")
+    return [operator["spec"]["template"], only(objects, "Pod"), uninstall["spec"]["template"]]
 
 
 def environment(objects: list[Object]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from tests.fast.helm_chart import (
     WATCHING,
     environment,
     helm,
-    is_test,
+    installed,
     only,
     pods,
     refusal,
@@ -222,16 +222,16 @@ def test_every_pod_passes_pod_security_restricted() -> None:
 
 
 def test_labels_that_poolers_network_policies_admit() -> None:
-    pod, _ = pods(render("--set", "podLabels.team=data"))
+    pod, *_ = pods(render("--set", "podLabels.team=data"))
     labels = pod["metadata"]["labels"]
     assert labels["app.kubernetes.io/name"] == "poolkeeper"
     assert labels["app.kubernetes.io/component"] == "operator"
     assert labels["team"] == "data"
 
 
-def test_selectors_match_the_operators_pods_and_not_the_tests() -> None:
+def test_selectors_match_the_operators_pods_and_no_others() -> None:
     objects = render()
-    template_labels, test_labels = (pod["metadata"]["labels"] for pod in pods(objects))
+    operator, *others = (pod["metadata"]["labels"] for pod in pods(objects))
     deployment = only(objects, "Deployment")["spec"]
     selectors = [
         deployment["selector"]["matchLabels"],
@@ -240,8 +240,8 @@ def test_selectors_match_the_operators_pods_and_not_the_tests() -> None:
         deployment["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
     ]
     for selector in selectors:
-        assert selector.items() <= template_labels.items()
-        assert not selector.items() <= test_labels.items()
+        assert selector.items() <= operator.items()
+        assert not any(selector.items() <= labels.items() for labels in others)
 
 
 def test_the_deployment_survives_rollouts_and_drains() -> None:
@@ -270,10 +270,9 @@ def test_parts_can_be_switched_off() -> None:
     switches = "networkPolicy.enabled=false,podDisruptionBudget.enabled=false"
     kinds = {obj["kind"] for obj in render("--set", switches)}
     assert not kinds & {"NetworkPolicy", "PodDisruptionBudget"}
-    objects = render("--set", "serviceAccount.create=false,serviceAccount.name=own")
-    kept = [obj for obj in objects if not is_test(obj)]
-    assert select(kept, "ServiceAccount") == []
-    assert only(kept, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "own"
+    objects = installed(render("--set", "serviceAccount.create=false,serviceAccount.name=own"))
+    assert select(objects, "ServiceAccount") == []
+    assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "own"
 
 
 def test_placement_reaches_the_pods(tmp_path: Path) -> None:
@@ -294,5 +293,5 @@ def test_placement_reaches_the_pods(tmp_path: Path) -> None:
     pod = only(objects, "Deployment")["spec"]["template"]
     assert {key: pod["spec"][key] for key in placement} == placement
     assert pod["metadata"]["annotations"]["example.com/team"] == "data"
-    [account] = [obj for obj in select(objects, "ServiceAccount") if not is_test(obj)]
+    account = only(installed(objects), "ServiceAccount")
     assert account["metadata"]["annotations"] == {"example.com/role": "r"}

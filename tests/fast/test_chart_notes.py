@@ -1,4 +1,4 @@
-"""What the chart tells and proves after an installation: NOTES.txt and `helm test`."""
+"""What the chart tells after an installation (NOTES.txt), and the scripts that it runs then and at the end."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ from tests.fast.helm_chart import (
     WATCHING,
     Object,
     environment,
-    is_test,
-    only,
+    pods,
     render,
-    rights,
-    select,
     template,
 )
 
 
-def test_helm_test_carries_its_script_unchanged_and_reads_one_lease() -> None:
-    objects = render()
-    pod = only(objects, "Pod")
-    assert is_test(pod)
-    [container] = pod["spec"]["containers"]
-    [script] = container["args"]
-    source = (CHART / "files" / "helm_test.py").read_text()
-    assert [line.rstrip() for line in script.splitlines()] == source.splitlines()
-    compile(script, "helm_test.py", "exec")
-    [role] = [obj for obj in select(objects, "Role") if is_test(obj)]
-    assert rights(role) == {"coordination.k8s.io/leases[poolkeeper]": frozenset({"get"})}
-    [binding] = [obj for obj in select(objects, "RoleBinding") if is_test(obj)]
-    assert binding["subjects"][0]["name"] == pod["spec"]["serviceAccountName"] == "poolkeeper-test"
-    lease = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert lease == {
-        "POOLKEEPER_NAMESPACE": NAMESPACE,
-        "POOLKEEPER_LEASE": environment(objects)["POOLKEEPER_LEASE"],
-    }
+@pytest.mark.parametrize(
+    ("mode", "watched"), [(CLUSTER_WIDE, ""), (WATCHING, "data,web")], ids=["cluster-wide", "watching"]
+)
+def test_pods_carry_their_scripts_unchanged(mode: tuple[str, ...], watched: str) -> None:
+    objects = render(*mode)
+    _, test, uninstall = pods(objects)
+    for pod, file in ((test, "helm_test.py"), (uninstall, "release_finalizers.py")):
+        [container] = pod["spec"]["containers"]
+        [script] = container["args"]
+        assert [line.rstrip() for line in script.splitlines()] == (
+            CHART / "files" / file
+        ).read_text().splitlines()
+        compile(script, file, "exec")
+        assert {variable["name"]: variable["value"] for variable in container["env"]} == {
+            "POOLKEEPER_NAMESPACE": NAMESPACE,
+            "POOLKEEPER_LEASE": environment(objects)["POOLKEEPER_LEASE"],
+            "POOLKEEPER_WATCH_NAMESPACES": watched,
+        }
+
+
+def test_scripts_run_with_accounts_of_their_own() -> None:
+    accounts = [pod["spec"]["serviceAccountName"] for pod in pods(render())]
+    assert accounts == ["poolkeeper", "poolkeeper-test", "poolkeeper-uninstall"]
 
 
 def notes(tmp_path: Path, *arguments: str) -> str:

@@ -8,7 +8,8 @@ from tests.fast.helm_chart import (
     NAMESPACE,
     WATCHING,
     Object,
-    is_test,
+    hook,
+    installed,
     only,
     render,
     rights,
@@ -32,25 +33,23 @@ WORK_RIGHTS = {
 }
 NAMESPACE_RIGHTS = {"/namespaces": READ}
 LEASE_RIGHTS = {
-    "coordination.k8s.io/leases[poolkeeper]": frozenset({"get", "update", "patch"}),
+    "coordination.k8s.io/leases[poolkeeper]": frozenset({"get", "update"}),
     "coordination.k8s.io/leases": frozenset({"create"}),
 }
 """Every right of the operator. Whoever changes the chart's RBAC states it here as well: never by accident."""
 
 
-def granted(objects: list[Object]) -> dict[str, dict[str, frozenset[str]]]:
-    """What the operator's account may do, by scope: "*" for the whole cluster, else a namespace."""
+def granted(objects: list[Object], account: str = "poolkeeper") -> dict[str, dict[str, frozenset[str]]]:
+    """What the bindings let this account do, by scope: "*" for the whole cluster, else a namespace."""
     roles = {
         (obj["kind"], obj["metadata"].get("namespace"), obj["metadata"]["name"]): obj
         for obj in objects
         if obj["kind"] in ("Role", "ClusterRole")
     }
-    account = {"kind": "ServiceAccount", "name": "poolkeeper", "namespace": NAMESPACE}
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
     found: dict[str, dict[str, frozenset[str]]] = {}
     for binding in select(objects, "RoleBinding") + select(objects, "ClusterRoleBinding"):
-        if is_test(binding):
-            continue
-        assert binding["subjects"] == [account]
+        assert binding["subjects"] == [subject]
         namespace = binding["metadata"].get("namespace")
         role = roles[(binding["roleRef"]["kind"], namespace, binding["roleRef"]["name"])]
         scope = found.setdefault(namespace or "*", {})
@@ -61,11 +60,11 @@ def granted(objects: list[Object]) -> dict[str, dict[str, frozenset[str]]]:
 
 
 def test_rights_cluster_wide() -> None:
-    assert granted(render()) == {"*": WORK_RIGHTS | NAMESPACE_RIGHTS, NAMESPACE: LEASE_RIGHTS}
+    assert granted(installed(render())) == {"*": WORK_RIGHTS | NAMESPACE_RIGHTS, NAMESPACE: LEASE_RIGHTS}
 
 
 def test_rights_in_watched_namespaces() -> None:
-    assert granted(render(*WATCHING)) == {
+    assert granted(installed(render(*WATCHING))) == {
         "data": WORK_RIGHTS,
         "web": WORK_RIGHTS,
         "*": NAMESPACE_RIGHTS,
@@ -74,13 +73,29 @@ def test_rights_in_watched_namespaces() -> None:
 
 
 def test_rights_in_watched_namespaces_without_selectors_end_there() -> None:
-    found = granted(render(*WATCHING, "--set", "namespaceSelectors=false"))
+    found = granted(installed(render(*WATCHING, "--set", "namespaceSelectors=false")))
     assert found == {"data": WORK_RIGHTS, "web": WORK_RIGHTS, NAMESPACE: LEASE_RIGHTS}
 
 
 def test_the_own_namespace_can_be_watched_too() -> None:
-    found = granted(render("--set", f"watchNamespaces={{{NAMESPACE}}}"))
+    found = granted(installed(render("--set", f"watchNamespaces={{{NAMESPACE}}}")))
     assert found == {"*": NAMESPACE_RIGHTS, NAMESPACE: WORK_RIGHTS | LEASE_RIGHTS}
+
+
+def at(event: str, objects: list[Object]) -> list[Object]:
+    return [obj for obj in objects if hook(obj) == event]
+
+
+def test_helm_test_may_read_one_lease() -> None:
+    found = granted(at("test", render()), "poolkeeper-test")
+    assert found == {NAMESPACE: {"coordination.k8s.io/leases[poolkeeper]": frozenset({"get"})}}
+
+
+def test_the_uninstallation_may_take_finalizers_off_where_the_operator_worked() -> None:
+    rights_then = {"poolkeeper.io/pooleddatabases": frozenset({"list", "patch"})}
+    assert granted(at("post-delete", render()), "poolkeeper-uninstall") == {"*": rights_then}
+    found = granted(at("post-delete", render(*WATCHING)), "poolkeeper-uninstall")
+    assert found == {"data": rights_then, "web": rights_then}
 
 
 @BOTH_MODES
@@ -120,7 +135,7 @@ def test_roles_for_users_are_aggregated_and_bound_to_nobody() -> None:
     }
     for name in ("poolkeeper", "poolkeeper-namespaces", "poolkeeper-service-binding"):
         assert joins(name) == set()
-    bound = {binding["roleRef"]["name"] for binding in select(render(), "ClusterRoleBinding")}
+    bound = {binding["roleRef"]["name"] for binding in select(installed(render()), "ClusterRoleBinding")}
     assert bound == {"poolkeeper", "poolkeeper-namespaces"}
 
 

@@ -86,7 +86,7 @@ class Simulation:
             spec = error
         logins = self._logins()
         if not isinstance(spec, SpecError):
-            granted = consumers(spec, self.namespaces).granted
+            granted = consumers(spec, self.namespaces, SETTINGS).granted
             made = {login_name(item): login(login_name(item)) for item in granted}
             logins = replace(
                 logins,

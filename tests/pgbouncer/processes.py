@@ -217,7 +217,7 @@ class Pooler:
             path.write_text(text)
             os.chown(path, USER, USER)
             path.rename(self.directory / name)
-        # Only now, as kubelet does: a userlist with the old one's inode, size and second counts as read already.
+        # Only now, as kubelet does: PgBouncer takes a userlist of the old one's inode, size and second as read.
         for old in stale:
             (self.directory / old).unlink()
         return here

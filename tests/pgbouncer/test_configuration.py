@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -133,7 +134,9 @@ async def test_a_running_query_outlives_a_reload_on_its_backend(running_pooler: 
     async with await psycopg.AsyncConnection.connect(**shop.connection(running_pooler, WEB)) as client:
         query = asyncio.ensure_future(client.execute("SELECT pg_sleep(1), pg_backend_pid()"))
         await asyncio.sleep(0.3)
-        changed = running_pooler.write(shop.configuration(parameters={"default_pool_size": "9"}))
+        changed = running_pooler.write(
+            shop.configuration(consumers=[WEB], parameters={"default_pool_size": "9", "server_lifetime": "99"})
+        )
         assert await running_pooler.apply(changed, shop.console_password) is None
         assert not query.done()
         row = await (await query).fetchone()
@@ -237,8 +240,6 @@ async def test_a_wrong_console_password_is_told_apart_and_not_repeated(
 async def test_a_changed_upstream_password_is_used_by_the_next_server_connection(
     server: Postgres, shop: Shop, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     server.create_role("rotating", "first")
     target = replace(shop.target, user="rotating", password="first")
     with pooler(tmp_path, shop.configuration(target=target)) as running:

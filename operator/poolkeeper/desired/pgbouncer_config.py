@@ -1,7 +1,7 @@
 """Everything that one pooler process reads, as one value: its files, and what its console must show of them.
 
-The files of one configuration carry its generation, a digest of their content, in their names. So the paths
-in SHOW CONFIG tell which configuration is in force, and a process that hasn't reloaded yet finds its own.
+The userlist and hba file carry the configuration's generation, a digest of all its files, in their names. So
+SHOW CONFIG tells which configuration is in force, and a process that hasn't reloaded yet finds its own files.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from poolkeeper.logins import Logins
 from poolkeeper.target import Target
 
 INI = "pgbouncer.ini"
-_FILE = re.compile(r"(?:userlist|hba|ca)-(?P<generation>[0-9a-f]{12})\.(?:txt|conf|crt)")
+_FILE = re.compile(r"(?:userlist|hba|ca)-[0-9a-f]{12}\.(?:txt|conf|crt)")
 _NO_CA = "# No certificate authority is given: the upstream's certificate is not verified.\n"
 _PLACEHOLDER = "generation"
 _NUL = "\0"
@@ -55,18 +55,30 @@ def configuration(
     rules = hba.render(rows, logins.console.name)
     authority = target.ca or _NO_CA
 
+    # Named after its own content alone: PgBouncer closes every server connection when this path changes.
+    ca = f"ca-{hashlib.sha256(authority.encode()).hexdigest()[:12]}.crt"
+
+    def paths(generation: str) -> dict[str, str]:
+        names = {
+            "userlist_path": f"userlist-{generation}.txt",
+            "hba_path": f"hba-{generation}.conf",
+            "ca_path": ca,
+        }
+        return {argument: f"{directory}/{name}" for argument, name in names.items()}
+
     def files(generation: str) -> dict[str, str]:
-        names = _names(generation)
-        ini = pgbouncer_ini.render(target, rows, parameters, **_paths(directory, generation))
-        contents = (userlist.render(known, generation), rules, authority)
-        return {INI: ini, **dict(zip(names.values(), contents, strict=True))}
+        return {
+            INI: pgbouncer_ini.render(target, rows, parameters, **paths(generation)),
+            f"userlist-{generation}.txt": userlist.render(known, generation),
+            f"hba-{generation}.conf": rules,
+            ca: authority,
+        }
 
     generation = _digest(logins.console.password, files(_PLACEHOLDER))
-    settings = pgbouncer_ini.settings(target, parameters, **_paths(directory, generation))
     return Configuration(
         generation=generation,
         files=files(generation),
-        settings=settings,
+        settings=pgbouncer_ini.settings(target, parameters, **paths(generation)),
         databases={row.name: _shown(target, row) for row in rows},
         users=frozenset({login.name for login in known} | {userlist.marker(generation)}),
     )
@@ -75,26 +87,14 @@ def configuration(
 def kept_files(stored: Mapping[str, str], generation: str) -> dict[str, str]:
     """The files of the one generation before `generation`, to be kept beside its own.
 
-    That is the generation which the stored pgbouncer.ini names or, where that is `generation` already, the
-    other one that is stored.
+    They are those that the stored pgbouncer.ini names or, where that is of `generation` already, what was
+    kept when it came.
     """
-    generations = {name: match["generation"] for name in stored if (match := _FILE.fullmatch(name))}
-    others = set(generations.values()) - {generation}
-    named = {previous for previous in others if _names(previous)["userlist_path"] in stored.get(INI, "")}
-    kept = min(named or others, default=None)
-    return {name: stored[name] for name in sorted(generations) if generations[name] == kept}
-
-
-def _names(generation: str) -> dict[str, str]:
-    return {
-        "userlist_path": f"userlist-{generation}.txt",
-        "hba_path": f"hba-{generation}.conf",
-        "ca_path": f"ca-{generation}.crt",
-    }
-
-
-def _paths(directory: str, generation: str) -> dict[str, str]:
-    return {argument: f"{directory}/{name}" for argument, name in _names(generation).items()}
+    ini = stored.get(INI, "")
+    names = sorted(name for name in stored if _FILE.fullmatch(name))
+    if f"-{generation}." in ini:
+        return {name: stored[name] for name in names}
+    return {name: stored[name] for name in names if f"/{name}\n" in ini}
 
 
 def _digest(key: str, files: Mapping[str, str]) -> str:

@@ -28,6 +28,9 @@ DEFAULTS: Mapping[str, str] = {
     # Two lines per connection, and per readiness probe, drown what matters.
     "log_connections": "0",
     "log_disconnections": "0",
+    # PgBouncer's own defaults, written out because a RELOAD doesn't bring these two back when they disappear.
+    "server_tls13_ciphers": "",
+    "verbose": "0",
 }
 """Settings that spec.pooler.parameters may override."""
 

@@ -1,0 +1,53 @@
+# Every target works from a fresh clone on a machine with Python 3.11, Go and Node; what else it needs it installs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help test test-fast test-apiserver test-pgbouncer test-e2e lint cluster cluster-down install demo bench clean
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PYTEST := $(VENV)/bin/pytest
+BENCH ?= all
+export PYTHONPATH := operator
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml
+	@command -v python3 >/dev/null || { echo "python3 is missing: install Python 3.11 or newer"; exit 1; }
+	@echo "== virtual environment"
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)/bin/pip install --quiet --group dev --editable .
+	@touch $@
+
+lint: $(VENV)/.installed ## Format, lint, types, import contract
+	$(VENV)/bin/ruff format --check operator tests e2e docs
+	$(VENV)/bin/ruff check operator tests e2e docs
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTHON) docs/generate_reference.py --check
+
+test-fast: $(VENV)/.installed ## Tests without a cluster, under a minute
+	$(PYTEST) tests/fast -n auto
+
+cluster: $(VENV)/.installed ## Bring up the local cluster, or reuse a healthy one
+	$(PYTHON) -m e2e.cluster up
+
+cluster-down: $(VENV)/.installed ## Take the local cluster down without a trace
+	$(PYTHON) -m e2e.cluster down
+
+install: cluster ## Build and load the images, install the chart
+	$(PYTHON) -m e2e.install
+
+demo: install ## The whole way from nothing to an app that uses a pooled DATABASE_URL
+	$(PYTHON) -m e2e.demo
+
+test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server, real PgBouncer, e2e on the cluster
+	$(MAKE) lint
+	$(MAKE) install
+	$(PYTEST) tests/fast -n auto
+	$(PYTEST) tests/apiserver tests/pgbouncer tests/e2e
+
+bench: $(VENV)/.installed ## Benchmarks, all or BENCH=<name>
+	$(PYTHON) -m e2e.bench $(BENCH)

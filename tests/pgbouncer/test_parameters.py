@@ -1,0 +1,102 @@
+"""The allow-list of parameters against the real program: names, ranges, spelling, and what takes a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poolkeeper import console
+from poolkeeper.desired import pgbouncer_ini
+from poolkeeper.parameters import OPERATOR_OWNED, PARAMETERS, Parameter, validate
+from tests.pgbouncer.processes import Pooler, pooler
+from tests.pgbouncer.shop import Shop
+
+
+@pytest.fixture(scope="module")
+def plain(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooler]:
+    with pooler(tmp_path_factory.mktemp("plain"), shop.configuration()) as made:
+        yield made
+
+
+def values(parameter: Parameter) -> list[object]:
+    """The extremes of a parameter, and every choice and spelling that it knows."""
+    if parameter.kind == "switch":
+        return [0, 1]
+    if parameter.kind == "integer":
+        return [parameter.minimum, parameter.maximum]
+    if parameter.kind == "seconds":
+        # A fraction as SHOW CONFIG has to print it, where the range allows for one.
+        return [parameter.minimum, parameter.maximum, f"{max(parameter.minimum, 1)}.125"]
+    if parameter.kind == "text":
+        return ["", "x" * parameter.maximum, 'SELECT 1 -- it\'s "fine"; #not [a] section = %include']
+    items = parameter.choices or ("IntervalStyle", "search_path")
+    return [*parameter.keywords, items[0], items[-1], parameter.separator.join(items)]
+
+
+def vectors() -> list[dict[str, str]]:
+    """Sets of parameters in which each value of each parameter occurs at least once."""
+    longest = max(len(values(parameter)) for parameter in PARAMETERS.values())
+    return [
+        {
+            name: validate(name, values(parameter)[min(index, len(values(parameter)) - 1)])
+            for name, parameter in PARAMETERS.items()
+        }
+        for index in range(longest)
+    ]
+
+
+async def show_config(pooler: Pooler, shop: Shop) -> dict[str, dict[str, str]]:
+    async with console.connect(pooler.host, pooler.port, shop.console_password, 3) as opened:
+        return {row["key"]: row for row in await opened.show("CONFIG")}
+
+
+@pytest.mark.parametrize("index", range(len(vectors())))
+async def test_every_value_is_accepted_at_the_start_and_shown_as_it_was_written(
+    index: int, shop: Shop, tmp_path: Path
+) -> None:
+    parameters = vectors()[index]
+    with pooler(tmp_path, shop.configuration(parameters=parameters)) as running:
+        shown = await show_config(running, shop)
+        assert {name: shown[name]["value"] for name in parameters} == parameters
+        assert running.complaints() == []
+
+
+@pytest.mark.parametrize("index", range(len(vectors())))
+async def test_every_value_that_needs_no_restart_arrives_by_reload(
+    index: int, plain: Pooler, shop: Shop
+) -> None:
+    parameters = {name: value for name, value in vectors()[index].items() if not PARAMETERS[name].restart}
+    changed = plain.write(shop.configuration(parameters=parameters))
+    assert await plain.apply(changed, shop.console_password) is None
+    back = plain.write(shop.configuration())
+    assert await plain.apply(back, shop.console_password) is None
+    shown = await show_config(plain, shop)
+    defaults = {name: shown[name]["default"] for name in parameters} | dict(pgbouncer_ini.DEFAULTS)
+    assert {name: shown[name]["value"] for name in parameters} == {name: defaults[name] for name in parameters}
+
+
+async def test_what_takes_a_restart_is_what_the_console_calls_not_changeable(plain: Pooler, shop: Shop) -> None:
+    shown = await show_config(plain, shop)
+    assert {name: parameter.restart for name, parameter in PARAMETERS.items()} == {
+        name: shown[name]["changeable"] == "no" for name in PARAMETERS
+    }
+
+
+async def test_every_setting_of_this_version_is_either_offered_or_the_operators_own(
+    plain: Pooler, shop: Shop
+) -> None:
+    shown = await show_config(plain, shop)
+    assert set(PARAMETERS) | OPERATOR_OWNED >= set(shown)
+    assert not set(PARAMETERS) & OPERATOR_OWNED
+
+
+async def test_defaults_of_the_operator_pass_its_own_allow_list_and_forced_settings_are_its_own(
+    shop: Shop,
+) -> None:
+    for name, value in pgbouncer_ini.DEFAULTS.items():
+        assert name in PARAMETERS
+        assert value == "" or validate(name, int(value)) == value
+    written = shop.configuration().settings.keys()
+    assert written - pgbouncer_ini.DEFAULTS.keys() <= OPERATOR_OWNED
