@@ -5,30 +5,40 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from e2e.cluster import addons, binaries, control_plane, namespaces, node, packages, supervisor
-from e2e.cluster.adapters import Image
+from e2e.cluster.adapters import VARIABLE, Image
 from e2e.cluster.paths import BIN_DIR, CLUSTER_DIR, KUBECONFIG, lock
 from e2e.cluster.pki import Authority
 from e2e.cluster.shell import ClusterError, run, say
 
 STATE = CLUSTER_DIR / "state"
 _READY_TIMEOUT_S = 90.0
+_HEALING_TIME_S = 15.0
 
 
 class LocalCluster:
     """etcd, the control plane, containerd and kubelet in namespaces of their own (see ``namespaces``)."""
 
     def up(self) -> None:
+        if sys.platform != "linux" or os.geteuid() != 0:
+            raise ClusterError(
+                "the local cluster needs root on Linux: become root, or start a Docker engine and set "
+                f"{VARIABLE}=kind"
+            )
         packages.use_system_path()
         with lock("cluster"):
-            if self.status() is None:
+            problem = self._settled_status()
+            if problem is None:
                 say(f"the cluster is up; kubeconfig: {KUBECONFIG}")
                 return
+            if STATE.exists():
+                say(f"replacing the earlier cluster: {problem}")
             _refuse_second_cluster()
             packages.ensure(packages.CLUSTER_PACKAGES)
             binaries.ensure((*binaries.CONTROL_PLANE, *binaries.NODE))
@@ -54,7 +64,7 @@ class LocalCluster:
             return "it is not running"
         if not KUBECONFIG.exists() or not (BIN_DIR / "kubectl").exists():
             return "its start did not finish"
-        if (STATE / "release").read_text() != _release():
+        if _release_of_state() != _release():
             return "it runs another release than this checkout pins"
         try:
             objects = _kubectl_json("get", "nodes,deployments", "--namespace=kube-system")
@@ -75,6 +85,15 @@ class LocalCluster:
             for image in absent:
                 _import(image)
         return [image.reference for image in absent]
+
+    def _settled_status(self) -> str | None:
+        """The status, with some seconds for a part that was just started again by the supervisor."""
+        deadline = time.monotonic() + _HEALING_TIME_S
+        while (problem := self.status()) is not None and time.monotonic() < deadline:
+            if namespaces.find(STATE) is None or _release_of_state() != _release():
+                break
+            time.sleep(0.5)
+        return problem
 
     def _remove(self) -> None:
         namespaces.destroy(STATE)
@@ -127,6 +146,11 @@ def _refuse_second_cluster() -> None:
 def _release() -> str:
     """What decides whether a running cluster is still the one this checkout describes."""
     return " ".join(binaries.module_key(module) for module in ("kubernetes", "coredns", "pause"))
+
+
+def _release_of_state() -> str:
+    file = STATE / "release"
+    return file.read_text() if file.exists() else ""
 
 
 def _write_state(programs: Path) -> None:

@@ -1,7 +1,7 @@
 """Reads the part of the Dockerfile language that our images use, and refuses the rest by line.
 
 Accepted: FROM (``debian:SUITE-slim``, ``scratch`` or an earlier stage), RUN and COPY in their plain forms,
-ENV, WORKDIR, USER, LABEL, EXPOSE, and ENTRYPOINT and CMD in JSON form.
+ENV, WORKDIR, USER, LABEL, EXPOSE, STOPSIGNAL, and ENTRYPOINT and CMD in JSON form.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-_METADATA = ("ENV", "WORKDIR", "USER", "LABEL", "EXPOSE", "ENTRYPOINT", "CMD")
+_METADATA = ("ENV", "WORKDIR", "USER", "LABEL", "EXPOSE", "STOPSIGNAL", "ENTRYPOINT", "CMD")
 _DEBIAN = re.compile(r"debian:([a-z]+)-slim")
 
 
@@ -139,7 +139,7 @@ def _apply(stage: Stage, keyword: str, value: str, earlier: list[str]) -> Stage:
     elif keyword == "EXPOSE":
         config["ExposedPorts"] = {f"{port}/tcp": {} for port in value.split()}
     else:
-        config["User"] = value
+        config["User" if keyword == "USER" else "StopSignal"] = value
     return replace(stage, config=tuple(config.items()))
 
 

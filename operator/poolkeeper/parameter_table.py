@@ -32,7 +32,7 @@ class Parameter:
 
     `minimum` and `maximum` bound the value, or for text its length in bytes. A list joins `choices` (any
     identifier where there are none) with `separator`, or is one of `keywords` alone. `restart` is true where
-    running poolers take the value up only by being replaced.
+    running poolers take the value up only by being replaced. `default` is PgBouncer's own, as SHOW CONFIG has it.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Parameter:
     restart: bool
     unit: str
     description: str
+    default: str = ""
     separator: str = ""
     keywords: tuple[str, ...] = ()
 
@@ -85,25 +86,26 @@ class Parameter:
 
 
 def _integer(
-    name: str, minimum: int, maximum: int, unit: str, description: str, restart: bool = False
+    name: str, default: str, minimum: int, maximum: int, unit: str, description: str, restart: bool = False
 ) -> Parameter:
-    return Parameter(name, "integer", minimum, maximum, (), restart, unit, description)
+    return Parameter(name, "integer", minimum, maximum, (), restart, unit, description, default)
 
 
-def _seconds(name: str, minimum: int, maximum: int, description: str) -> Parameter:
-    return Parameter(name, "seconds", minimum, maximum, (), False, "seconds", description)
+def _seconds(name: str, default: str, minimum: int, maximum: int, description: str) -> Parameter:
+    return Parameter(name, "seconds", minimum, maximum, (), False, "seconds", description, default)
 
 
-def _switch(name: str, description: str) -> Parameter:
-    return Parameter(name, "switch", 0, 1, (), False, "", description)
+def _switch(name: str, default: str, description: str) -> Parameter:
+    return Parameter(name, "switch", 0, 1, (), False, "", description, default)
 
 
-def _text(name: str, description: str) -> Parameter:
-    return Parameter(name, "text", 0, 1024, (), False, "", description)
+def _text(name: str, default: str, description: str) -> Parameter:
+    return Parameter(name, "text", 0, 1024, (), False, "", description, default)
 
 
 def _list(
     name: str,
+    default: str,
     separator: str,
     description: str,
     *,
@@ -111,13 +113,14 @@ def _list(
     keywords: tuple[str, ...] = (),
     restart: bool = False,
 ) -> Parameter:
-    return Parameter(name, "list", 1, 1024, choices, restart, "", description, separator, keywords)
+    return Parameter(name, "list", 1, 1024, choices, restart, "", description, default, separator, keywords)
 
 
 TABLE = (
     # Sizes and limits. All of them count per pooler pod.
     _integer(
         "default_pool_size",
+        "20",
         1,
         10000,
         "connections",
@@ -127,6 +130,7 @@ TABLE = (
     ),
     _integer(
         "reserve_pool_size",
+        "0",
         0,
         10000,
         "connections",
@@ -135,6 +139,7 @@ TABLE = (
     ),
     _integer(
         "max_db_connections",
+        "0",
         0,
         10000,
         "connections",
@@ -142,6 +147,7 @@ TABLE = (
     ),
     _integer(
         "max_user_connections",
+        "0",
         0,
         10000,
         "connections",
@@ -151,6 +157,7 @@ TABLE = (
     ),
     _integer(
         "max_client_conn",
+        "100",
         1,
         100000,
         "connections",
@@ -158,6 +165,7 @@ TABLE = (
     ),
     _integer(
         "max_db_client_connections",
+        "0",
         0,
         100000,
         "connections",
@@ -165,6 +173,7 @@ TABLE = (
     ),
     _integer(
         "max_user_client_connections",
+        "0",
         0,
         100000,
         "connections",
@@ -172,6 +181,7 @@ TABLE = (
     ),
     _integer(
         "max_prepared_statements",
+        "200",
         0,
         10000,
         "statements",
@@ -182,41 +192,51 @@ TABLE = (
     # Timeouts of clients and queries.
     _seconds(
         "query_wait_timeout",
+        "120",
         0,
         DAY,
         "How long a query may wait for a server connection before its client is disconnected; 0 is for ever.",
     ),
     _integer(
         "query_wait_notify",
+        "5",
         0,
         3600,
         "seconds",
         "After this long in the queue a client is told by a notice that it waits; 0 is never.",
     ),
-    _seconds("query_timeout", 0, DAY, "Longest time a query may run before it is cancelled; 0 is no limit."),
+    _seconds(
+        "query_timeout", "0", 0, DAY, "Longest time a query may run before it is cancelled; 0 is no limit."
+    ),
     _seconds(
         "transaction_timeout",
+        "0",
         0,
         DAY,
         "Longest time a transaction may last before its client is cut off; 0 is no limit.",
     ),
     _seconds(
         "idle_transaction_timeout",
+        "0",
         0,
         DAY,
         "How long a client may sit idle inside a transaction before it is disconnected; 0 is no limit.",
     ),
     _seconds(
         "client_idle_timeout",
+        "0",
         0,
         WEEK,
         "How long a client may stay silent before it is disconnected; 0 is no limit. Keep it above the"
         " idle timeout of"
         " the app's own pool.",
     ),
-    _seconds("client_login_timeout", 1, 600, "How long a client may take to log in before it is disconnected."),
+    _seconds(
+        "client_login_timeout", "60", 1, 600, "How long a client may take to log in before it is disconnected."
+    ),
     _seconds(
         "cancel_wait_timeout",
+        "10",
         0,
         3600,
         "How long a cancel request may wait for a connection to the server before it is dropped; 0 is for"
@@ -224,6 +244,7 @@ TABLE = (
     ),
     _seconds(
         "reserve_pool_timeout",
+        "5",
         0,
         3600,
         "How long a client waits before reserve_pool_size applies; 0 is never.",
@@ -231,25 +252,31 @@ TABLE = (
     # Server connections.
     _seconds(
         "server_lifetime",
+        "3600",
         0,
         WEEK,
         "Age at which a server connection is closed as soon as nobody uses it; 0 closes each after one use.",
     ),
     _seconds(
         "server_idle_timeout",
+        "600",
         0,
         WEEK,
         "How long a server connection may stay unused before it is closed; 0 is no limit.",
     ),
     _seconds(
         "pool_idle_timeout",
+        "0",
         0,
         WEEK,
         "How long a pool may have neither clients nor servers before its bookkeeping is freed; 0 is never.",
     ),
-    _seconds("server_connect_timeout", 1, 300, "How long connecting and logging in to the server may take."),
+    _seconds(
+        "server_connect_timeout", "15", 1, 300, "How long connecting and logging in to the server may take."
+    ),
     _seconds(
         "server_login_retry",
+        "15",
         0,
         300,
         "After a failed login to the server, clients get its error at once for this long instead of a new"
@@ -257,6 +284,7 @@ TABLE = (
     ),
     _seconds(
         "server_check_delay",
+        "30",
         0,
         3600,
         "A server connection unused for longer is tested with server_check_query before the next use; 0"
@@ -264,21 +292,25 @@ TABLE = (
     ),
     _text(
         "server_check_query",
+        "<empty>",
         "SQL that tests an idle server connection. Empty turns the test off; PgBouncer's own default is"
         " an empty query.",
     ),
     _text(
         "server_reset_query",
+        "DISCARD ALL",
         "SQL that clears a server connection when a session ends. Used in session mode, or always if"
         " server_reset_query_always says so.",
     ),
-    _switch("server_reset_query_always", "Run server_reset_query in transaction and statement mode too."),
+    _switch("server_reset_query_always", "0", "Run server_reset_query in transaction and statement mode too."),
     _switch(
         "server_round_robin",
+        "0",
         "Use idle server connections in turn instead of the most recently used one first.",
     ),
     _switch(
         "server_fast_close",
+        "0",
         "In session mode, close a server connection that must be renewed after its transaction, not after"
         " its session;"
         " the client loses its connection.",
@@ -286,11 +318,13 @@ TABLE = (
     # What clients see.
     _switch(
         "application_name_add_host",
+        "0",
         "Append the client's address and port to application_name, so that pg_stat_activity shows them.",
     ),
-    _text("login_notify_message", "A notice that every client gets when it logs in. Empty is none."),
+    _text("login_notify_message", "", "A notice that every client gets when it logs in. Empty is none."),
     _list(
         "track_extra_parameters",
+        "",
         ",",
         "More session parameters that follow a client from one server connection to the next. Only"
         " parameters that"
@@ -298,10 +332,11 @@ TABLE = (
         restart=True,
     ),
     # Name resolution.
-    _seconds("dns_max_ttl", 0, 3600, "How long the addresses of the upstream's host name are kept."),
-    _seconds("dns_nxdomain_ttl", 0, 3600, "How long a failed name look-up is remembered."),
+    _seconds("dns_max_ttl", "15", 0, 3600, "How long the addresses of the upstream's host name are kept."),
+    _seconds("dns_nxdomain_ttl", "15", 0, 3600, "How long a failed name look-up is remembered."),
     _seconds(
         "dns_zone_check_period",
+        "0",
         0,
         DAY,
         "How often the zone's serial number is checked, to look up its names afresh when it changed; 0 is"
@@ -310,6 +345,7 @@ TABLE = (
     # TLS towards the upstream; the mode and the CA are in spec.upstream.tls.
     _list(
         "server_tls_protocols",
+        "secure",
         ",",
         "TLS versions that may be used towards the upstream; secure is 1.2 and 1.3.",
         choices=("tlsv1.0", "tlsv1.1", "tlsv1.2", "tlsv1.3"),
@@ -317,22 +353,33 @@ TABLE = (
     ),
     _list(
         "server_tls_ciphers",
+        "default",
         ":",
         "Cipher suites for TLS 1.2 and older towards the upstream.",
         choices=_TLS12_SUITES,
         keywords=("default", "secure", "normal", "fast"),
     ),
     _list(
-        "server_tls13_ciphers", ":", "Cipher suites for TLS 1.3 towards the upstream.", choices=_TLS13_SUITES
+        "server_tls13_ciphers",
+        "",
+        ":",
+        "Cipher suites for TLS 1.3 towards the upstream.",
+        choices=_TLS13_SUITES,
     ),
     # Sockets.
-    _switch("tcp_keepalive", "Send TCP keepalives on every connection."),
+    _switch("tcp_keepalive", "1", "Send TCP keepalives on every connection."),
     _integer(
-        "tcp_keepidle", 0, 32767, "seconds", "Silence before the first keepalive; 0 is the system's default."
+        "tcp_keepidle",
+        "0",
+        0,
+        32767,
+        "seconds",
+        "Silence before the first keepalive; 0 is the system's default.",
     ),
-    _integer("tcp_keepintvl", 0, 32767, "seconds", "Time between keepalives; 0 is the system's default."),
+    _integer("tcp_keepintvl", "0", 0, 32767, "seconds", "Time between keepalives; 0 is the system's default."),
     _integer(
         "tcp_keepcnt",
+        "0",
         0,
         127,
         "probes",
@@ -340,6 +387,7 @@ TABLE = (
     ),
     _integer(
         "tcp_user_timeout",
+        "0",
         0,
         3600000,
         "milliseconds",
@@ -348,14 +396,16 @@ TABLE = (
     ),
     _integer(
         "tcp_socket_buffer",
+        "0",
         0,
         16777216,
         "bytes",
         "Size of the kernel's buffers per socket; 0 is the system's default.",
     ),
-    _switch("tcp_defer_accept", "Let the kernel accept a client only once it has sent something."),
+    _switch("tcp_defer_accept", "1", "Let the kernel accept a client only once it has sent something."),
     _integer(
         "listen_backlog",
+        "128",
         1,
         65535,
         "connections",
@@ -365,6 +415,7 @@ TABLE = (
     # Buffers.
     _integer(
         "pkt_buf",
+        "4096",
         1024,
         65536,
         "bytes",
@@ -373,6 +424,7 @@ TABLE = (
     ),
     _integer(
         "sbuf_loopcnt",
+        "5",
         0,
         1000,
         "buffers",
@@ -380,18 +432,19 @@ TABLE = (
     ),
     _integer(
         "max_packet_size",
+        "2147483647",
         65536,
         2147483647,
         "bytes",
         "Largest query or row that is let through; a connection that sends more is closed.",
     ),
     # Logs and statistics.
-    _switch("log_connections", "Log every login."),
-    _switch("log_disconnections", "Log every disconnection with its reason."),
-    _switch("log_pooler_errors", "Log the errors that the pooler itself sends to clients."),
-    _switch("log_stats", "Log a line of statistics every stats_period."),
-    _integer("stats_period", 1, 3600, "seconds", "Span over which the averages of SHOW STATS are taken."),
-    _integer("verbose", 0, 2, "level", "More detail in the log."),
+    _switch("log_connections", "1", "Log every login."),
+    _switch("log_disconnections", "1", "Log every disconnection with its reason."),
+    _switch("log_pooler_errors", "1", "Log the errors that the pooler itself sends to clients."),
+    _switch("log_stats", "1", "Log a line of statistics every stats_period."),
+    _integer("stats_period", "60", 1, 3600, "seconds", "Span over which the averages of SHOW STATS are taken."),
+    _integer("verbose", "0", 0, 2, "level", "More detail in the log."),
 )
 
 # Why each of the other settings is not for users, and what to use instead.

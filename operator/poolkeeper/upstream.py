@@ -95,9 +95,12 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
             sslmode="disable",
         )
     except TimeoutError:
-        return Observation(
-            False, faults.TIMEOUT, f"the pooler at {where} gave no answer within {timeout:.2g} s"
+        # PgBouncer lets a login wait while it keeps trying the upstream.
+        message = (
+            f"login through the pooler at {where} did not finish within {timeout:.2g} s: the pooler can't log in"
+            " to the upstream (its log says why), or can't be reached itself"
         )
+        return Observation(False, faults.TIMEOUT, message)
     except (psycopg.Error, OSError) as error:
         text = str(error)
         said = faults.quoted(text, login.password)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from poolkeeper.desired.entries import entry_name
 from poolkeeper.target import Target
 from poolkeeper.upstream import Observation, probe, trial_login
 from tests.pgbouncer.processes import Pooler, Postgres, free_port, pooler, postgres
@@ -267,20 +268,15 @@ async def test_a_fault_of_the_upstream_shows_through_a_pooler(
     change: dict[str, str], reason: str, shop: Shop, tmp_path: Path
 ) -> None:
     configuration = shop.configuration(target=replace(shop.target, **change))  # type: ignore[arg-type]
-    logins = {**shop.logins.consumers}
-    from poolkeeper.desired.entries import entry_name, login_name
-
-    database = change.get("database", shop.target.database)
+    entry = entry_name(change.get("database", shop.target.database), WEB)
     with pooler(tmp_path, configuration) as running:
-        outcome = await trial_login(
-            running.host, running.port, logins[login_name(WEB)], entry_name(database, WEB), SECONDS
-        )
+        outcome = await trial_login(running.host, running.port, shop.login(WEB), entry, SECONDS)
     assert (outcome.reachable, outcome.reason) == (False, reason), outcome
     assert "not-the-password" not in outcome.message
 
 
 @pytest.mark.parametrize("fault", ["refused", "dns", "ca", "name"])
-async def test_an_upstream_that_a_pooler_cannot_reach_is_unavailable_within_the_time_limit(
+async def test_a_login_waits_no_longer_than_its_limit_for_a_pooler_that_cannot_reach_the_upstream(
     fault: str, shop: Shop, server: Postgres, tmp_path: Path
 ) -> None:
     target = {
@@ -299,9 +295,8 @@ async def test_an_upstream_that_a_pooler_cannot_reach_is_unavailable_within_the_
     else:
         with pooler(tmp_path, shop.configuration(target=target)) as running:
             outcome = await through(running, shop, 3)
-    assert not outcome.reachable
-    print(fault, outcome)
-    assert outcome.reason in ("Unavailable", "Timeout", "DnsFailed", "ConnectionRefused", "TlsFailed"), outcome
+    assert (outcome.reachable, outcome.reason) == (False, "Timeout")
+    assert "upstream" in outcome.message
 
 
 async def test_a_pooler_that_is_gone_refuses_the_connection(shop: Shop) -> None:
