@@ -1,7 +1,7 @@
 """The CRD's rules for spec.pooler.parameters, written from the operator's own table so that they cannot differ.
 
-One rule per parameter, in the words of parameters.validate(). What would cost the API server too much to check (the
-names in a list of cipher suites, sizes in bytes) is left to the condition SpecValid.
+One rule per parameter, in the words of parameters.validate(). What would cost the API server too much to check
+(the names in a list of cipher suites, sizes in bytes) is left to the condition SpecValid.
 """
 
 from collections.abc import Iterable, Iterator

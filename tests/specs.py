@@ -235,6 +235,7 @@ UPSTREAMS = (
             "pg1,pg2",
             "[::1]",
             "pg:5432",
+            "db:5432",
             "/var/run/postgresql",
             "postgres://pg",
             "pg name",

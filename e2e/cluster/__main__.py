@@ -50,7 +50,8 @@ def _run(options: argparse.Namespace) -> int:
         case "enter":
             from e2e.cluster.local import exec_in_netns
 
-            argv = exec_in_netns([word for word in options.argv if word != "--"] or ["/bin/sh"])
+            words = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+            argv = exec_in_netns(words or ["/bin/sh"])
             os.execvp(argv[0], argv)  # noqa: S606 - the command is the caller's own
     return 0
 

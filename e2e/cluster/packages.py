@@ -78,4 +78,6 @@ def _services_stay_off() -> Iterator[None]:
 
 def use_system_path() -> None:
     """Make programs in the sbin directories found by name from here on."""
-    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:{_SBIN}"
+    path = os.environ.get("PATH", "")
+    if not path.endswith(_SBIN):
+        os.environ["PATH"] = f"{path}:{_SBIN}"

@@ -79,51 +79,50 @@ def _build_stage(recipe: Recipe, stage: Stage, stages: dict[str, list[_Built]]) 
 def _build_step(
     recipe: Recipe, step: Run | Copy, chain: list[_Built], stages: dict[str, list[_Built]]
 ) -> _Built:
-    parts = [chain[-1].key if chain else "scratch", json.dumps(asdict(step))]
-    digest, sources = None, () if isinstance(step, Run) else step.sources
-    what: dict[str, Any] = {"lowers": [layer.files for layer in chain]}
+    """One layer: from the cache or, if what leads to it changed, made in the sandbox."""
+    key_parts = [chain[-1].key if chain else "scratch", json.dumps(asdict(step))]
+    task: dict[str, Any] = {"lowers": [layer.files for layer in chain]}
     if isinstance(step, Run):
-        what |= {"kind": "run", "command": step.command, "env": step.env, "workdir": step.workdir}
         title = f"{recipe.name}: {_short(step.command)}"
+        task |= {"kind": "run", "command": step.command, "env": step.env, "workdir": step.workdir}
+    elif step.stage is not None:
+        title = f"{recipe.name}: copying {' '.join(step.sources)} from {step.stage}"
+        key_parts.append(stages[step.stage][-1].key)
+        task |= {"kind": "copy-stage", "sources": step.sources, "destination": step.destination}
+        task["stage_lowers"] = [layer.files for layer in stages[step.stage]]
     else:
         title = f"{recipe.name}: copying {' '.join(step.sources)}"
-        what |= {"kind": "copy", "destination": step.destination, "sources": step.sources}
-        if step.stage is None:
-            digest = context_digest(step.sources)
-            parts.append(digest)
-            what |= {"lowers_from": None, "files": _destinations(step)}
-            what["destination"] = step.destination.rstrip("/")
-        else:
-            parts.append(stages[step.stage][-1].key)
-            what["lowers_from"] = [layer.files for layer in stages[step.stage]]
-    layer = _at(parts)
+        key_parts.append(context_digest(step.sources))
+        task |= {"kind": "copy-context", "files": _destinations(step)}
+    layer = _at(key_parts)
     if not _usable(layer):
-        _in_sandbox(layer, what, title)
-        if digest is not None and context_digest(sources) != digest:
+        _in_sandbox(layer, task, title)
+        if task["kind"] == "copy-context" and context_digest(step.sources) != key_parts[-1]:
             shutil.rmtree(layer.directory)  # its key promises other contents
             raise ContextChangedError(f"{title}: files changed while they were copied")
     return layer
 
 
 def _destinations(step: Copy) -> list[tuple[str, str]]:
-    """What to append to the destination for each file, and the file. A directory gives its contents."""
+    """Where in the image each file goes, and the file. Of a directory, its contents are copied."""
     to_directory = step.destination.endswith("/") or len(step.sources) > 1
+    base = step.destination.rstrip("/")
     return [
-        (f"/{name}" if name else (f"/{path.name}" if to_directory else ""), str(path))
+        (f"{base}/{name}" if name else (f"{base}/{path.name}" if to_directory else base), str(path))
         for source in step.sources
         for name, path in context_files(source)
     ]
 
 
-def _in_sandbox(layer: _Built, what: dict[str, Any], title: str) -> None:
+def _in_sandbox(layer: _Built, task: dict[str, Any], title: str) -> None:
     scratch = _scratch(layer)
     for name in ("fs", "work", "root", "other"):
         (scratch / name).mkdir()
     (scratch / "fs").chmod(0o755)
     paths = {"upper": "fs", "work": "work", "root": "root", "other": "other"}
-    what |= {key: str(scratch / name) for key, name in paths.items()}
+    task |= {key: str(scratch / name) for key, name in paths.items()}
     step = scratch / "step.json"
-    step.write_text(json.dumps(what))
+    step.write_text(json.dumps(task))
     isolated = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
     began = time.monotonic()
     run_long(

@@ -26,12 +26,13 @@ def main(step: dict[str, Any]) -> int:
     """Mount, do the step, return its exit code; the mounts go with this process."""
     root = Path(step["root"])
     _mount_image(root, step["lowers"], step["upper"], step["work"])
-    if step["kind"] == "run":
-        return _run(root, step)
-    if step["lowers_from"] is None:
-        _copy_context(root, step)
-    else:
-        _copy_stage(root, step)
+    match step["kind"]:
+        case "run":
+            return _run(root, step)
+        case "copy-stage":
+            _copy_stage(root, step)
+        case "copy-context":
+            _copy_context(root, step)
     return 0
 
 
@@ -66,8 +67,8 @@ def _run(root: Path, step: dict[str, Any]) -> int:
 
 def _copy_context(root: Path, step: dict[str, Any]) -> None:
     """Copy listed files: ordinary modes and root as the owner, whatever the checkout's umask was."""
-    for name, source in step["files"]:
-        target = _inside(root, step["destination"] + name)
+    for destination, source in step["files"]:
+        target = _inside(root, destination)
         _make_directories(root, target.parent)
         shutil.copyfile(source, target)
         target.chmod(0o755 if Path(source).stat().st_mode & 0o100 else 0o644)
@@ -76,7 +77,7 @@ def _copy_context(root: Path, step: dict[str, Any]) -> None:
 def _copy_stage(root: Path, step: dict[str, Any]) -> None:
     """Copy from another stage as it is: owners, modes, links."""
     other = Path(step["other"])
-    lowers = step["lowers_from"]
+    lowers = step["stage_lowers"]
     if len(lowers) == 1:
         _mount("--bind", "-o", "ro", lowers[0], str(other))
     else:

@@ -67,7 +67,7 @@ OWN_NAME = Text(
     "use lower-case letters, digits and '-', starting with a letter and ending with a letter or digit",
 )
 HOST = Text(
-    r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:]+:[0-9A-Fa-f:.]*",
+    r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*",
     253,
     "is not one DNS name or IP address",
     "write the name or address alone, without scheme, port, brackets, path or a second host",

@@ -32,7 +32,7 @@ class Parameter:
 
     `minimum` and `maximum` bound the value, or for text its length in bytes. A list joins `choices` (any
     identifier where there are none) with `separator`, or is one of `keywords` alone. `restart` is true where
-    running poolers take the value up only by being replaced. `default` is PgBouncer's own, as SHOW CONFIG has it.
+    running poolers take the value up only by being replaced. `default` is PgBouncer's own.
     """
 
     name: str
@@ -124,9 +124,8 @@ TABLE = (
         1,
         10000,
         "connections",
-        "Server connections that one consumer's endpoint may use in each pooler pod. The transaction and"
-        " the session"
-        " endpoint of a consumer count apart.",
+        "Server connections that one consumer's endpoint may use in each pooler pod. The transaction and the"
+        " session endpoint of a consumer count apart.",
     ),
     _integer(
         "reserve_pool_size",
@@ -134,8 +133,8 @@ TABLE = (
         0,
         10000,
         "connections",
-        "Extra server connections that a pool may open once a client has waited for reserve_pool_timeout;"
-        " 0 is none.",
+        "Extra server connections that a pool may open once a client has waited for reserve_pool_timeout; 0"
+        " is none.",
     ),
     _integer(
         "max_db_connections",
@@ -152,8 +151,7 @@ TABLE = (
         10000,
         "connections",
         "Most server connections under the upstream's user in each pooler pod. All consumers share that"
-        " user, and a"
-        " busy one can starve the others at the limit; 0 is no limit.",
+        " user, and a busy one can starve the others at the limit; 0 is no limit.",
     ),
     _integer(
         "max_client_conn",
@@ -186,8 +184,7 @@ TABLE = (
         10000,
         "statements",
         "Prepared statements kept ready on each server connection, so that clients can use protocol-level"
-        " prepared"
-        " statements in transaction mode; 0 turns that off.",
+        " prepared statements in transaction mode; 0 turns that off.",
     ),
     # Timeouts of clients and queries.
     _seconds(
@@ -227,9 +224,8 @@ TABLE = (
         "0",
         0,
         WEEK,
-        "How long a client may stay silent before it is disconnected; 0 is no limit. Keep it above the"
-        " idle timeout of"
-        " the app's own pool.",
+        "How long a client may stay silent before it is disconnected; 0 is no limit. Keep it above the idle"
+        " timeout of the app's own pool.",
     ),
     _seconds(
         "client_login_timeout", "60", 1, 600, "How long a client may take to log in before it is disconnected."
@@ -269,7 +265,8 @@ TABLE = (
         "0",
         0,
         WEEK,
-        "How long a pool may have neither clients nor servers before its bookkeeping is freed; 0 is never.",
+        "How long a pool may have neither clients nor servers before it is freed, its statistics with it; 0 is"
+        " never.",
     ),
     _seconds(
         "server_connect_timeout", "15", 1, 300, "How long connecting and logging in to the server may take."
@@ -293,8 +290,7 @@ TABLE = (
     _text(
         "server_check_query",
         "<empty>",
-        "SQL that tests an idle server connection. Empty turns the test off; PgBouncer's own default is"
-        " an empty query.",
+        "SQL that tests an idle server connection. Nothing turns the test off, <empty> sends an empty query.",
     ),
     _text(
         "server_reset_query",
@@ -312,8 +308,7 @@ TABLE = (
         "server_fast_close",
         "0",
         "In session mode, close a server connection that must be renewed after its transaction, not after"
-        " its session;"
-        " the client loses its connection.",
+        " its session; the client loses its connection.",
     ),
     # What clients see.
     _switch(
@@ -327,8 +322,7 @@ TABLE = (
         "",
         ",",
         "More session parameters that follow a client from one server connection to the next. Only"
-        " parameters that"
-        " PostgreSQL reports to clients can be followed.",
+        " parameters that PostgreSQL reports to clients can be followed.",
         restart=True,
     ),
     # Name resolution.
@@ -456,7 +450,7 @@ OWNED_BECAUSE = {
         "server_tls_cert_file",
         "server_tls_key_file",
     ),
-    "remove it; the operator decides where poolers listen": (
+    "remove it; the operator decides where and how poolers listen": (
         "listen_addr",
         "listen_port",
         "so_reuseport",
@@ -474,7 +468,7 @@ OWNED_BECAUSE = {
         "client_tls_sslmode",
         "peer_id",
     ),
-    "remove it; list who may log in under spec.consumers": (
+    "remove it; spec.consumers says who may log in": (
         "admin_users",
         "stats_users",
         "auth_dbname",
@@ -485,7 +479,6 @@ OWNED_BECAUSE = {
         "auth_query",
         "auth_type",
         "auth_user",
-        "scram_iterations",
     ),
     "remove it; the pod's files, log and user are fixed": (
         "conffile",
@@ -498,6 +491,7 @@ OWNED_BECAUSE = {
         "syslog_ident",
         "user",
     ),
+    "remove it; the operator makes the passwords of its consumers": ("scram_iterations",),
     "remove it; what drivers commonly send is ignored already": ("ignore_startup_parameters",),
     "remove it; the operator's console speaks the simple query protocol": ("disable_pqexec",),
     "remove it; a pooler pod without clients must hold no server connections": ("min_pool_size",),

@@ -25,7 +25,6 @@ class Settings:
     reads_namespaces: bool = True
     pooler_image: str = "poolkeeper/pgbouncer:1.26.1"
     pooler_image_pull_policy: str = "IfNotPresent"
-    cluster_domain: str = "cluster.local"
     log_level: str = "INFO"
     health_port: int = 8080
 
@@ -61,7 +60,6 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         reads_namespaces=boolean("NAMESPACE_SELECTORS", "true"),
         pooler_image=text("POOLER_IMAGE", Settings.pooler_image),
         pooler_image_pull_policy=text("POOLER_IMAGE_PULL_POLICY", "IfNotPresent"),
-        cluster_domain=text("CLUSTER_DOMAIN", "cluster.local"),
         log_level=text("LOG_LEVEL", "INFO").upper(),
         health_port=int(port),
     )

@@ -108,11 +108,22 @@ def upstream_reachable(wanted: Wanted, world: World) -> Condition:
         return Condition(kind, FALSE, wanted.fault.reason, f"{wanted.fault.message}{kept}")
     probe = world.probe
     if probe is None or probe.target != wanted.resolved:
-        return Condition(kind, UNKNOWN, "NotProbed", "no login to the upstream has been tried yet")
+        return _last_known(world, kind) or Condition(
+            kind, UNKNOWN, "NotProbed", "no login to the upstream has been tried yet"
+        )
     if probe.reachable:
         return Condition(kind, TRUE, "Reachable", probe.message)
     in_use = wanted.target != wanted.resolved
     return Condition(kind, FALSE, probe.reason, f"{probe.message}{kept if in_use else ''}")
+
+
+def _last_known(world: World, kind: str) -> Condition | None:
+    """What was reported for this generation before the operator started: an answer is on its way."""
+    assert world.resource is not None
+    for item in world.resource.status.get("conditions", ()):
+        if item["type"] == kind and item["observedGeneration"] == world.resource.generation:
+            return Condition(kind, item["status"], item["reason"], item["message"])
+    return None
 
 
 def pooler_available(database: PooledDatabase, world: World) -> Condition:

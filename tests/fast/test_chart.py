@@ -103,7 +103,6 @@ def test_two_releases_do_not_meet_in_cluster_scoped_names() -> None:
         ("watchNamespaces={data,data}", "watchNamespaces"),
         ("namespaceSelectors=maybe", "namespaceSelectors"),
         ("namespaceSelectors=false", "watchNamespaces"),
-        ("clusterDomain=cluster.local.", "clusterDomain"),
         ("logLevel=verbose", "logLevel"),
         ("resources.limit.memory=1Gi", "limit"),
         ("tolerations[0].effects=NoSchedule", "effects"),
@@ -188,7 +187,7 @@ def test_the_values_reach_the_operator() -> None:
     assert defaults == settings.Settings(namespace="metadata.namespace", identity="metadata.name")
     values = (
         "pooler.image=registry.example.com/pgbouncer:1.27.0,pooler.pullPolicy=Always,namespaceSelectors=false,"
-        "clusterDomain=k8s.example.com,logLevel=DEBUG"
+        "logLevel=DEBUG"
     )
     assert settings.from_environment(environment(render(*WATCHING, "--set", values))) == settings.Settings(
         namespace="metadata.namespace",
@@ -197,7 +196,6 @@ def test_the_values_reach_the_operator() -> None:
         reads_namespaces=False,
         pooler_image="registry.example.com/pgbouncer:1.27.0",
         pooler_image_pull_policy="Always",
-        cluster_domain="k8s.example.com",
         log_level="DEBUG",
     )
 

@@ -97,11 +97,11 @@ def test_a_missing_source_is_named(context: Path) -> None:
 
 def test_copy_places_files_and_directories_as_docker_does(context: Path) -> None:
     main = str(context / "app/main.py")
-    assert builder._destinations(Copy(("app",), "/srv", None)) == [("/main.py", main)]
-    assert builder._destinations(Copy(("app/main.py",), "/srv/", None)) == [("/main.py", main)]
-    assert builder._destinations(Copy(("app/main.py",), "/srv/renamed", None)) == [("", main)]
+    assert builder._destinations(Copy(("app",), "/srv", None)) == [("/srv/main.py", main)]
+    assert builder._destinations(Copy(("app/main.py",), "/srv/", None)) == [("/srv/main.py", main)]
+    assert builder._destinations(Copy(("app/main.py",), "/srv/renamed", None)) == [("/srv/renamed", main)]
     both = builder._destinations(Copy(("app/main.py", "app"), "/srv/", None))
-    assert both == [("/main.py", main), ("/main.py", main)]
+    assert both == [("/srv/main.py", main), ("/srv/main.py", main)]
 
 
 def test_a_dockerfile_is_read_with_stages_and_continued_lines() -> None:

@@ -5,8 +5,11 @@ import copy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poolkeeper import status
+from poolkeeper.api import PooledDatabase
+from poolkeeper.wanted import want
 from poolkeeper.world import Namespace, Ref
-from tests.fast.worlds import KEY, Simulation, ready_pod
+from tests.fast.worlds import KEY, NOW, SETTINGS, Simulation, ready_pod
 
 APP = Ref("Secret", "web", "database")
 BINDING = Ref("Secret", "web", "database-binding")
@@ -152,6 +155,17 @@ def test_a_rotated_password_that_is_wrong_never_reaches_the_poolers() -> None:
     assert cluster.objects == whole
     assert cluster.condition("Ready")["reason"] == "AuthenticationFailed"
     assert "stay in use" in cluster.condition("UpstreamReachable")["message"]
+
+
+def test_a_restarted_operator_reports_the_upstream_as_before_until_it_has_asked() -> None:
+    cluster = Simulation(pods=(ready_pod(),))
+    cluster.settle()
+    cluster.probe = None
+    resource = cluster.world().resource
+    assert resource is not None
+    assert isinstance(resource.spec, PooledDatabase)
+    wanted = want(resource.spec, cluster.world(), SETTINGS)
+    assert status.of(resource.spec, wanted, cluster.world(), NOW) == (None, ())
 
 
 def test_an_invalid_spec_changes_nothing_and_says_why() -> None:
