@@ -1,4 +1,4 @@
-"""Write docs/reference.md and the parameter rules of the CRD, or with --check tell whether they are current.
+"""Write docs/reference.md, the CRD's rules for parameters and the chart's copy of the CRD, or check them.
 
     python docs/generate_reference.py [--check]
 
@@ -22,6 +22,8 @@ from poolkeeper.desired.pgbouncer_ini import DEFAULTS  # noqa: E402
 from poolkeeper.parameters import OWNED_REMEDIES, PARAMETERS, Parameter  # noqa: E402
 
 CRD = ROOT / "crds" / "pooleddatabases.yaml"
+# Helm can only read files inside the chart.
+CHART_CRD = ROOT / "charts" / "poolkeeper" / "files" / "crds" / "pooleddatabases.yaml"
 REFERENCE = ROOT / "docs" / "reference.md"
 
 # A heading of its own for these objects; everything below them is a row of their table.
@@ -45,7 +47,7 @@ def main() -> int:
     crd = parameter_rules.render(CRD.read_text())
     stale = [
         path.relative_to(ROOT)
-        for path, text in ((CRD, crd), (REFERENCE, reference(yaml.safe_load(crd))))
+        for path, text in ((CRD, crd), (CHART_CRD, crd), (REFERENCE, reference(yaml.safe_load(crd))))
         if not _current(path, text, write=not check)
     ]
     for path in stale:
@@ -68,7 +70,7 @@ def reference(crd: Schema) -> str:
     schema = version["schema"]["openAPIV3Schema"]
     parts = [
         f"# {names['kind']} reference\n",
-        "<!-- Written by docs/generate_reference.py from crds/pooleddatabases.yaml and the table of parameters. -->\n",
+        "<!-- Written by docs/generate_reference.py from the CRD and the table of parameters. -->\n",
         f"{schema['description']}\n",
         f"API: `{crd['spec']['group']}/{version['name']}`, kind `{names['kind']}`, namespaced. With kubectl:"
         f" `{names['plural']}`, short {' or '.join(f'`{name}`' for name in names['shortNames'])}, category"
@@ -149,9 +151,9 @@ def _parameters() -> Iterator[str]:
     yield "## PgBouncer's settings: `spec.pooler.parameters`\n"
     yield (
         "The names are those of PgBouncer 1.26. *reload*: running pods take the new value up within seconds,"
-        " without a restart. *new pods*: the pods are replaced one by one, each new one first. A value that does"
-        " not fit is refused at admission or, where only the operator can tell, by the condition `SpecValid`."
-        " Sizes and limits count per pooler pod. The default is the operator's, PgBouncer's where it has none.\n"
+        " without a restart. *new pods*: the pods are replaced one by one, each new one first. A value that"
+        " does not fit is refused at admission, or by the condition `SpecValid` if only the operator can tell."
+        " Sizes and limits count per pooler pod. Defaults are the operator's, or else PgBouncer's.\n"
     )
     yield "| parameter | value | default | takes effect by | meaning |\n|---|---|---|---|---|"
     for parameter in sorted(PARAMETERS.values(), key=lambda entry: entry.name):

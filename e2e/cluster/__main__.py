@@ -10,10 +10,23 @@ from e2e.cluster.adapters import Image, choose
 from e2e.cluster.paths import KUBECONFIG
 from e2e.cluster.shell import ClusterError, say
 
+_CHOICE = """\
+POOLKEEPER_CLUSTER chooses the cluster:
+  local     plain processes in namespaces of their own; needs root on Linux (the default without Docker)
+  kind      a kind cluster named poolkeeper (the default where a Docker engine answers)
+  existing  the cluster of KUBECONFIG; images get there by the command in POOLKEEPER_LOAD_COMMAND, which is
+            given the path of each archive, for example: minikube image load
+"""
+
 
 def main(arguments: list[str]) -> int:
     """Run one command. Returns the exit code; errors become one sentence on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m e2e.cluster", description="A real cluster for tests.")
+    parser = argparse.ArgumentParser(
+        prog="python -m e2e.cluster",
+        description="A real cluster for tests.",
+        epilog=_CHOICE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="make the cluster, or find it healthy")
     commands.add_parser("down", help="take it away, without a trace")

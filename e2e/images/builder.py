@@ -97,7 +97,7 @@ def _build_step(
     layer = _at(key_parts)
     if not _usable(layer):
         _in_sandbox(layer, task, title)
-        if task["kind"] == "copy-context" and context_digest(step.sources) != key_parts[-1]:
+        if isinstance(step, Copy) and step.stage is None and context_digest(step.sources) != key_parts[-1]:
             shutil.rmtree(layer.directory)  # its key promises other contents
             raise ContextChangedError(f"{title}: files changed while they were copied")
     return layer

@@ -62,16 +62,9 @@ def fit(name: str, limit: int) -> str:
 def pooler_name(owner: str) -> str:
     """Name of the Deployment, Service, PodDisruptionBudget and NetworkPolicy of a PooledDatabase.
 
-    Dots, which the name of a PooledDatabase may hold and that of a Service may not, count as a change
-    that needs the hash too: `a.b` and `a-b` must not meet.
+    A Service's name is an RFC 1035 label, so the name of a PooledDatabase has to be one too (api.py).
     """
-    plain = f"{owner}-pooler"
-    if "." in owner:
-        digest = hashlib.sha256(owner.encode()).hexdigest()[:8]
-        plain = f"{owner.replace('.', '-')}-{digest}-pooler"
-    if plain[0].isdigit():  # a Service's name is an RFC 1035 label: it begins with a letter
-        plain = f"p-{plain}"
-    return fit(plain, _DEPLOYMENT_LIMIT)
+    return fit(f"{owner}-pooler", _DEPLOYMENT_LIMIT)
 
 
 def config_name(owner: str) -> str:

@@ -438,7 +438,6 @@ TABLE = (
     _switch("log_pooler_errors", "1", "Log the errors that the pooler itself sends to clients."),
     _switch("log_stats", "1", "Log a line of statistics every stats_period."),
     _integer("stats_period", "60", 1, 3600, "seconds", "Span over which the averages of SHOW STATS are taken."),
-    _integer("verbose", "0", 0, 2, "level", "More detail in the log."),
 )
 
 # Why each of the other settings is not for users, and what to use instead.
@@ -496,4 +495,6 @@ OWNED_BECAUSE = {
     "remove it; the operator's console speaks the simple query protocol": ("disable_pqexec",),
     "remove it; a pooler pod without clients must hold no server connections": ("min_pool_size",),
     "remove it; poolers have no wildcard database": ("autodb_idle_timeout",),
+    # Seen with 1 and 2: "stored secret = ..." for every login, and each entry with its password at a RELOAD.
+    "remove it; PgBouncer would write passwords into its log": ("verbose",),
 }

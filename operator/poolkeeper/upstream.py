@@ -97,8 +97,8 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
     except TimeoutError:
         # PgBouncer lets a login wait while it keeps trying the upstream.
         message = (
-            f"login through the pooler at {where} did not finish within {timeout:.2g} s: the pooler can't log in"
-            " to the upstream (its log says why), or can't be reached itself"
+            f"login through the pooler at {where} did not finish within {timeout:.2g} s: the pooler can't log"
+            " in to the upstream (its log says why), or can't be reached itself"
         )
         return Observation(False, faults.TIMEOUT, message)
     except (psycopg.Error, OSError) as error:

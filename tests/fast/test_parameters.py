@@ -1,5 +1,6 @@
 """The allow-list of PgBouncer's settings: what it lets through, in which form, and the CRD's rules for it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from docs import parameter_rules
-from poolkeeper.parameters import OPERATOR_OWNED, OWNED_REMEDIES, PARAMETERS, Parameter, SpecError, validate
+from poolkeeper.parameters import OPERATOR_OWNED, OWNED_REMEDIES, PARAMETERS, SpecError, validate
 from poolkeeper.scalars import forbidden_character
 
 CRD = Path(__file__).parents[2] / "crds" / "pooleddatabases.yaml"
@@ -41,8 +42,8 @@ def test_the_rules_in_the_crd_are_those_of_the_table() -> None:
 
 
 def test_a_changed_range_would_change_the_crd(monkeypatch: pytest.MonkeyPatch) -> None:
-    wider = Parameter("verbose", "integer", 0, 3, (), False, "level", "More detail in the log.")
-    monkeypatch.setattr(parameter_rules, "PARAMETERS", {**PARAMETERS, "verbose": wider})
+    wider = replace(PARAMETERS["stats_period"], maximum=7200)
+    monkeypatch.setattr(parameter_rules, "PARAMETERS", {**PARAMETERS, "stats_period": wider})
     assert parameter_rules.render(CRD.read_text()) != CRD.read_text()
 
 

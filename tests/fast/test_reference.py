@@ -26,10 +26,11 @@ def test_the_reference_and_the_crd_are_current() -> None:
 def test_the_check_notices_a_page_and_a_crd_that_are_not_current(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crd, page = tmp_path / "crd.yaml", tmp_path / "reference.md"
+    crd, copy, page = tmp_path / "crd.yaml", tmp_path / "copy.yaml", tmp_path / "reference.md"
     crd.write_text(generate_reference.CRD.read_text().replace("from 1 to 10000", "from 1 to 99", 1))
     monkeypatch.setattr(generate_reference, "ROOT", tmp_path)
     monkeypatch.setattr(generate_reference, "CRD", crd)
+    monkeypatch.setattr(generate_reference, "CHART_CRD", copy)
     monkeypatch.setattr(generate_reference, "REFERENCE", page)
     before = crd.read_text()
 
@@ -42,6 +43,7 @@ def test_the_check_notices_a_page_and_a_crd_that_are_not_current(
     monkeypatch.setattr(sys, "argv", ["generate_reference.py"])
     assert generate_reference.main() == 0
     assert crd.read_text() == (ROOT / "crds" / "pooleddatabases.yaml").read_text()
+    assert copy.read_text() == crd.read_text()
     assert page.read_text() == (ROOT / "docs" / "reference.md").read_text()
 
 

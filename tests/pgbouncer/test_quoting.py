@@ -158,8 +158,9 @@ async def test_long_passwords_log_in_up_to_the_limit(
 ) -> None:
     """PostgreSQL's SCRAM takes 1023 bytes; more is for servers that ask for the password itself."""
     password = ("ab'\\" * 512)[:length]
-    server.create_role("lengthy", password[:1000] if length > 1000 else password)
-    target = replace(shop.target, user="lengthy", password=password)
+    user = f"lengthy_{length}"
+    server.create_role(user, password[:1000])
+    target = replace(shop.target, user=user, password=password)
     changed = running.write(shop.configuration(target=target))
     assert await running.apply(changed, shop.console_password) is None
     outcome = await trial_login(running.host, running.port, shop.login(WEB), shop.entry(WEB), 5)
@@ -178,7 +179,7 @@ def test_any_text_setting_is_shown_as_it_was_written(
         "login_notify_message": notice.strip(" "),
     }
     changed = running.write(shop.configuration(parameters=parameters))
-    assert asyncio.run(running.apply(changed, shop.console_password)) is None
+    assert asyncio.run(running.apply(changed, shop.console_password, 0.3)) is None
 
 
 @given(names=st.lists(text(1, 127), min_size=30, max_size=30, unique=True))
