@@ -92,5 +92,7 @@ def _port(process: subprocess.Popen[bytes], pod: str) -> int:
         found = _FORWARDING.search(process.stdout.readline().decode())
         if found:
             return int(found[1])
-        raise ClusterError(f"kubectl port-forward to pod {pod} failed: {process.stderr.read().decode().strip()}")
+        raise ClusterError(
+            f"kubectl port-forward to pod {pod} failed: {process.stderr.read().decode().strip()}"
+        )
     raise ClusterError(f"kubectl port-forward to pod {pod} did not start within {_FORWARD_SECONDS:.0f} s")

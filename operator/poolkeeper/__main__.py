@@ -26,7 +26,8 @@ def main() -> None:
     logging.basicConfig(
         level=own.log_level, format="%(asctime)s %(levelname)-7s %(name)s %(message)s", stream=sys.stderr
     )
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    for noisy in ("kopf", "aiohttp.access"):  # the second tells of every health probe
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         asyncio.run(_run(own))
     except LostLease as error:
@@ -37,12 +38,10 @@ async def _run(own: settings.Settings) -> None:
     cluster = await connect()
     store = Store(own)
     reconciler = Reconciler(cluster, store, own)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    watching = asyncio.Event()
     tasks = [
-        asyncio.create_task(stop.wait()),
-        asyncio.create_task(_watch(store, reconciler, own)),
+        asyncio.create_task(_signalled(watching)),
+        asyncio.create_task(_watch(store, reconciler, own, watching)),
         asyncio.create_task(Election(cluster, own).lead(lambda: resync.work(cluster, store, reconciler, own))),
     ]
     try:
@@ -50,19 +49,30 @@ async def _run(own: settings.Settings) -> None:
         for task in done:
             await task
     finally:
-        for task in tasks:
+        # The leader first: in its end kopf cancels every younger task, the release of the lease included.
+        for task in reversed(tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(task, return_exceptions=True)
         await cluster.close()
 
 
-async def _watch(store: Store, reconciler: Reconciler, own: settings.Settings) -> None:
+async def _signalled(watching: asyncio.Event) -> None:
+    """Wait for a signal to end. kopf takes SIGTERM and SIGINT for itself at its start: this takes them back."""
+    await watching.wait()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+async def _watch(store: Store, reconciler: Reconciler, own: settings.Settings, watching: asyncio.Event) -> None:
     await kopf.operator(
         registry=handlers.registry(store, reconciler, own),
         settings=handlers.watch_settings(own),
         standalone=True,
         clusterwide=not own.watch_namespaces,
         namespaces=own.watch_namespaces,
+        ready_flag=watching,
         liveness_endpoint=f"http://0.0.0.0:{own.health_port}/healthz",
     )
 

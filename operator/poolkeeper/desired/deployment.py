@@ -112,8 +112,12 @@ def _container(database: PooledDatabase, settings: Settings) -> Object:
 
 
 def _restart_digest(database: PooledDatabase) -> str:
-    """Digest of the parameters that a RELOAD can't change (`changeable = no` in SHOW CONFIG)."""
+    """Digest of what a RELOAD can't change (`changeable = no` in SHOW CONFIG) or must not under live clients:
+    the pool mode, and prepared statements on or off, lose track of what clients have prepared."""
+    parameters = database.pooler.parameters
     settings: dict[str, Any] = {
-        name: value for name, value in database.pooler.parameters.items() if PARAMETERS[name].restart
+        "mode": database.pooler.mode,
+        "prepared_statements": parameters.get("max_prepared_statements") != "0",
+        **{name: value for name, value in parameters.items() if PARAMETERS[name].restart},
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
