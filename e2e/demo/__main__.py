@@ -1,4 +1,4 @@
-"""``python -m e2e.demo``: PostgreSQL, an app, one PooledDatabase, and what that gives. Needs ``make install``."""
+"""``python -m e2e.demo``: PostgreSQL, an app, one PooledDatabase, what it gives. Needs ``make install``."""
 
 from __future__ import annotations
 

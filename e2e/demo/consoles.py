@@ -26,7 +26,7 @@ _FORWARD_SECONDS = 15.0
 
 @contextlib.contextmanager
 def consoles(namespace: str, name: str) -> Iterator[dict[str, Console]]:
-    """A console connection to every ready pooler pod of PooledDatabase ``namespace/name``, by the pod's name."""
+    """A console connection to every pooler pod of PooledDatabase ``namespace/name``, by the pod's name."""
     password = _password(namespace, f"{name}-pooler-logins")
     with contextlib.ExitStack() as stack:
         found: dict[str, Console] = {}

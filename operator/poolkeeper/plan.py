@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import names, status
+from poolkeeper import consent, names, status
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.desired import entries, secrets
 from poolkeeper.desired.pgbouncer_config import Configuration
@@ -27,12 +27,21 @@ from poolkeeper.settings import Settings
 from poolkeeper.status import Event
 from poolkeeper.target import Target
 from poolkeeper.wanted import Wanted, want
-from poolkeeper.world import Child, Pod, Ref, World
+from poolkeeper.world import Child, Key, Pod, Ref, World
 
 Object = dict[str, Any]
 
 RECHECK_SECONDS = 5.0
 """How soon what no event will tell is looked at again: a missing Secret, a refusal, a console that differs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A login through a pooler pod, whose network may reach what the operator's does not."""
+
+    pod: Pod
+    login: Login
+    entry: str
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,8 @@ class Plan:
     configuration: Configuration | None = None
     console: Login | None = None
     probe: Target | None = None
-    trial: tuple[tuple[Pod, ...], Login, str] | None = None
-    """Where the operator itself can't reach the upstream: pods, login and entry to try through a pooler."""
+    trial: Trial | None = None
+    """What to try where the operator itself can't reach the upstream."""
     events: tuple[Event, ...] = ()
     status: Mapping[str, Any] | None = None
     """The status to write, None where it is right already."""
@@ -78,7 +87,7 @@ class Plan:
         )
 
 
-def plan(world: World, settings: Settings, now: datetime) -> Plan:
+def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
     """The next steps for one PooledDatabase."""
     resource = world.resource
     if resource is None:
@@ -86,8 +95,9 @@ def plan(world: World, settings: Settings, now: datetime) -> Plan:
     if resource.deleting:
         return _teardown(world)
     if isinstance(resource.spec, SpecError):
+        revoked = _revoked(key, world)
         reported, events = status.of_invalid_spec(resource, resource.spec, world, now)
-        return Plan(status=reported, events=events)
+        return Plan(delete=revoked) if revoked else Plan(status=reported, events=events)
     database = resource.spec
     wanted = want(database, world, settings)
     for group in (_foundations, _poolers, _proofs, _consumers):
@@ -145,13 +155,13 @@ def _consumers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
     return _drift(wanted.bindings, world)
 
 
-def _trial(wanted: Wanted, world: World) -> tuple[tuple[Pod, ...], Login, str] | None:
-    pods = tuple(pod for pod in world.pods if _serves(pod))
-    if not pods or not wanted.consumers.granted or wanted.target is None or wanted.target != wanted.resolved:
+def _trial(wanted: Wanted, world: World) -> Trial | None:
+    pod = next((pod for pod in world.pods if _serves(pod)), None)
+    consumer = next(iter(wanted.consumers.granted), None)
+    if pod is None or consumer is None or wanted.target is None or wanted.target != wanted.resolved:
         return None
-    consumer = wanted.consumers.granted[0]
     login = wanted.logins.consumers[entries.login_name(consumer)]
-    return pods, login, entries.entry_name(wanted.target.database, consumer)
+    return Trial(pod, login, entries.entry_name(wanted.target.database, consumer))
 
 
 def _drift(objects: tuple[Object, ...], world: World) -> Plan:
@@ -201,9 +211,20 @@ def _unwanted(database: PooledDatabase, wanted: Wanted, world: World) -> tuple[t
     return tuple(
         (ref, child.uid)
         for ref, child in sorted(world.children.items())
-        if ref not in kept
+        if (ref not in kept or not _is_ours(child, world))
         and ref not in world.refusals
         and (wanted.configuration is not None or (ref.namespace, ref.name) not in allowed | own)
+    )
+
+
+def _revoked(key: Key, world: World) -> tuple[tuple[Ref, str], ...]:
+    """Our Secrets where consent is gone: a namespace's word counts whatever state the spec is in."""
+    return tuple(
+        (ref, child.uid)
+        for ref, child in sorted(world.children.items())
+        if ref not in world.refusals
+        and ref.namespace != key.namespace
+        and consent.decide(key.namespace, world.namespaces.get(ref.namespace), ref.namespace) is not None
     )
 
 
@@ -228,7 +249,7 @@ def _teardown(world: World) -> Plan:
     deleted = _all_children(world)
     if deleted or world.marked:
         return Plan(delete=deleted, unmark=tuple(sorted(world.marked)))
-    if world.pods:
+    if world.pods or world.children:  # a child that is left was refused to be deleted
         return Plan(requeue=RECHECK_SECONDS)
     assert world.resource is not None
     return Plan(finalizer=False if world.resource.finalized else None)

@@ -51,7 +51,7 @@ class Reconciler:
         refused_before = self._store.begin(key)
         try:
             for _ in range(ROUNDS):
-                steps = plan(await self._gather(key), self._settings, datetime.now(UTC))
+                steps = plan(key, await self._gather(key), self._settings, datetime.now(UTC))
                 if steps.settled:
                     await self._report(key, steps)
                     return steps.requeue
@@ -243,8 +243,10 @@ class Reconciler:
         seen = await upstream.probe(target, UPSTREAM_SECONDS)
         probe = Probe(target, seen.reachable, seen.reason, seen.message)
         if not seen.reachable and not probe.rejected and steps.trial is not None:
-            pods, login, entry = steps.trial
-            through = await upstream.trial_login(pods[0].ip, names.POOLER_PORT, login, entry, UPSTREAM_SECONDS)
+            trial = steps.trial
+            through = await upstream.trial_login(
+                trial.pod.ip, names.POOLER_PORT, trial.login, trial.entry, UPSTREAM_SECONDS
+            )
             if through.reachable:
                 probe = Probe(target, True, "ReachableThroughPooler", through.message)
         self._store.probed(key, probe)

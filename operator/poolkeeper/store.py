@@ -149,7 +149,8 @@ class Store:
 
     def _observe_pod(self, ref: Ref, obj: Object) -> Keys:
         key = sightings.owner(obj)
-        if key is None:
+        if key is None or key.namespace != ref.namespace:
+            # A pod elsewhere that claims to be a pooler must not get the console's login shown.
             return _NOBODY
         pod = sightings.pod(obj)
         before = self._pods[key].get(ref)
@@ -242,11 +243,6 @@ class Store:
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
         """The API server refused a write."""
         self._refusals[key][ref] = refusal
-
-    def allow(self, key: Key, ref: Ref) -> None:
-        """A write that had been refused went through, or is not wanted any more."""
-        if key in self._refusals:
-            self._refusals[key].pop(ref, None)
 
     def begin(self, key: Key) -> dict[Ref, ApiRefusal]:
         """Start a run: what failed in the run before is tried once more. Returns the refusals that stood."""

@@ -1,6 +1,7 @@
 """What is done for a PooledDatabase, in which order, and that doing it once is enough."""
 
 import copy
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -267,7 +268,9 @@ _PASSWORDS = st.sampled_from([b"upstream-password", b"rotated", b"wrong", b"", N
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(_EDITS, _PASSWORDS, st.integers(0, 3)), max_size=6))
-def test_planning_on_its_own_result_changes_nothing(changes: list[tuple[dict, bytes | None, int]]) -> None:
+def test_planning_on_its_own_result_changes_nothing(
+    changes: list[tuple[dict[str, Any], bytes | None, int]],
+) -> None:
     cluster = Simulation(accepts={"wrong": "AuthenticationFailed"})
     for edit, password, pods in changes:
         cluster.edit(**edit)
@@ -280,3 +283,21 @@ def test_planning_on_its_own_result_changes_nothing(changes: list[tuple[dict, by
         cluster.settle()
         assert (cluster.objects, cluster.status, len(cluster.log)) == settled
     assert KEY.namespace == "data"
+
+
+def test_withdrawn_consent_counts_even_while_the_spec_is_invalid() -> None:
+    cluster = Simulation()
+    cluster.settle()
+    cluster.edit(pooler={"parameters": {"bogus": 1}})
+    cluster.namespaces["web"] = Namespace({}, "", terminating=False)
+    cluster.settle()
+    assert not [ref for ref in cluster.objects if ref.namespace == "web"]
+    assert Ref("Deployment", "data", "shop-pooler") in cluster.objects
+
+
+def test_what_an_earlier_resource_of_the_same_name_left_behind_is_made_anew() -> None:
+    cluster = Simulation()
+    cluster.settle()
+    cluster.stale = {Ref("Service", "data", "shop-pooler")}
+    steps = cluster.plan()
+    assert [ref for ref, _ in steps.delete] == [Ref("Service", "data", "shop-pooler")]

@@ -1,6 +1,7 @@
 """The work queue: no key is lost, none runs twice at a time, failures back off."""
 
 import asyncio
+import itertools
 from collections import Counter, defaultdict
 
 import pytest
@@ -74,7 +75,7 @@ async def test_work_that_fails_is_tried_again_with_growing_delays(monkeypatch: p
     runner = asyncio.create_task(worked.run())
     await asyncio.wait_for(done.wait(), 5)
     runner.cancel()
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[3] > gaps[0] * 3
 
 
@@ -146,7 +147,7 @@ def test_whatever_is_added_the_last_addition_of_every_key_is_seen(
     async def scenario() -> None:
         wanted: dict[str, int] = defaultdict(int)
         seen: dict[str, int] = defaultdict(int)
-        fates = defaultdict(list)
+        fates: dict[str, list[str]] = defaultdict(list)
         running: set[str] = set()
 
         async def work(key: str) -> None:

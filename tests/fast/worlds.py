@@ -66,7 +66,8 @@ class Simulation:
     namespaces: dict[str, Namespace] = field(default_factory=namespaces)
     secrets: dict[str, Mapping[str, bytes]] = field(default_factory=lambda: {"shop-owner": OWNER_SECRET})
     objects: dict[Ref, dict[str, Any]] = field(default_factory=dict)
-    foreign: set[Ref] = field(default_factory=set)
+    stale: set[Ref] = field(default_factory=set)
+    """Objects whose labels name another UID than the resource's."""
     status: dict[str, Any] = field(default_factory=dict)
     finalized: bool = False
     deleting: bool = False
@@ -98,7 +99,9 @@ class Simulation:
                 UID, self.resource["metadata"]["generation"], self.deleting, self.finalized, spec, self.status
             ),
             children={
-                ref: Child(f"uid-of-{ref.name}", UID, ownership.desired_digest(obj))
+                ref: Child(
+                    f"uid-of-{ref.name}", "another" if ref in self.stale else UID, ownership.desired_digest(obj)
+                )
                 for ref, obj in self.objects.items()
             },
             pods=self.pods,
@@ -114,7 +117,7 @@ class Simulation:
         )
 
     def plan(self) -> Plan:
-        return plan(self.world(), SETTINGS, NOW)
+        return plan(KEY, self.world(), SETTINGS, NOW)
 
     def step(self) -> Plan:
         steps = self.plan()

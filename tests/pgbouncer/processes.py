@@ -12,12 +12,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from psycopg import sql
 
 from poolkeeper import console
 from poolkeeper.desired.pgbouncer_config import INI, Configuration
+from tests.pgbouncer.rootfs import rootfs
 
-ROOT = Path(__file__).resolve().parents[2]
 USER = 65532
 DIRECTORY = "/tmp"
 """Where a process finds the directory that it was given."""
@@ -40,18 +38,6 @@ mount --bind "$directory" "$root/tmp"
 if [ -d "$root/dev" ]; then mount --rbind /dev "$root/dev"; fi
 exec chroot --userspec={user}:{user} "$root" "$@"
 """
-
-
-@cache
-def rootfs(image: str) -> Path:
-    """The unpacked file system of one of the project's images, built if need be."""
-    if "POOLKEEPER_ROOTFS" in os.environ:
-        return Path(os.environ["POOLKEEPER_ROOTFS"].format(image))
-    command = [sys.executable, "-m", "e2e.images", "rootfs", image]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: see above")
-    return Path(done.stdout.split()[-1])
 
 
 def inside(image: str, directory: Path, *command: str) -> list[str]:

@@ -33,6 +33,21 @@ async def test_a_started_pooler_shows_its_whole_configuration_without_a_complain
     assert "RELOAD command issued" not in running_pooler.log()
 
 
+async def test_no_password_or_verifier_gets_into_the_log(running_pooler: Pooler, shop: Shop) -> None:
+    changed = running_pooler.write(
+        shop.configuration(parameters={"log_connections": "1", "log_disconnections": "1"})
+    )
+    assert await running_pooler.apply(changed, shop.console_password) is None
+    host, port, login = running_pooler.host, running_pooler.port, shop.login(WEB)
+    assert (await trial_login(host, port, login, shop.entry(WEB), 5)).reachable
+    wrong = replace(login, password="not-the-password")
+    assert not (await trial_login(host, port, wrong, shop.entry(WEB), 5)).reachable
+    logged = running_pooler.log()
+    assert f"user={login.name}" in logged
+    secrets = [shop.target.password, shop.console_password, login.password, login.verifier, wrong.password]
+    assert [secret for secret in secrets if secret in logged or secret.replace("'", "''") in logged] == []
+
+
 async def test_the_version_is_at_least_the_floor(running_pooler: Pooler, shop: Shop) -> None:
     [row] = await rows(running_pooler, shop, "VERSION")
     assert tuple(map(int, row["version"].removeprefix("PgBouncer ").split("."))) >= (1, 26, 1)

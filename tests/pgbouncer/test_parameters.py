@@ -84,6 +84,13 @@ async def test_what_takes_a_restart_is_what_the_console_calls_not_changeable(pla
     }
 
 
+async def test_the_defaults_in_the_table_are_the_programs_own(plain: Pooler, shop: Shop) -> None:
+    shown = await show_config(plain, shop)
+    assert {name: parameter.default for name, parameter in PARAMETERS.items()} == {
+        name: shown[name]["default"] for name in PARAMETERS
+    }
+
+
 async def test_every_setting_of_this_version_is_either_offered_or_the_operators_own(
     plain: Pooler, shop: Shop
 ) -> None:

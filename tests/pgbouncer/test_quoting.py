@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
@@ -50,12 +50,13 @@ CONSUMER = st.builds(Consumer, NAMESPACE, SECRET_NAME)
 
 
 def examples(count: int) -> settings:
-    """So many examples, the same ones in every run; real processes answer, so no deadline for each."""
+    """So many examples, the same ones in every run; no deadline and no shrinking, since processes answer."""
     return settings(
         max_examples=count,
         derandomize=True,
         database=None,
         deadline=None,
+        phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
 
@@ -74,15 +75,11 @@ def node() -> Iterator[NodeParser]:
 
 def merged(configurations: list[Configuration]) -> Configuration:
     """The entries of all configurations in the files of the last one."""
-    lines = [
-        line
-        for each in configurations
-        for line in each.files[INI].partition("[pgbouncer]")[0].splitlines()
-        if " = " in line
-    ]
+    separator = "\n\n[pgbouncer]\n"
+    parts = [each.files[INI].partition(separator) for each in configurations]
+    lines = [entries.removeprefix("[databases]\n") for entries, _, _ in parts]
+    ini = "[databases]\n" + "\n".join(lines) + separator + parts[-1][2]
     last = configurations[-1]
-    process = last.files[INI].partition("[pgbouncer]")[2]
-    ini = "\n".join(["[databases]", *lines, "", "[pgbouncer]"]) + process
     databases = {name: row for each in configurations for name, row in each.databases.items()}
     return replace(last, files={**last.files, INI: ini}, databases=databases)
 

@@ -28,9 +28,8 @@ DEFAULTS: Mapping[str, str] = {
     # Two lines per connection, and per readiness probe, drown what matters.
     "log_connections": "0",
     "log_disconnections": "0",
-    # PgBouncer's own defaults, written out because a RELOAD doesn't bring these two back when they disappear.
+    # PgBouncer's own default, written out because a RELOAD doesn't bring it back when it disappears.
     "server_tls13_ciphers": "",
-    "verbose": "0",
 }
 """Settings that spec.pooler.parameters may override."""
 
@@ -76,6 +75,7 @@ def settings(
         "ignore_startup_parameters": ",".join(_IGNORED_STARTUP_PARAMETERS),
         "server_tls_sslmode": target.sslmode,
         "server_tls_ca_file": ca_path,
+        "verbose": "0",  # anything more writes passwords into the log
     }
     if taken := sorted(forced.keys() & parameters.keys()):
         raise ValueError(f"the operator sets {', '.join(taken)} itself; take it out of the parameters")

@@ -1,0 +1,70 @@
+"""The unpacked file systems of the project's images: the tests run what the cluster runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from e2e.cluster.paths import cache_dir, lock
+from e2e.images.build import ensure
+
+
+@cache
+def rootfs(image: str) -> Path:
+    """The file system of one image, built and unpacked (into the user's cache) if need be. Needs root."""
+    [built] = ensure([image])
+    root = cache_dir() / "rootfs" / built.archive.stem
+    with lock("rootfs"):
+        if not root.exists():
+            root.parent.mkdir(exist_ok=True)
+            for older in root.parent.glob(f"{image}-*"):
+                shutil.rmtree(older)
+            _unpack(built.archive, root)
+    return root
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
+        fresh = Path(scratch, "root")
+        fresh.mkdir()
+        fresh.chmod(0o755)
+        with tarfile.open(archive) as image:
+            manifest = image.extractfile("manifest.json")
+            assert manifest is not None
+            for layer in json.load(manifest)[0]["Layers"]:
+                _add_layer(image, layer, fresh)
+        fresh.rename(root)
+
+
+def _add_layer(image: tarfile.TarFile, name: str, root: Path) -> None:
+    layer = image.extractfile(name)
+    assert layer is not None
+    with subprocess.Popen(
+        ["tar", "--extract", "--numeric-owner", "--preserve-permissions", "--directory", str(root)],
+        stdin=subprocess.PIPE,
+    ) as tar:
+        assert tar.stdin is not None
+        shutil.copyfileobj(layer, tar.stdin)
+    if tar.returncode != 0:
+        raise RuntimeError(f"a layer of {image.name!r} cannot be unpacked")
+    for directory, _, files in os.walk(root):
+        for marker in (Path(directory, file) for file in files if file.startswith(".wh.")):
+            _remove(marker)
+
+
+def _remove(marker: Path) -> None:
+    """Carry out a whiteout: the layer deleted what is named after the prefix."""
+    if marker.name == ".wh..wh..opq":
+        raise RuntimeError(f"{marker.parent} is replaced by its layer, which is not understood here")
+    hidden = marker.with_name(marker.name.removeprefix(".wh."))
+    if hidden.is_dir() and not hidden.is_symlink():
+        shutil.rmtree(hidden)
+    else:
+        hidden.unlink(missing_ok=True)
+    marker.unlink()
