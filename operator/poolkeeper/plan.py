@@ -94,6 +94,8 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         return Plan(delete=_all_children(world))
     if resource.deleting:
         return _teardown(world)
+    if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
+        return Plan()  # nothing can be made there any more; the resource's own deletion follows
     if isinstance(resource.spec, SpecError):
         revoked = _revoked(key, world)
         reported, events = status.of_invalid_spec(resource, resource.spec, world, now)

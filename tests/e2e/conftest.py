@@ -1,4 +1,4 @@
-"""What every test here stands on: the cluster with the chart installed (`make install`), one PostgreSQL, one client.
+"""What every test here stands on: the cluster with the chart installed (`make install`), a PostgreSQL, a client.
 
 The operator always runs from the Helm chart, with in-cluster credentials, as at a user's.
 """

@@ -1,4 +1,4 @@
-"""What the tests say most: a PooledDatabase in a place of its own, its conditions, its pods, waiting for things."""
+"""What the tests say most: a PooledDatabase in a place of its own, its conditions, its pods, waiting."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ class Place:
         self.apply(spec)
         self.wait_ready()
         self.wait_settled()
-        return self.url()
+        url = self.url()
+        # kube-proxy learns of the ready pods a moment later than anybody who watches them.
+        self.agent.query_soon(url, "SELECT 1", within=10)
+        return url
 
     def wait_ready(self, within: float = 60.0) -> None:
         words = ("wait", "--for=condition=Ready", "pooldb/shop", f"--timeout={within:.0f}s")

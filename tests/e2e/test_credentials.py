@@ -1,4 +1,4 @@
-"""The upstream's credentials: rotation, and what goes wrong with Secrets. Names follow the rows of bad input."""
+"""The upstream's credentials: rotation, special characters, and what goes wrong with Secrets."""
 
 from __future__ import annotations
 

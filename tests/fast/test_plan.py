@@ -301,3 +301,13 @@ def test_what_an_earlier_resource_of_the_same_name_left_behind_is_made_anew() ->
     cluster.stale = {Ref("Service", "data", "shop-pooler")}
     steps = cluster.plan()
     assert [ref for ref, _ in steps.delete] == [Ref("Service", "data", "shop-pooler")]
+
+
+def test_nothing_is_repaired_in_a_namespace_that_is_being_deleted() -> None:
+    cluster = Simulation()
+    cluster.settle()
+    cluster.namespaces["data"] = Namespace({}, "", terminating=True)
+    del cluster.objects[Ref("Service", "data", "shop-pooler")]
+    steps = cluster.plan()
+    assert steps.settled
+    assert steps.status is None

@@ -164,14 +164,12 @@ def test_the_userlist_refuses_line_ends_and_logins_without_a_verifier(login: Log
 
 
 def test_the_hba_file_ties_each_login_to_its_entries() -> None:
+    session = replace(ENTRY, name="shop--web-x.session", pool_mode="session")
     other = Entry("shop--api-y", "shop", "api-y", "session", "api/database")
-    assert hba.render([ENTRY, other], "poolkeeper") == (
-        'host "pgbouncer" "poolkeeper" 0.0.0.0/0 scram-sha-256\n'
-        'host "pgbouncer" "poolkeeper" ::/0 scram-sha-256\n'
-        'host "shop--api-y" "api-y" 0.0.0.0/0 scram-sha-256\n'
-        'host "shop--api-y" "api-y" ::/0 scram-sha-256\n'
-        'host "shop--web-x" "web-x" 0.0.0.0/0 scram-sha-256\n'
-        'host "shop--web-x" "web-x" ::/0 scram-sha-256\n'
+    assert hba.render([session, ENTRY, other], "poolkeeper") == (
+        'host "pgbouncer" "poolkeeper" all scram-sha-256\n'
+        'host "shop--api-y" "api-y" all scram-sha-256\n'
+        'host "shop--web-x","shop--web-x.session" "web-x" all scram-sha-256\n'
     )
 
 

@@ -88,6 +88,11 @@ async def test_each_login_uses_its_own_entries_only(running_pooler: Pooler, shop
             assert outcome.reason == ("Reachable" if entry in own[consumer] else "PoolerRefused"), outcome
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_clients_come_by_ipv4_and_ipv6(host: str, running_pooler: Pooler, shop: Shop) -> None:
+    assert (await trial_login(host, running_pooler.port, shop.login(WEB), shop.entry(WEB), 5)).reachable
+
+
 async def test_the_console_login_uses_no_consumers_entry(running_pooler: Pooler, shop: Shop) -> None:
     assert shop.logins.console is not None
     outcome = await trial_login(

@@ -11,7 +11,6 @@ from poolkeeper.desired.entries import Entry
 
 CONSOLE_DATABASE = "pgbouncer"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_ANYWHERE = ("0.0.0.0/0", "::/0")
 
 
 def render(entries: Iterable[Entry], console_login: str) -> str:
@@ -20,17 +19,19 @@ def render(entries: Iterable[Entry], console_login: str) -> str:
     Addresses are left to the NetworkPolicy. Raises ValueError for a name that isn't of [a-z0-9_.-], since the
     format gives words like `all` and characters like `@`, `+` and `,` a meaning.
     """
-    pairs = [(CONSOLE_DATABASE, console_login), *sorted((entry.name, entry.login) for entry in entries)]
+    allowed: dict[str, list[str]] = {console_login: [CONSOLE_DATABASE]}
+    for entry in sorted(entries, key=lambda entry: (entry.login, entry.name)):
+        allowed.setdefault(entry.login, []).append(entry.name)
+    # One line for each login: thousands of them have to fit into a Secret.
     return "".join(
-        f'host "{_checked(database)}" "{_checked(login)}" {addresses} scram-sha-256\n'
-        for database, login in pairs
-        for addresses in _ANYWHERE
+        f"host {','.join(map(_quote, databases))} {_quote(login)} all scram-sha-256\n"
+        for login, databases in allowed.items()
     )
 
 
-def _checked(name: str) -> str:
+def _quote(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} cannot stand in the pooler's hba file; use letters, digits, '_', '.' and '-'"
         )
-    return name
+    return f'"{name}"'

@@ -1,0 +1,35 @@
+"""``python -m e2e.bench reconcile | reload | all``"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from e2e.bench import figures, reconcile
+from e2e.bench.figures import Figure
+from e2e.cluster.shell import ClusterError, say
+
+BENCHES: dict[str, Callable[[], list[Figure]]] = {"reconcile": reconcile.run}
+
+
+def main(arguments: list[str]) -> int:
+    """Run benchmarks. A missed target is printed and no failure: the exit code tells whether they ran."""
+    parser = argparse.ArgumentParser(prog="python -m e2e.bench", description="Benchmarks with targets.")
+    parser.add_argument("name", choices=[*BENCHES, "all"])
+    name = parser.parse_args(arguments).name
+    try:
+        for chosen in BENCHES if name == "all" else [name]:
+            say(f"bench {chosen}")
+            found = BENCHES[chosen]()
+            path = figures.write(chosen, found)
+            print(f"\n{chosen} on {figures.machine()}\n{figures.table(found)}\n")
+            say(f"written to {path.relative_to(path.parents[1])}")
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

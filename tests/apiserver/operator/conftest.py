@@ -1,0 +1,27 @@
+"""The control plane of the operator's tests: with an audit log, and with the controller that ends namespaces."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.cluster.control_plane import ControlPlane
+from tests.apiserver.operator.site import Lane, Site
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("operator-site")
+    audit_log = directory / "audit.log"
+    with ControlPlane(directory / "plane", ["namespace-controller"], audit_log) as plane:
+        made = Site(plane, directory, audit_log)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def lane(site: Site) -> Iterator[Lane]:
+    """Namespaces that no other test uses; operators that the test started end with it."""
+    yield Lane(site)
+    site.stop_operators()

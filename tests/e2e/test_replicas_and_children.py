@@ -1,0 +1,108 @@
+"""Replicas by the scale subresource, and children that somebody edits or deletes by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from e2e import kube
+from e2e.kube import Object, kubectl
+from tests.e2e.client import Agent
+from tests.e2e.kit import CONVERGES_WITHIN, Place, timed, wait_until
+
+ONE = [{"one": "1"}]
+CHILDREN = [
+    ("deployment", "shop-pooler"),
+    ("service", "shop-pooler"),
+    ("poddisruptionbudget", "shop-pooler"),
+    ("networkpolicy", "shop-pooler"),
+    ("secret", "shop-pooler-config"),
+    ("secret", "shop-pooler-logins"),
+    ("secret", "database"),
+    ("secret", "database-binding"),
+]
+EDITS: dict[tuple[str, str], Object] = {
+    ("deployment", "shop-pooler"): {"spec": {"replicas": 3}},
+    ("service", "shop-pooler"): {"spec": {"selector": {"app.kubernetes.io/part-of": "nothing"}}},
+    ("poddisruptionbudget", "shop-pooler"): {"spec": {"maxUnavailable": 2}},
+    ("networkpolicy", "shop-pooler"): {"spec": {"ingress": [{}]}},
+    ("secret", "shop-pooler-config"): {"data": {"pgbouncer.ini": "W3BnYm91bmNlcl0K"}},
+    ("secret", "database"): {"data": {"DATABASE_URL": "bm9uc2Vuc2U="}},
+    ("secret", "database-binding"): {"data": {"uri": None}},
+}
+
+
+@pytest.fixture(scope="module")
+def shop(module_place: Place) -> Place:
+    module_place.serve()
+    return module_place
+
+
+def test_kubectl_scale_changes_the_poolers(shop: Place, agent: Agent) -> None:
+    for replicas in (3, 1, 2):
+        kubectl("-n", shop.data, "scale", "pooldb/shop", f"--replicas={replicas}")
+        with timed(f"{replicas} poolers are ready", at_most=CONVERGES_WITHIN):
+            wait_until(lambda replicas=replicas: ready(shop) == replicas, 30, f"{replicas} ready poolers")
+        assert agent.query(shop.url(), "SELECT 1 AS one") == ONE
+    scale = json.loads(kubectl("get", "--raw", scale_path(shop)))
+    assert scale["spec"]["replicas"] == 2
+    assert "poolkeeper.io/owner-uid=" in scale["status"]["selector"]
+    shop.wait_settled()
+
+
+def test_scaled_to_zero_says_so_and_comes_back(place: Place, agent: Agent) -> None:
+    url = place.serve(place.spec(replicas=1))
+    kubectl("-n", place.data, "scale", "pooldb/shop", "--replicas=0")
+    place.wait_condition("Ready", "False", "ScaledToZero")
+    kubectl("-n", place.data, "scale", "pooldb/shop", "--replicas=1")
+    place.wait_ready()
+    assert agent.query_soon(url, "SELECT 1 AS one", within=10) == ONE
+
+
+@pytest.mark.parametrize(("kind", "name"), CHILDREN)
+def test_child_deleted_by_hand_comes_back(shop: Place, agent: Agent, kind: str, name: str) -> None:
+    namespace = shop.web if name.startswith("database") else shop.data
+    before = kube.get(kind, namespace, name)
+    assert before is not None
+    kubectl("-n", namespace, "delete", kind, name, "--wait=false")
+
+    def made_anew() -> bool:
+        found = kube.get(kind, namespace, name)
+        return found is not None and found["metadata"]["uid"] != before["metadata"]["uid"]
+
+    with timed(f"{kind} {name} is back and works", at_most=CONVERGES_WITHIN):
+        wait_until(made_anew, 30, f"a new {kind} {name}")
+        shop.wait_ready()
+        wait_until(lambda: ready(shop) == 2, 30, "2 ready poolers")
+        assert agent.query_soon(shop.url(), "SELECT 1 AS one", within=30) == ONE
+    shop.wait_settled()
+
+
+@pytest.mark.parametrize(("kind", "name"), list(EDITS))
+def test_child_edited_by_hand_is_repaired(shop: Place, agent: Agent, kind: str, name: str) -> None:
+    namespace = shop.web if name.startswith("database") else shop.data
+    before = kube.get(kind, namespace, name)
+    assert before is not None
+    change = EDITS[kind, name]
+    kubectl("-n", namespace, "patch", kind, name, "--type=merge", "-p", json.dumps(change))
+    with timed(f"{kind} {name} is repaired", at_most=CONVERGES_WITHIN):
+        wait_until(lambda: owned(kube.get(kind, namespace, name)) == owned(before), 30, f"{kind} as before")
+        assert agent.query_soon(shop.url(), "SELECT 1 AS one", within=30) == ONE
+    shop.wait_settled()
+
+
+def ready(place: Place) -> int:
+    return int(place.resource()["status"].get("readyReplicas", 0))
+
+
+def scale_path(place: Place) -> str:
+    return f"/apis/poolkeeper.io/v1alpha1/namespaces/{place.data}/pooleddatabases/shop/scale"
+
+
+def owned(body: Object | None) -> Object:
+    """What of an object is ours to say: not its status, nor what Kubernetes notes in its metadata."""
+    assert body is not None
+    metadata = {key: body["metadata"].get(key) for key in ("uid", "labels", "ownerReferences")}
+    rest = {key: value for key, value in body.items() if key not in ("metadata", "status")}
+    return {"metadata": metadata, **rest}
