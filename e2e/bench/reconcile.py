@@ -53,7 +53,7 @@ async def _run(upstream: Upstream) -> list[Figure]:
     took: list[float] = []
     bare: list[tuple[float, float]] = []
     for number in range(1, ROUNDS + 1):
-        async with plane(COUNT, upstream) as control, _started(control) as operator:
+        async with plane(COUNT, upstream) as control, _started(control, "operator") as operator:
             took.append(await _create(control, 0, COUNT, upstream))
             cpu = operator.cpu_seconds()
             resources, children = await control.resources(), await control.children()
@@ -79,9 +79,9 @@ async def _run(upstream: Upstream) -> list[Figure]:
 
 
 @contextlib.asynccontextmanager
-async def _started(control: Plane) -> AsyncIterator[OperatorProcess]:
-    """An operator that watches and leads."""
-    with OperatorProcess(control.operator_kubeconfig, control.directory / "operator.log") as operator:
+async def _started(control: Plane, name: str) -> AsyncIterator[OperatorProcess]:
+    """An operator that watches and leads; its log is called `name`."""
+    with OperatorProcess(control.operator_kubeconfig, control.directory / f"{name}.log") as operator:
         await _logged(operator, SETTLED)
         yield operator
 
@@ -205,11 +205,11 @@ def latencies(writes: Sequence[Write]) -> list[float]:
 async def _memory(upstream: Upstream) -> Figure:
     """The operator's memory with 5,000, after it made them and after a restart: the larger of both."""
     async with plane(LARGE_COUNT, upstream) as control:
-        async with _started(control) as operator:
+        async with _started(control, "operator") as operator:
             took = await _create(control, 0, LARGE_COUNT, upstream)
             made = operator.memory_mb()
             say(f"{LARGE_COUNT} made in {took:.0f} s: {made:.0f} MB (peak {operator.peak_memory_mb():.0f} MB)")
-        async with _started(control) as operator:
+        async with _started(control, "restarted") as operator:
             restarted = operator.memory_mb()
             say(f"restarted over {LARGE_COUNT}: {restarted:.0f} MB (peak {operator.peak_memory_mb():.0f} MB)")
     return Figure("rss_5000_mb", max(made, restarted), "MB", 400.0)

@@ -29,7 +29,15 @@ async def work(cluster: Cluster, store: Store, reconciler: Reconciler, settings:
     await _resync(cluster, store, reconciler, settings)
     async with asyncio.TaskGroup() as group:
         group.create_task(reconciler.queue.run())
+        group.create_task(_tell_settled(reconciler))
         group.create_task(_resync_periodically(cluster, store, reconciler, settings))
+
+
+async def _tell_settled(reconciler: Reconciler) -> None:
+    """Log when the work that the first resync asked for is done."""
+    while not reconciler.queue.idle:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    log.info("every PooledDatabase is reconciled once")
 
 
 async def _resync_periodically(
