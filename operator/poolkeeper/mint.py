@@ -22,7 +22,7 @@ def mint(name: str) -> Login:
 def verifier(password: str, salt: bytes) -> str:
     """What PostgreSQL and PgBouncer store in place of an ASCII password (RFC 5802, RFC 7677).
 
-    (libpq can make it too, but only with a connection at hand.)
+    (libpq can make it too, but takes a connection for it and twice the time or more.)
     """
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, ITERATIONS)
     client_key = hmac.digest(salted, b"Client Key", "sha256")

@@ -38,13 +38,10 @@ def want(database: PooledDatabase, world: World, settings: Settings) -> Wanted:
     resolved, fault = _resolved(database, world)
     target = _in_use(resolved, world)
     granted = consent.consumers(database, world.namespaces, settings)
+    wanted_logins = {entries.login_name(consumer) for consumer in granted.granted}
     logins = Logins(
         console=world.logins.console,
-        consumers={
-            name: login
-            for name, login in world.logins.consumers.items()
-            if name in {entries.login_name(consumer) for consumer in granted.granted}
-        },
+        consumers={name: login for name, login in world.logins.consumers.items() if name in wanted_logins},
         upstream=_accepted(resolved, world),
     )
     wanted = Wanted(resolved, fault, target, granted, logins)

@@ -1,0 +1,128 @@
+"""The state of a lane with everything that differs from run to run made equal, and what must hold inside of it."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import hmac
+import json
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from poolkeeper import names
+from poolkeeper.consent import Consumer
+from poolkeeper.desired import entries
+from tests.apiserver.operator.site import Lane, Object, decoded
+
+_VOLATILE = ("resourceVersion", "uid", "creationTimestamp", "managedFields", "generation", "deletionTimestamp")
+_TIMES = re.compile(r'"(lastTransitionTime|startTime)": "[^"]*"')
+Snapshot = dict[str, str]
+
+
+def snapshot(lane: Lane, consumers: tuple[Consumer, ...]) -> Snapshot:
+    """Every object of the lane as text, and its Events. Raises AssertionError for what contradicts itself."""
+    objects = lane.objects()
+    assert_consistent(lane, objects, consumers)
+    told = sorted(f"{event['type']} {event['reason']} {event['message']}" for event in lane.events())
+    whole = {_title(obj): _plain(obj) for obj in objects}
+    return _without_chance(lane, objects, consumers, {**whole, "Events": told})
+
+
+def difference(wanted: Snapshot, found: Snapshot) -> str:
+    lines: list[str] = []
+    for title in sorted(wanted.keys() | found.keys()):
+        pair = [(side.get(title) or "absent").splitlines() for side in (wanted, found)]
+        lines += difflib.unified_diff(*pair, fromfile=f"undisturbed {title}", tofile="this run", lineterm="", n=1)
+    return "\n".join(lines)
+
+
+def assert_consistent(lane: Lane, objects: list[Object], consumers: tuple[Consumer, ...]) -> None:
+    """Each consumer's Secrets hold one password: that of the stored login, which the poolers' verifier proves."""
+    secrets = {
+        (obj["metadata"]["namespace"], obj["metadata"]["name"]): decoded(obj)
+        for obj in objects
+        if obj["kind"] == "Secret"
+    }
+    logins = secrets.get((lane.data, "shop-pooler-logins"), {})
+    config = secrets.get((lane.data, "shop-pooler-config"), {})
+    userlist = config.get(f"userlist-{current_generation(config)}.txt", "")
+    for consumer in consumers:
+        login = entries.login_name(consumer)
+        stored = json.loads(logins[f"consumer.{login}"])
+        app = secrets[consumer.namespace, consumer.secret_name]
+        binding = secrets[consumer.namespace, names.binding_name(consumer.secret_name)]
+        urls = [urlsplit(url).password for url in (app["DATABASE_URL"], app["DATABASE_SESSION_URL"])]
+        passwords = {app["PGPASSWORD"], binding["password"], *urls, urlsplit(binding["uri"]).password}
+        assert passwords == {stored["password"]}, f"passwords of {consumer} differ"
+        assert proves(stored["verifier"], stored["password"]), f"verifier of {consumer}"
+        assert f'"{login}" "{stored["verifier"]}"\n' in userlist, f"userlist lacks {consumer}"
+        assert app["PGDATABASE"] in config["pgbouncer.ini"]
+
+
+def proves(verifier: str, password: str) -> bool:
+    """Whether a SCRAM-SHA-256 verifier (RFC 5803) belongs to a password."""
+    iterations, salt, stored_key, _ = re.split(r"[:$]", verifier.removeprefix("SCRAM-SHA-256$"))
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(iterations))
+    key = hmac.digest(salted, b"Client Key", "sha256")
+    return hashlib.sha256(key).digest() == base64.b64decode(stored_key)
+
+
+def current_generation(config: dict[str, str]) -> str:
+    found = re.search(r"userlist-([0-9a-f]{12})\.txt", config.get("pgbouncer.ini", ""))
+    return found[1] if found else ""
+
+
+def _title(obj: Object) -> str:
+    return f"{obj['kind']} {obj['metadata']['namespace']}/{obj['metadata']['name']}"
+
+
+def _plain(obj: Object) -> Any:
+    metadata = {key: value for key, value in obj["metadata"].items() if key not in _VOLATILE}
+    rest = {key: value for key, value in obj.items() if key not in ("metadata", "data")}
+    if obj["kind"] == "Service":
+        rest["spec"] = {key: value for key, value in rest["spec"].items() if not key.startswith("clusterIP")}
+    if obj["kind"] in ("Pod", "PodDisruptionBudget"):
+        del rest["status"]
+    return {**rest, "metadata": metadata, **({"data": decoded(obj)} if obj["kind"] == "Secret" else {})}
+
+
+def _without_chance(
+    lane: Lane, objects: list[Object], consumers: tuple[Consumer, ...], whole: dict[str, Any]
+) -> Snapshot:
+    """Names that hang on the lane's own name, UIDs, passwords and the digests over them become words."""
+    words: dict[str, str] = {}
+    possible = {Consumer(lane.web, "database"), Consumer(lane.backend, "shop-db"), *consumers}
+    for consumer in possible:
+        short = consumer.namespace.removeprefix(lane.name)
+        words[entries.login_name(consumer)] = f"<login{short}>"
+        words[entries.entry_name("shop", consumer)] = f"<entry{short}>"
+    for obj in objects:
+        words[obj["metadata"]["uid"]] = f"<uid of {_title(obj)}>"
+        if obj["metadata"]["name"] == "shop-pooler-logins":
+            for key, value in decoded(obj).items():
+                secret = json.loads(value)
+                for part in ("password", "verifier", "check"):
+                    if part in secret and key != "upstream":
+                        words[secret[part]] = f"<{part} of {key}>"
+        if obj["metadata"]["name"] == "shop-pooler-config":
+            config = decoded(obj)
+            current = current_generation(config)
+            files = sorted(name[9:21] for name in config if name.startswith("userlist-"))
+            for generation in files:
+                words[generation] = "<current>" if generation == current else "<previous>"
+    result = {}
+    for title, value in whole.items():
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+        for word in sorted(words, key=len, reverse=True):
+            text = text.replace(word, words[word])
+            title = title.replace(word, words[word])
+        text = _TIMES.sub(r'"\1": "<time>"', text.replace(lane.name, "<lane>"))
+        result[title.replace(lane.name, "<lane>")] = "\n".join(sorted(text.splitlines())) if _is_map(title) else text
+    return result
+
+
+def _is_map(title: str) -> bool:
+    """Objects whose order of lines hangs on digests in their keys."""
+    return "pooler-logins" in title or "pooler-config" in title
