@@ -46,9 +46,7 @@ class Plane:
         for path in CHILDREN:
             kind = await self.client.read(path, limit="1")
             identity = {"apiVersion": kind["apiVersion"], "kind": kind["kind"].removesuffix("List")}
-            found += [
-                {**item, **identity} for item in await self.client.listed(path, labelSelector=_OWNED)
-            ]
+            found += [{**item, **identity} for item in await self.client.listed(path, labelSelector=_OWNED)]
         return found
 
     async def resources(self) -> list[Object]:

@@ -104,6 +104,8 @@ async def connect() -> Cluster:
     else:
         await config.load_kube_config(client_configuration=configuration)
     configuration.connection_pool_maxsize = 4 * _IN_FLIGHT
+    # Otherwise every request looks for ~/.netrc first, in a thread. (A proxy can be named in a kubeconfig.)
+    configuration.client_session_kwargs = {"trust_env": False}
     return Cluster(ApiClient(configuration))
 
 

@@ -61,6 +61,8 @@ def watch_settings(settings: Settings) -> kopf.OperatorSettings:
     tuned.networking.request_timeout = 30
     tuned.networking.enforce_retry_after = True
     tuned.queueing.idle_timeout = 0.5
+    tuned.persistence.diffbase_storage = _NoDiffBase()
+    tuned.persistence.progress_storage = _NoProgress()
     for kind in ("Pod", *CHILD_KINDS):
         tuned.watching.label_selectors[_selector(kind)] = names.ROLE_LABEL
     return tuned
@@ -71,6 +73,24 @@ def _selector(kind: str) -> tuple[str, str, str] | tuple[str, str]:
     resource = RESOURCES[kind]
     group, slash, version = resource.api_version.partition("/")
     return (group, version, resource.plural) if slash else (group, resource.plural)
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """kopf copies every object of every event in order to compare it with the one before; nobody here asks."""
+
+    def build(self, **_: Any) -> Any:
+        return None
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise NotImplementedError("kopf writes nothing")
+
+
+class _NoProgress(kopf.StatusProgressStorage):
+    def clear(self, *, essence: Any) -> Any:
+        return essence
 
 
 _KINDS = {resource.plural: kind for kind, resource in RESOURCES.items()}

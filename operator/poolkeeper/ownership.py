@@ -77,8 +77,14 @@ def _owned(value: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def _digest(value: Any) -> bytes:
-    text = json.dumps(_canonical(value, quantities=False), sort_keys=True, separators=(",", ":"))
+    text = _text(value)
+    if '"limits"' in text or '"requests"' in text:
+        text = _text(_canonical(value, quantities=False))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _canonical(value: Any, *, quantities: bool) -> Any:

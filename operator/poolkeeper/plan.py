@@ -3,7 +3,7 @@
 A Plan holds the next group of steps only. The shell executes them, observes again and asks again, until a
 plan is settled: so the order below is the whole protocol, and a crash between two groups is nothing special.
 
-1. finalizer, marks on source Secrets, logins      nothing may exist that could not be cleaned up or repaired
+1. finalizer, marks on source Secrets, then logins    nothing may exist that can't be cleaned up or repaired
 2. the poolers and what is around them; what is not wanted any more goes
 3. configuration shown by every ready pod; the upstream probed
 4. consumers' Secrets                              a login is handed out once the running poolers know it
@@ -111,11 +111,11 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
 
 
 def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    """The logins come last: with them an upstream that was just proved right is stored, in the same write."""
     resource = world.resource
     assert resource is not None
-    drifted = _drift((secrets.logins(database, wanted.logins),), world)
-    return replace(
-        drifted,
+    unproved = wanted.logins.upstream is None
+    first = Plan(
         finalizer=None if resource.finalized else True,
         mark=tuple(
             sorted(
@@ -125,7 +125,10 @@ def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan
             )
         ),
         unmark=tuple(sorted(world.marked - database.upstream.secret_names())),
+        probe=_to_probe(wanted, world) if unproved else None,
+        trial=_trial(wanted, world) if unproved else None,
     )
+    return first if not first.settled else _drift((secrets.logins(database, wanted.logins),), world)
 
 
 def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
@@ -142,15 +145,21 @@ def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
 
 
 def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
-    probe, resolved = world.probe, wanted.resolved
-    due = resolved is not None and (probe is None or probe.target != resolved or world.probe_due)
     return Plan(
         reload=_to_reload(wanted, world),
         configuration=wanted.configuration,
         console=wanted.logins.console,
-        probe=resolved if due else None,
+        probe=_to_probe(wanted, world),
         trial=_trial(wanted, world),
     )
+
+
+def _to_probe(wanted: Wanted, world: World) -> Target | None:
+    """The target to log in to now: it is new, or its turn has come, and no login to it is under way."""
+    resolved, probe = wanted.resolved, world.probe
+    if resolved is None or resolved == world.probing:
+        return None
+    return resolved if probe is None or probe.target != resolved or world.probe_due else None
 
 
 def _consumers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:

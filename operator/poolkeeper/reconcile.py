@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from poolkeeper.api import PooledDatabase
 from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
 from poolkeeper.consent import consumers
 from poolkeeper.desired.entries import login_name
-from poolkeeper.logins import Logins
+from poolkeeper.logins import Login, Logins
 from poolkeeper.mint import mint
 from poolkeeper.plan import Plan, plan
 from poolkeeper.queue import Queue, RetryLater
@@ -36,6 +36,18 @@ CONSOLE_SECONDS = 4.0
 UPSTREAM_SECONDS = 5.0
 
 
+@dataclass
+class _Run:
+    """What one run keeps from round to round."""
+
+    refused_before: Mapping[Ref, ApiRefusal]
+    """What was refused in the run before."""
+    minted: dict[str, Login] = field(default_factory=dict)
+    """Logins made in this run, by name; the plan stores them before it uses them."""
+    source_uids: dict[str, str] = field(default_factory=dict)
+    """Of source Secrets that were read because no watch shows them yet, by name."""
+
+
 class Reconciler:
     """Executes plans. Holds no state of its own but the probes under way; what it learns goes to the store."""
 
@@ -43,19 +55,19 @@ class Reconciler:
         self._cluster = cluster
         self._store = store
         self._settings = settings
-        self._probes: dict[Key, asyncio.Task[None]] = {}
+        self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one PooledDatabase to what its spec asks for. Answers in how many seconds to look again."""
-        refused_before = self._store.begin(key)
+        run = _Run(self._store.begin(key))
         try:
             for _ in range(ROUNDS):
-                steps = plan(key, await self._gather(key), self._settings, datetime.now(UTC))
+                steps = plan(key, await self._gather(key, run), self._settings, datetime.now(UTC))
                 if steps.settled:
                     await self._report(key, steps)
                     return steps.requeue
-                await self._execute(key, steps, refused_before)
+                await self._execute(key, steps, run)
         except Retry as error:
             raise RetryLater(error.message, error.after) from error
         except Conflict as error:
@@ -66,7 +78,7 @@ class Reconciler:
 
     # Gathering
 
-    async def _gather(self, key: Key) -> World:
+    async def _gather(self, key: Key, run: _Run) -> World:
         resource = self._store.resource(key)
         if resource is None or not isinstance(resource.spec, PooledDatabase):
             return self._store.world(key, self._store.logins(key))
@@ -84,18 +96,26 @@ class Reconciler:
                     managed.add(name)
                     continue
                 data = sightings.data(secret)
+                run.source_uids[name] = secret["metadata"]["uid"]
             sources[name] = data
-        logins = self._complete(resource.spec, self._store.logins(key))
-        return replace(self._store.world(key, logins), sources=sources, managed=frozenset(managed))
+        logins = self._complete(resource.spec, self._store.logins(key), run)
+        probing = self._probes[key][0] if key in self._probes else None
+        return replace(
+            self._store.world(key, logins), sources=sources, managed=frozenset(managed), probing=probing
+        )
 
-    def _complete(self, database: PooledDatabase, logins: Logins) -> Logins:
-        """The stored logins with new ones for whoever has none; the plan stores them before it uses them."""
+    def _complete(self, database: PooledDatabase, logins: Logins, run: _Run) -> Logins:
+        """The stored logins, with new ones for whoever has none."""
+
+        def made(name: str) -> Login:
+            return run.minted.get(name) or run.minted.setdefault(name, mint(name))
+
         granted = consumers(database, self._store.namespaces(), self._settings).granted
         missing = {login_name(consumer) for consumer in granted} - logins.consumers.keys()
         return replace(
             logins,
-            console=logins.console or mint(names.CONSOLE_LOGIN),
-            consumers={**logins.consumers, **{name: mint(name) for name in missing}},
+            console=logins.console or made(names.CONSOLE_LOGIN),
+            consumers={**logins.consumers, **{name: made(name) for name in missing}},
         )
 
     async def _look_again(self, key: Key) -> None:
@@ -108,7 +128,7 @@ class Reconciler:
 
     # Executing
 
-    async def _execute(self, key: Key, steps: Plan, refused_before: Mapping[Ref, ApiRefusal]) -> None:
+    async def _execute(self, key: Key, steps: Plan, run: _Run) -> None:
         resource = self._store.resource(key)
         if steps.delete and resource is None:
             await self._look_again(key)  # what follows is destructive and rests on the resource's absence
@@ -117,11 +137,11 @@ class Reconciler:
         if resource is not None:
             await self._post(key, resource.uid, steps.events)
         work: list[Coroutine[Any, Any, None]] = []
-        work += [self._create(key, body, refused_before) for body in steps.create]
+        work += [self._create(key, body, run.refused_before) for body in steps.create]
         work += [self._apply(key, body) for body in steps.apply]
         work += [self._delete(key, ref, uid) for ref, uid in steps.delete]
-        work += [self._mark(key, name, marked=True) for name in steps.mark]
-        work += [self._mark(key, name, marked=False) for name in steps.unmark]
+        work += [self._mark(key, name, run.source_uids.get(name), marked=True) for name in steps.mark]
+        work += [self._mark(key, name, None, marked=False) for name in steps.unmark]
         if steps.finalizer is not None and resource is not None:
             work.append(self._finalize(key, resource.uid, steps.finalizer))
         if steps.configuration is not None and steps.console is not None:
@@ -194,14 +214,17 @@ class Reconciler:
         else:
             self._store.forget(ref)
 
-    async def _mark(self, key: Key, name: str, *, marked: bool) -> None:
+    async def _mark(self, key: Key, name: str, uid: str | None, *, marked: bool) -> None:
+        """Mark a source Secret or take the mark off; `uid` where it was read in this run."""
         ref = Ref("Secret", key.namespace, name)
-        secret = await self._cluster.get(ref)
-        if secret is None:
-            self._store.forget(ref)
-            return
+        if uid is None:
+            secret = await self._cluster.get(ref)
+            if secret is None:
+                self._store.forget(ref)
+                return
+            uid = secret["metadata"]["uid"]
         try:
-            answer = await self._cluster.mark_source(key.namespace, name, secret["metadata"]["uid"], marked)
+            answer = await self._cluster.mark_source(key.namespace, name, uid, marked)
         except Refused as error:
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
         else:
@@ -231,12 +254,15 @@ class Reconciler:
         self._store.show(pod, Shown(config.generation, pod.restarts, problem or ""))
 
     async def _probe(self, key: Key, target: Target, steps: Plan) -> None:
-        task = self._probes.get(key)
-        if task is None:
+        """Log in to the upstream. A slow answer is not waited for: it starts another run."""
+        if key not in self._probes:
             task = asyncio.create_task(self._probe_upstream(key, target, steps))
-            self._probes[key] = task
+            self._probes[key] = (target, task)
             task.add_done_callback(lambda _: self._probes.pop(key, None))
-        await asyncio.wait({task}, timeout=PROBE_PATIENCE_SECONDS)
+        _, task = self._probes[key]
+        _, late = await asyncio.wait({task}, timeout=PROBE_PATIENCE_SECONDS)
+        if late:
+            task.add_done_callback(lambda _: self.queue.add((key,)))
 
     async def _probe_upstream(self, key: Key, target: Target, steps: Plan) -> None:
         """From here and, where only the poolers' network reaches the upstream, through one of them."""
@@ -250,7 +276,6 @@ class Reconciler:
             if through.reachable:
                 probe = Probe(target, True, "ReachableThroughPooler", through.message)
         self._store.probed(key, probe)
-        self.queue.add((key,))
 
     # Reporting
 

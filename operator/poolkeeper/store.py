@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from poolkeeper import names, sightings
@@ -184,7 +185,10 @@ class Store:
             self._rollouts[key] = rollout
         if ref.kind == "Secret" and ref.namespace == key.namespace:
             if role == names.ROLE_LOGINS and ref.name == names.logins_name(key.name):
-                self._logins[key] = from_secret(sightings.data(obj))
+                # Running poolers know the console's login and take a new one only from who has it: when it was
+                # spoilt by hand, the one that is remembered goes back into the Secret.
+                found, known = from_secret(sightings.data(obj)), self.logins(key)
+                self._logins[key] = replace(found, console=found.console or known.console)
             if role == names.ROLE_CONFIG and ref.name == names.config_name(key.name):
                 self._config_files[key] = {
                     name: value.decode(errors="replace") for name, value in sightings.data(obj).items()
@@ -196,6 +200,8 @@ class Store:
             key = Key(ref.namespace, ref.name)
             self._probes.pop(key, None)
             self._refusals.pop(key, None)
+            # They outlive their Secret, which is made again with the same logins, but not the resource.
+            self._logins.pop(key, None)
             self._sources.reads(key, frozenset())
             return frozenset({key}) if self._resources.pop(key, None) is not None else _NOBODY
         if ref.kind == "Namespace":
@@ -219,8 +225,6 @@ class Store:
                 del self._children[key_of]
             if ref.kind == "Deployment":
                 self._rollouts.pop(key_of, None)
-            if ref.kind == "Secret" and ref.name == names.logins_name(key_of.name):
-                self._logins.pop(key_of, None)
             if ref.kind == "Secret" and ref.name == names.config_name(key_of.name):
                 self._config_files.pop(key_of, None)
         return frozenset(concerned | {key_of})

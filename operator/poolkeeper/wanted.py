@@ -57,7 +57,7 @@ def want(database: PooledDatabase, world: World, settings: Settings) -> Wanted:
         configuration=config,
         poolers=(
             secrets.config(database, config, kept_files(world.config_files, config.generation)),
-            deployment.render(database, settings),
+            deployment.render(database, settings, logins.console),
             service.render(database),
             disruption_budget.render(database),
             network_policy.render(database, (item.namespace for item in granted.granted), settings),

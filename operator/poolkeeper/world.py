@@ -144,6 +144,8 @@ class World:
     probe: Probe | None = None
     probe_due: bool = False
     """The last probe is older than its interval."""
+    probing: Target | None = None
+    """What a probe that is under way logs in to; its answer starts another run."""
     next_probe_seconds: float | None = None
     config_files: Mapping[str, str] = field(default_factory=dict)
     """Files in the stored configuration Secret."""

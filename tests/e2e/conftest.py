@@ -1,4 +1,4 @@
-"""What every test here stands on: the cluster with the chart installed (`make install`), a PostgreSQL, a client.
+"""What every test here stands on: a cluster with the chart installed (`make install`), a PostgreSQL, a client.
 
 The operator always runs from the Helm chart, with in-cluster credentials, as at a user's.
 """
@@ -158,4 +158,4 @@ def _disposable(make_place: Callable[..., Place]) -> Iterator[Callable[..., Plac
 
     yield make
     if made:
-        kubectl("delete", "namespaces", *made, "--wait=false")
+        kubectl("delete", "namespaces", *made, "--wait=false", "--ignore-not-found")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,8 +196,8 @@ class Place:
         }
 
     @contextmanager
-    def consoles(self) -> Iterator[list[Session]]:
-        """A console connection to every pooler pod that is not ending."""
+    def consoles(self, pods: Collection[str] = ()) -> Iterator[list[Session]]:
+        """A console connection to every pooler pod that is not ending, or to those named."""
         logins = self.secret("shop-pooler-logins", self.data)
         password = json.loads(logins["console"])["password"]
         with ExitStack() as stack:
@@ -210,7 +210,7 @@ class Place:
                     )
                 )
                 for pod in self.pods()
-                if "deletionTimestamp" not in pod["metadata"]
+                if "deletionTimestamp" not in pod["metadata"] and (not pods or pod["metadata"]["name"] in pods)
             ]
 
     def reconnect(self) -> None:
@@ -218,6 +218,11 @@ class Place:
         with self.consoles() as consoles:
             for console in consoles:
                 console.execute("RECONNECT")
+
+
+def setting(console: Session, name: str) -> str:
+    """One setting as a pooler's console shows it."""
+    return next(row["value"] for row in console.execute("SHOW CONFIG") if row["key"] == name)
 
 
 def namespaces(*bodies: tuple[str, dict[str, str]]) -> None:

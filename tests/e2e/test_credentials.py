@@ -11,8 +11,8 @@ import pytest
 
 from e2e import kube
 from e2e.kube import kubectl
-from tests.e2e.client import Agent, Load, Session
-from tests.e2e.kit import CONVERGES_WITHIN, OWNER, Place, dsn, timed, wait_until
+from tests.e2e.client import Agent, Load
+from tests.e2e.kit import CONVERGES_WITHIN, OWNER, Place, dsn, setting, timed, wait_until
 
 SPECIAL = "q'uote d\"ouble sp ace back\\slash @:/?#% %41 ünï€😀"
 
@@ -162,10 +162,6 @@ def config_is_shown(place: Place) -> bool:
     ini = place.secret("shop-pooler-config", place.data)["pgbouncer.ini"]
     with place.consoles() as consoles:
         return all(f"auth_file = {setting(console, 'auth_file')}\n" in ini for console in consoles)
-
-
-def setting(console: Session, name: str) -> str:
-    return next(row["value"] for row in console.execute("SHOW CONFIG") if row["key"] == name)
 
 
 def replace_owner(place: Place, values: dict[str, str]) -> None:

@@ -67,9 +67,10 @@ def test_pg_stat_activity_names_the_consumer_on_both_endpoints(shop: Place, agen
         with Session(agent, shop.url(key)) as session:
             session.execute("BEGIN")
             pid = session.execute("SELECT pg_backend_pid() AS pid")[0]["pid"]
-            query = f"SELECT usename, datname, application_name FROM pg_stat_activity WHERE pid = {pid}"
-            assert shop.server.run(query) == [
+            activity = shop.server.run("SELECT pid, usename, datname, application_name FROM pg_stat_activity")
+            assert [row for row in activity if row["pid"] == pid] == [
                 {
+                    "pid": pid,
                     "usename": shop.role,
                     "datname": shop.database,
                     "application_name": f"{shop.web}/database",

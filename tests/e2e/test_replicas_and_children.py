@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from functools import partial
 
 import pytest
 
 from e2e import kube
 from e2e.kube import Object, kubectl
 from tests.e2e.client import Agent
-from tests.e2e.kit import CONVERGES_WITHIN, Place, timed, wait_until
+from tests.e2e.kit import CONVERGES_WITHIN, Place, setting, timed, wait_until
 
 ONE = [{"one": "1"}]
 CHILDREN = [
@@ -22,12 +24,14 @@ CHILDREN = [
     ("secret", "database"),
     ("secret", "database-binding"),
 ]
+_sizes = itertools.count(21)
 EDITS: dict[tuple[str, str], Object] = {
     ("deployment", "shop-pooler"): {"spec": {"replicas": 3}},
     ("service", "shop-pooler"): {"spec": {"selector": {"app.kubernetes.io/part-of": "nothing"}}},
     ("poddisruptionbudget", "shop-pooler"): {"spec": {"maxUnavailable": 2}},
     ("networkpolicy", "shop-pooler"): {"spec": {"ingress": [{}]}},
     ("secret", "shop-pooler-config"): {"data": {"pgbouncer.ini": "W3BnYm91bmNlcl0K"}},
+    ("secret", "shop-pooler-logins"): {"data": {"console": "bm9uc2Vuc2U="}},
     ("secret", "database"): {"data": {"DATABASE_URL": "bm9uc2Vuc2U="}},
     ("secret", "database-binding"): {"data": {"uri": None}},
 }
@@ -43,7 +47,7 @@ def test_kubectl_scale_changes_the_poolers(shop: Place, agent: Agent) -> None:
     for replicas in (3, 1, 2):
         kubectl("-n", shop.data, "scale", "pooldb/shop", f"--replicas={replicas}")
         with timed(f"{replicas} poolers are ready", at_most=CONVERGES_WITHIN):
-            wait_until(lambda replicas=replicas: ready(shop) == replicas, 30, f"{replicas} ready poolers")
+            wait_until(partial(has_ready, shop, replicas), 30, f"{replicas} ready poolers")
         assert agent.query(shop.url(), "SELECT 1 AS one") == ONE
     scale = json.loads(kubectl("get", "--raw", scale_path(shop)))
     assert scale["spec"]["replicas"] == 2
@@ -63,7 +67,7 @@ def test_scaled_to_zero_says_so_and_comes_back(place: Place, agent: Agent) -> No
 @pytest.mark.parametrize(("kind", "name"), CHILDREN)
 def test_child_deleted_by_hand_comes_back(shop: Place, agent: Agent, kind: str, name: str) -> None:
     namespace = shop.web if name.startswith("database") else shop.data
-    before = kube.get(kind, namespace, name)
+    before, url = kube.get(kind, namespace, name), shop.url()
     assert before is not None
     kubectl("-n", namespace, "delete", kind, name, "--wait=false")
 
@@ -74,9 +78,11 @@ def test_child_deleted_by_hand_comes_back(shop: Place, agent: Agent, kind: str, 
     with timed(f"{kind} {name} is back and works", at_most=CONVERGES_WITHIN):
         wait_until(made_anew, 30, f"a new {kind} {name}")
         shop.wait_ready()
-        wait_until(lambda: ready(shop) == 2, 30, "2 ready poolers")
-        assert agent.query_soon(shop.url(), "SELECT 1 AS one", within=30) == ONE
+        wait_until(partial(has_ready, shop, 2), 30, "2 ready poolers")
+        assert agent.query_soon(url, "SELECT 1 AS one", within=30) == ONE
+    assert shop.url() == url
     shop.wait_settled()
+    assert_changes_still_arrive(shop)
 
 
 @pytest.mark.parametrize(("kind", "name"), list(EDITS))
@@ -87,22 +93,35 @@ def test_child_edited_by_hand_is_repaired(shop: Place, agent: Agent, kind: str, 
     change = EDITS[kind, name]
     kubectl("-n", namespace, "patch", kind, name, "--type=merge", "-p", json.dumps(change))
     with timed(f"{kind} {name} is repaired", at_most=CONVERGES_WITHIN):
-        wait_until(lambda: owned(kube.get(kind, namespace, name)) == owned(before), 30, f"{kind} as before")
+        wait_until(lambda: repaired(kube.get(kind, namespace, name), before, change), 30, f"{kind} as before")
         assert agent.query_soon(shop.url(), "SELECT 1 AS one", within=30) == ONE
     shop.wait_settled()
+    assert_changes_still_arrive(shop)
 
 
-def ready(place: Place) -> int:
-    return int(place.resource()["status"].get("readyReplicas", 0))
+def assert_changes_still_arrive(place: Place) -> None:
+    """The operator has not lost its hold on the running poolers: their consoles show the next change."""
+    before = place.resource()["status"]["appliedConfig"]
+    size = next(_sizes)
+    place.patch({"pooler": {"parameters": {"default_pool_size": size}}})
+    wait_until(lambda: place.resource()["status"].get("appliedConfig", before) != before, 10, "a new config")
+    with place.consoles() as consoles:
+        assert len(consoles) == 2
+        for console in consoles:
+            assert setting(console, "default_pool_size") == str(size)
+
+
+def has_ready(place: Place, replicas: int) -> bool:
+    return bool(place.resource()["status"].get("readyReplicas", 0) == replicas)
 
 
 def scale_path(place: Place) -> str:
     return f"/apis/poolkeeper.io/v1alpha1/namespaces/{place.data}/pooleddatabases/shop/scale"
 
 
-def owned(body: Object | None) -> Object:
-    """What of an object is ours to say: not its status, nor what Kubernetes notes in its metadata."""
-    assert body is not None
-    metadata = {key: body["metadata"].get(key) for key in ("uid", "labels", "ownerReferences")}
-    rest = {key: value for key, value in body.items() if key not in ("metadata", "status")}
-    return {"metadata": metadata, **rest}
+def repaired(found: Object | None, before: Object, change: Object) -> bool:
+    """Whether an object says again what it said; of a Secret, the keys that were changed."""
+    assert found is not None
+    if found["kind"] == "Secret":
+        return all(found["data"].get(key) == before["data"][key] for key in change["data"])
+    return bool(found["spec"] == before["spec"] and found["metadata"]["uid"] == before["metadata"]["uid"])

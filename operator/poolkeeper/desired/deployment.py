@@ -9,6 +9,7 @@ from typing import Any
 from poolkeeper import names
 from poolkeeper.api import PooledDatabase
 from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.logins import Login
 from poolkeeper.parameters import PARAMETERS
 from poolkeeper.settings import Settings
 
@@ -20,8 +21,8 @@ _USER = 65532
 _DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}
 
 
-def render(database: PooledDatabase, settings: Settings) -> Object:
-    """The Deployment of a PooledDatabase."""
+def render(database: PooledDatabase, settings: Settings, console: Login) -> Object:
+    """The Deployment of a PooledDatabase. `console` is the operator's login at the poolers' consoles."""
     pooler = database.pooler
     meta = metadata(database, names.ROLE_POOLER, names.pooler_name(database.name))
     selector = names.pod_selector(database.uid)
@@ -40,7 +41,7 @@ def render(database: PooledDatabase, settings: Settings) -> Object:
                     "annotations": {
                         **pooler.pod_annotations,
                         **meta["annotations"],
-                        names.RESTART_ANNOTATION: _restart_digest(database),
+                        names.RESTART_ANNOTATION: _restart_digest(database, console),
                     },
                 },
                 "spec": _pod_spec(database, settings, selector),
@@ -111,12 +112,16 @@ def _container(database: PooledDatabase, settings: Settings) -> Object:
     }
 
 
-def _restart_digest(database: PooledDatabase) -> str:
+def _restart_digest(database: PooledDatabase, console: Login) -> str:
     """Digest of what a RELOAD can't change (`changeable = no` in SHOW CONFIG) or must not under live clients:
-    the pool mode, and prepared statements on or off, lose track of what clients have prepared."""
+    the pool mode, and prepared statements on or off, lose track of what clients have prepared.
+
+    And of the console's login: where it had to be made anew, nobody can tell the running poolers of it.
+    """
     parameters = database.pooler.parameters
     settings: dict[str, Any] = {
         "mode": database.pooler.mode,
+        "console": console.verifier,
         "prepared_statements": parameters.get("max_prepared_statements") != "0",
         **{name: value for name, value in parameters.items() if PARAMETERS[name].restart},
     }

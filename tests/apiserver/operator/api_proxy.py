@@ -273,7 +273,11 @@ def _tls_context(directory: Path, cluster: dict[str, Any], user: dict[str, Any])
     import base64
 
     paths = {}
-    for source, name in ((cluster, "certificate-authority"), (user, "client-certificate"), (user, "client-key")):
+    for source, name in (
+        (cluster, "certificate-authority"),
+        (user, "client-certificate"),
+        (user, "client-key"),
+    ):
         if f"{name}-data" in source:
             paths[name] = directory / f"proxy-{name}.pem"
             paths[name].write_bytes(base64.b64decode(source[f"{name}-data"]))

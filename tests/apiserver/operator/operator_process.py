@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.apiserver.operator.api_proxy import Gate
+from tests.apiserver.operator.nursery import Nursery
 
 ROOT = Path(__file__).resolve().parents[3]
 OPERATOR_NAMESPACE = "poolkeeper-system"
@@ -21,11 +22,15 @@ _numbers = itertools.count(1)
 
 
 class Operator:
-    """One replica. Every start takes another Lease unless `lease` is given: a killed holder delays nobody then."""
+    """One replica: forked from the nursery, or without one `python -m poolkeeper`.
+
+    Every start takes another Lease unless `lease` is given: a killed holder delays nobody then.
+    """
 
     def __init__(
         self,
         directory: Path,
+        nursery: Nursery | None,
         gate: Gate,
         namespaces: Iterable[str] = (),
         *,
@@ -40,7 +45,9 @@ class Operator:
         kubeconfig = directory / f"{self.identity}.kubeconfig"
         kubeconfig.write_text(json.dumps(_kubeconfig(gate.port)))
         self._lease = lease
+        self._nursery = nursery
         self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT / "operator"),
@@ -58,6 +65,9 @@ class Operator:
             "POOLKEEPER_LEASE": self._lease or f"lease-{next(_numbers)}",
             "POOLKEEPER_HEALTH_PORT": str(_free_port()),
         }
+        if self._nursery is not None:
+            self._pid = self._nursery.start(self._environment | own, self.log)
+            return self
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "poolkeeper"],
@@ -66,31 +76,44 @@ class Operator:
                 stdout=log,
                 stderr=log,
             )
+        self._pid = self._process.pid
         return self
 
     def kill(self) -> None:
         """SIGKILL, as the kernel or a node would do it."""
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGKILL)
+        os.kill(self._pid, signal.SIGKILL)
 
-    def reap(self) -> None:
+    def reap(self) -> int:
+        """Wait for the end; the exit code."""
+        if self._nursery is not None:
+            return self._nursery.wait(self._pid, 30)
         assert self._process is not None
-        self._process.wait(30)
+        return self._process.wait(30)
 
     def terminate(self) -> int:
         """SIGTERM, as a rollout does it. Answers the exit code."""
-        assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(30)
+        os.kill(self._pid, signal.SIGTERM)
+        return self.reap()
 
     def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(30)
+        if self.running:
+            self.kill()
+            self.reap()
 
     @property
     def running(self) -> bool:
+        if not self._pid:
+            return False
+        if self._nursery is not None:
+            return self._nursery.code(self._pid) is None
         return self._process is not None and self._process.poll() is None
+
+    def restart_if_lease_lost(self) -> None:
+        """What kubelet does. On a machine that is too busy to answer for seconds the operator ends by design."""
+        if self._pid and not self.running:
+            said = self.said()
+            assert "could not be renewed" in said[-300:], f"the operator ended: {said[-3000:]}"
+            self.start()
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

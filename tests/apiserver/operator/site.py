@@ -17,6 +17,7 @@ from poolkeeper import names
 from tests.apiserver.client import Api, Refused
 from tests.apiserver.operator.api_proxy import Gate, Proxy
 from tests.apiserver.operator.fake_postgres import FakePostgres
+from tests.apiserver.operator.nursery import Nursery
 from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE, ROOT, Operator
 from tests.fast.helm_chart import render
 
@@ -78,6 +79,7 @@ class Site:
         self.api = Api(plane.kubeconfig)
         self.proxy = Proxy(plane.user_kubeconfig(USER))
         self.postgres = FakePostgres(PASSWORD)
+        self.nursery = Nursery(ROOT / "operator")
         self._operators: list[Operator] = []
         self.install_crd()
         self.create_namespace(OPERATOR_NAMESPACE)
@@ -91,9 +93,9 @@ class Site:
     def _grant(self) -> None:
         """The chart's own rights, and Leases of any name, since every operator here has its own."""
         for obj in render():
-            if obj["kind"] in ("ClusterRole", "ClusterRoleBinding") and "helm.sh/hook" not in obj["metadata"].get(
-                "annotations", {}
-            ):
+            if obj["kind"] in ("ClusterRole", "ClusterRoleBinding") and "helm.sh/hook" not in obj[
+                "metadata"
+            ].get("annotations", {}):
                 plural = obj["kind"].lower() + "s"
                 self.api.apply(f"{_RBAC}/{plural}/{obj['metadata']['name']}", obj)
         rights: Object = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "leases"}}
@@ -108,15 +110,20 @@ class Site:
         }
         self.api.apply(f"{_RBAC}/clusterrolebindings/leases", binding)
 
-    def create_namespace(self, name: str, *, accept_from: str = "", labels: dict[str, str] | None = None) -> None:
+    def create_namespace(
+        self, name: str, *, accept_from: str = "", labels: dict[str, str] | None = None
+    ) -> None:
         metadata: Object = {"name": name, "labels": labels or {}}
         if accept_from:
             metadata["annotations"] = {names.ACCEPT_FROM_ANNOTATION: accept_from}
         self.api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
-    def operator(self, namespaces: Iterable[str] = (), gate: Gate | None = None, **options: str) -> Operator:
-        """A process that is not started yet; it ends with the site at the latest."""
-        made = Operator(self.directory, gate or self.proxy.open(), namespaces, **options)
+    def operator(
+        self, namespaces: Iterable[str] = (), gate: Gate | None = None, *, fresh: bool = False, **options: str
+    ) -> Operator:
+        """A process that is not started yet; `fresh`: with an interpreter of its own, as in a pod."""
+        nursery = None if fresh else self.nursery
+        made = Operator(self.directory, nursery, gate or self.proxy.open(), namespaces, **options)
         self._operators.append(made)
         return made
 
@@ -135,6 +142,7 @@ class Site:
 
     def close(self) -> None:
         self.stop_operators()
+        self.nursery.close()
         self.proxy.close()
         self.postgres.shutdown()
 
@@ -197,7 +205,9 @@ class Lane:
 
     def condition(self, kind: str, name: str = "shop") -> Object:
         conditions = self.resource(name).get("status", {}).get("conditions", [])
-        return next((item for item in conditions if item["type"] == kind), {"status": "", "reason": "", "message": ""})
+        return next(
+            (item for item in conditions if item["type"] == kind), {"status": "", "reason": "", "message": ""}
+        )
 
     def expect(self, kind: str, status: str, reason: str, *, name: str = "shop", seconds: float = 10) -> str:
         """Wait until a condition of the current generation says so; its message."""
@@ -285,3 +295,15 @@ class Lane:
 
     def remove_pod(self, name: str) -> None:
         self.api.request("DELETE", path("Pod", self.data, name), gracePeriodSeconds="0")
+
+
+def history(api: Api, collection: str, since: str) -> list[Object]:
+    """Every state that the objects of a collection have had since a resource version, deletions left out."""
+    query = f"watch=true&resourceVersion={since}&timeoutSeconds=1"
+    client = api._client
+    answer = client.call_api(
+        "GET", f"{client.configuration.host}{collection}?{query}", {"Accept": "application/json"}, None
+    )
+    told = [json.loads(line) for line in answer.read().decode().splitlines()]
+    assert not [item for item in told if item["type"] == "ERROR"], told
+    return [item["object"] for item in told if item["type"] in ("ADDED", "MODIFIED")]

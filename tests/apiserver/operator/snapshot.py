@@ -18,6 +18,8 @@ from tests.apiserver.operator.site import Lane, Object, decoded
 
 _VOLATILE = ("resourceVersion", "uid", "creationTimestamp", "managedFields", "generation", "deletionTimestamp")
 _TIMES = re.compile(r'"(lastTransitionTime|startTime)": "[^"]*"')
+_VERIFIER = re.compile(r"SCRAM-SHA-256[$][^\\\"]+")
+_RESTART_DIGEST = re.compile(r'restart-digest": "[0-9a-f]{12}"')  # covers the console's verifier, which has a salt
 Snapshot = dict[str, str]
 
 
@@ -34,7 +36,9 @@ def difference(wanted: Snapshot, found: Snapshot) -> str:
     lines: list[str] = []
     for title in sorted(wanted.keys() | found.keys()):
         pair = [(side.get(title) or "absent").splitlines() for side in (wanted, found)]
-        lines += difflib.unified_diff(*pair, fromfile=f"undisturbed {title}", tofile="this run", lineterm="", n=1)
+        lines += difflib.unified_diff(
+            *pair, fromfile=f"undisturbed {title}", tofile="this run", lineterm="", n=1
+        )
     return "\n".join(lines)
 
 
@@ -105,7 +109,8 @@ def _without_chance(
                 secret = json.loads(value)
                 for part in ("password", "verifier", "check"):
                     if part in secret and key != "upstream":
-                        words[secret[part]] = f"<{part} of {key}>"
+                        login = key.removeprefix("consumer.")
+                        words[secret[part]] = f"<{part} of {words.get(login, login)}>"
         if obj["metadata"]["name"] == "shop-pooler-config":
             config = decoded(obj)
             current = current_generation(config)
@@ -118,8 +123,11 @@ def _without_chance(
         for word in sorted(words, key=len, reverse=True):
             text = text.replace(word, words[word])
             title = title.replace(word, words[word])
+        text = _RESTART_DIGEST.sub('restart-digest": "<digest>"', _VERIFIER.sub("<verifier of one who left>", text))
         text = _TIMES.sub(r'"\1": "<time>"', text.replace(lane.name, "<lane>"))
-        result[title.replace(lane.name, "<lane>")] = "\n".join(sorted(text.splitlines())) if _is_map(title) else text
+        result[title.replace(lane.name, "<lane>")] = (
+            "\n".join(sorted(line.rstrip(",") for line in text.splitlines())) if _is_map(title) else text
+        )
     return result
 
 

@@ -22,8 +22,9 @@ from tests.apiserver.operator.snapshot import Snapshot, difference, snapshot
 
 QUIET_SECONDS = 30.0
 AT_ONCE = 6
-SETTLE_SECONDS = 60.0
+SETTLE_SECONDS = 40.0
 """Generous: six operators start at once on two cores."""
+STARTED = time.monotonic()
 POD = "shop-pooler-pod"
 
 
@@ -145,13 +146,15 @@ def run(site: Site, cell: Cell, reference: Snapshot | None) -> None:
                 return
             operator.reap()
             operator.start()
-        cell.end = eventually(lambda: _settled(lane, cell, reference), SETTLE_SECONDS, every=0.3)
+        cell.end = eventually(lambda: _settled(lane, cell, operator, reference), SETTLE_SECONDS, every=0.3)
     except AssertionError as error:
         cell.trouble = f"{error}\n{operator.said()[-3000:]}"
+        print(cell.title, cell.trouble, flush=True)
         return
     finally:
         if cell.trouble:
             operator.close()
+    print(f"{time.monotonic() - STARTED:5.0f} s: {cell.title}", flush=True)
     if cell.number is None:
         time.sleep(2)
         cell.writes = [str(call).replace(lane.name, "lane") for call in operator.gate.writes[first:]]
@@ -159,7 +162,8 @@ def run(site: Site, cell: Cell, reference: Snapshot | None) -> None:
     cell.quiet.start()
 
 
-def _settled(lane: Lane, cell: Cell, reference: Snapshot | None) -> Snapshot:
+def _settled(lane: Lane, cell: Cell, operator: Operator, reference: Snapshot | None) -> Snapshot:
+    operator.restart_if_lease_lost()
     cell.scenario.settled(lane)
     found = snapshot(lane, cell.scenario.consumers(lane))
     if reference is not None:
@@ -206,5 +210,7 @@ def test_operator_killed_at_any_write_ends_in_the_same_state_and_then_writes_not
         print("\n".join(f"  {write}" for write in reference.writes))
     took = time.monotonic() - started
     print(f"kill matrix: {len(cells)} runs beside {len(undisturbed)} undisturbed ones, {took:.0f} s")
-    failed = [f"{cell.title or cell.scenario.name}: {cell.trouble}" for cell in undisturbed + cells if cell.trouble]
+    failed = [
+        f"{cell.title or cell.scenario.name}: {cell.trouble}" for cell in undisturbed + cells if cell.trouble
+    ]
     assert not failed, f"{len(failed)} of {len(cells)}\n" + "\n\n".join(failed)
