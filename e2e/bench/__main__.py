@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from e2e.bench import figures, reconcile
+from e2e.bench import figures, reconcile, reload
 from e2e.bench.figures import Figure
 from e2e.cluster.shell import ClusterError, say
 
-BENCHES: dict[str, Callable[[], list[Figure]]] = {"reconcile": reconcile.run}
+BENCHES: dict[str, Callable[[], list[Figure]]] = {"reconcile": reconcile.run, "reload": reload.run}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A bare API client over aiohttp: what the operator is compared with, and how the benchmark itself writes and reads.
+"""A bare API client over aiohttp: what the operator is compared with; the benchmark itself uses it, too.
 
 It keeps 8 requests in flight, encodes a body, sends it, reads the answer to its end and does not look at it.
 """

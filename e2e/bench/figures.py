@@ -1,4 +1,4 @@
-"""What a benchmark found: figures with their targets, as a table and as .bench/<name>.json. Pure but for the file."""
+"""What a benchmark found: figures and their targets, as a table and as .bench/<name>.json."""
 
 from __future__ import annotations
 

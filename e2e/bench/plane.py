@@ -1,4 +1,4 @@
-"""A fresh API server with the CRD, the fleet's namespaces and its credentials; and its contents, read or replayed."""
+"""A fresh API server with the CRD, the fleet's namespaces and credentials; its contents, read or replayed."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ async def _run(upstream: Upstream) -> list[Figure]:
         async with plane(COUNT, upstream) as control:
             bare.append(await replay(control.client, resources, children))
         say(
-            f"round {number}: operator {took[-1]:.1f} s ({cpu:.1f} s of CPU), bare client {sum(bare[-1]):.1f} s "
-            f"({bare[-1][0]:.1f} s of it for the PooledDatabases)"
+            f"round {number}: operator {took[-1]:.1f} s ({cpu:.1f} s of CPU), "
+            f"bare client {sum(bare[-1]):.1f} s ({bare[-1][0]:.1f} s of it for the PooledDatabases)"
         )
     ratios = [mine / sum(theirs) for mine, theirs in zip(took, bare, strict=True)]
     without = [mine / theirs[1] for mine, theirs in zip(took, bare, strict=True)]
@@ -90,7 +90,7 @@ async def _started(control: Plane, name: str) -> AsyncIterator[OperatorProcess]:
 
 
 async def _create(control: Plane, first: int, last: int, upstream: Upstream) -> float:
-    """Create PooledDatabases and wait until all is written. Seconds from the first creation to the last write."""
+    """Create PooledDatabases, wait until all is written. Seconds from first creation to last write."""
     control.audit.new()
     await control.client.apply_all(fleet.pooled_databases(first, last, upstream))
     writes = await _settle(control, last)
@@ -168,7 +168,7 @@ async def _settled_figures(control: Plane, operator: OperatorProcess) -> list[Fi
 
 
 async def _edit(control: Plane) -> list[float]:
-    """Change one parameter of one PooledDatabase after the other. Seconds until each config Secret is written."""
+    """Change a parameter of one after the other. Seconds until each config Secret is written."""
     control.audit.new()
     rate = 1 / EDITS_PER_SECOND
     chosen = random.Random(1).sample(range(COUNT), EDITS)  # noqa: S311

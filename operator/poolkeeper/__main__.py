@@ -10,7 +10,7 @@ import sys
 
 import kopf
 
-from poolkeeper import handlers, resync, settings
+from poolkeeper import handlers, resync, settings, watches
 from poolkeeper.cluster import connect
 from poolkeeper.leader import Election, LostLease
 from poolkeeper.reconcile import Reconciler
@@ -35,14 +35,16 @@ def main() -> None:
 
 
 async def _run(own: settings.Settings) -> None:
-    cluster = await connect()
+    # The lease has a connection of its own: renewing it must not queue behind other requests.
+    cluster, lease = await connect(), await connect()
     store = Store(own)
     reconciler = Reconciler(cluster, store, own)
     watching = asyncio.Event()
     tasks = [
         asyncio.create_task(_signalled(watching)),
         asyncio.create_task(_watch(store, reconciler, own, watching)),
-        asyncio.create_task(Election(cluster, own).lead(lambda: resync.work(cluster, store, reconciler, own))),
+        asyncio.create_task(watches.watch(cluster, store, reconciler.queue, own)),
+        asyncio.create_task(Election(lease, own).lead(lambda: resync.work(cluster, store, reconciler, own))),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -54,6 +56,7 @@ async def _run(own: settings.Settings) -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await cluster.close()
+        await lease.close()
 
 
 async def _signalled(watching: asyncio.Event) -> None:

@@ -2,7 +2,7 @@
 
 Dicts in, dicts out, over the official asyncio client's connection and credentials. Errors come out as three
 kinds: Conflict (somebody else's object, or an outdated view), Refused (the answer will not change by
-itself), and Retry (it may).
+itself), and Retry (it may); Expired for watches.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ Object = dict[str, Any]
 
 REQUEST_SECONDS = 10
 """Every request's limit: well under the time in which a lease must be renewed twice."""
+WATCH_SECONDS = 300
+"""The API server ends a watch after this; one that does not end then is dead."""
 _IN_FLIGHT = 16
 _PAGE = 500
 
@@ -66,6 +68,9 @@ RESOURCES: Mapping[str, Resource] = {
 CHILD_KINDS = ("Deployment", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service")
 
 
+_CONNECTION_FAULTS = (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError)
+
+
 class ClusterError(Exception):
     """A request failed; `reason` is a condition's reason, the text is the API server's own."""
 
@@ -81,6 +86,10 @@ class Conflict(ClusterError):
 
 class Refused(ClusterError):
     """Forbidden, invalid, over quota: trying again at once is pointless."""
+
+
+class Expired(ClusterError):
+    """The resource version to watch from is too old: list again."""
 
 
 class Retry(ClusterError):
@@ -103,7 +112,7 @@ async def connect() -> Cluster:
         config.load_incluster_config(client_configuration=configuration)
     else:
         await config.load_kube_config(client_configuration=configuration)
-    configuration.connection_pool_maxsize = 4 * _IN_FLIGHT
+    configuration.connection_pool_maxsize = 0  # unlimited: every watch holds one, _IN_FLIGHT bounds the rest
     # Otherwise every request looks for ~/.netrc first, in a thread. (A proxy can be named in a kubeconfig.)
     configuration.client_session_kwargs = {"trust_env": False}
     return Cluster(ApiClient(configuration))
@@ -140,6 +149,45 @@ class Cluster:
             token = page["metadata"].get("continue", "")
             if not token:
                 return
+
+    async def version(self, kind: str, namespace: str | None = None) -> str:
+        """The present resource version of a kind, to watch from."""
+        page = await self._request("GET", _path(Ref(kind, namespace or "", "")), {"limit": "1"})
+        assert page is not None
+        return str(page["metadata"]["resourceVersion"])
+
+    async def watch(
+        self, kind: str, namespace: str | None, selector: str, version: str
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """What happens after `version`: (ADDED, MODIFIED, DELETED or BOOKMARK, object), for some minutes.
+
+        A BOOKMARK's object has a resource version and nothing else. Raises Expired if `version` is too old.
+        """
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "labelSelector": selector,
+            "resourceVersion": version,
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        path = _path(Ref(kind, namespace or "", ""))
+        response = await self._send("GET", path, query, timeout=WATCH_SECONDS + REQUEST_SECONDS)
+        try:
+            if response.status >= 400:
+                raise _failure(response.status, None, await response.read(), f"watch of {path}")
+            part = b""
+            async for chunk in response.response.content.iter_any():
+                *lines, part = (part + chunk).split(b"\n")
+                for line in lines:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise _failure(status.get("code", 500), None, json.dumps(status).encode(), path)
+                    yield event["type"], event["object"]
+        except _CONNECTION_FAULTS as error:
+            raise Retry(f"watch of {path}: {type(error).__name__}: {error}") from error
+        finally:
+            response.response.close()
 
     async def apply(self, body: Mapping[str, Any], manager: str = MANAGER, subresource: str = "") -> Object:
         """Server-side apply, forced: we own the fields that we send. `metadata.uid` is a precondition."""
@@ -234,16 +282,11 @@ class Cluster:
         absent: Any = ...,
     ) -> Object | None:
         """One request, its answer decoded. 404 answers `absent` where it is given, else it is a Conflict."""
-        url = f"{self.client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
-        headers = {"Accept": "application/json", "Content-Type": content}
-        await self.client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         try:
             async with self._slots:
-                response = await self.client.rest_client.request(
-                    method, url, headers=headers, body=body, _request_timeout=REQUEST_SECONDS
-                )
+                response = await self._send(method, path, query, body, content=content)
                 text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
+        except _CONNECTION_FAULTS as error:
             raise Retry(f"{method} {path}: {type(error).__name__}: {error}") from error
         if response.status == 404 and absent is not ...:
             return None
@@ -251,6 +294,27 @@ class Cluster:
             raise _failure(response.status, response.getheader("Retry-After"), text, f"{method} {path}")
         answer: Object = json.loads(text)
         return answer
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None = None,
+        *,
+        content: str = "application/json",
+        timeout: float = REQUEST_SECONDS,
+    ) -> Any:
+        """Send a request and get the head of its answer. Raises Retry if there is none."""
+        url = f"{self.client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": "application/json", "Content-Type": content}
+        await self.client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        try:
+            return await self.client.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=timeout
+            )
+        except _CONNECTION_FAULTS as error:
+            raise Retry(f"{method} {path}: {type(error).__name__}: {error}") from error
 
 
 def _failure(status: int, retry_after: str | None, text: bytes, what: str) -> ClusterError:
@@ -260,6 +324,8 @@ def _failure(status: int, retry_after: str | None, text: bytes, what: str) -> Cl
         reason = str(answer.get("reason") or "Refused")
     except (ValueError, KeyError, TypeError):
         message, reason = f"{what} answered {status}", "Refused"
+    if status == 410:
+        return Expired("Expired", message)
     if status in (404, 409):
         return Conflict("Conflict", message)
     if status in (401, 429) or status >= 500:

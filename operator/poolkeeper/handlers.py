@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 
 from poolkeeper import names
-from poolkeeper.cluster import CHILD_KINDS, RESOURCES, in_cluster
+from poolkeeper.cluster import RESOURCES, in_cluster
 from poolkeeper.reconcile import Reconciler
 from poolkeeper.settings import Settings
 from poolkeeper.store import Store
@@ -30,7 +30,7 @@ def registry(store: Store, reconciler: Reconciler, settings: Settings) -> kopf.O
         body = {"apiVersion": api_version, **event["object"], "kind": kind}
         reconciler.queue.add(store.observe(body, deleted=event["type"] == "DELETED"))
 
-    kinds = [names.KIND, "Pod", *CHILD_KINDS, *(["Namespace"] if settings.reads_namespaces else [])]
+    kinds = [names.KIND, *(["Namespace"] if settings.reads_namespaces else [])]
     for kind in kinds:
         kopf.on.event(*_selector(kind), registry=handlers)(observe)
 
@@ -50,7 +50,7 @@ def registry(store: Store, reconciler: Reconciler, settings: Settings) -> kopf.O
 
 
 def watch_settings(settings: Settings) -> kopf.OperatorSettings:
-    """kopf's own settings: only what carries our labels is watched, and kopf writes nothing."""
+    """kopf's own settings: it writes nothing."""
     tuned = kopf.OperatorSettings()
     tuned.posting.enabled = False
     tuned.scanning.disabled = True
@@ -60,11 +60,9 @@ def watch_settings(settings: Settings) -> kopf.OperatorSettings:
     tuned.watching.chunk_size = 500
     tuned.networking.request_timeout = 30
     tuned.networking.enforce_retry_after = True
-    tuned.queueing.idle_timeout = 0.5
+    tuned.queueing.idle_timeout = 0.05  # seconds that a finished task keeps its object in memory
     tuned.persistence.diffbase_storage = _NoDiffBase()
     tuned.persistence.progress_storage = _NoProgress()
-    for kind in ("Pod", *CHILD_KINDS):
-        tuned.watching.label_selectors[_selector(kind)] = names.ROLE_LABEL
     return tuned
 
 

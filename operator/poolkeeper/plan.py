@@ -106,6 +106,8 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         steps = group(database, wanted, world)
         if not steps.settled:
             return steps
+        if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
+            break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
     return Plan(status=reported, events=events, requeue=_requeue(wanted, world))
 
@@ -135,11 +137,10 @@ def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
     """The poolers; with them the consumers' Secrets where no running pooler has to learn of them first."""
     objects = wanted.poolers if _to_reload(wanted, world) else wanted.poolers + wanted.bindings
     unwanted = _unwanted(database, wanted, world)
-    bindings = {names.binding_name(ref.name) for ref, _ in unwanted}
     removed = [
         status.consumer_removed(ref, uid)
         for ref, uid in unwanted
-        if ref.kind == "Secret" and ref.name not in bindings
+        if world.children[ref].role == names.ROLE_CONSUMER and _is_ours(world.children[ref], world)
     ]
     return replace(_drift(objects, world), delete=unwanted, events=tuple(removed))
 

@@ -163,22 +163,24 @@ class Reconciler:
         try:
             answer = await self._cluster.create(body)
         except Conflict:
-            await self._met(key, ref)
+            await self._met(key, ref, body)
         except Refused as error:
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
         else:
             self._store.observe(answer)
 
-    async def _met(self, key: Key, ref: Ref) -> None:
+    async def _met(self, key: Key, ref: Ref, body: Object) -> None:
         """Something has the name already: ours, from an answer that was lost, or somebody else's."""
         found = await self._cluster.get(ref)
         if found is None:
             raise Retry(f"{ref} was there and is gone")
-        self._store.observe(found)
         resource = self._store.resource(key)
         labels = found["metadata"].get("labels") or {}
+        if names.ROLE_LABEL in labels or names.OWNER_UID_LABEL in labels:
+            self._store.observe(found)
         if resource is None or labels.get(names.OWNER_UID_LABEL) != resource.uid:
-            owner = names.owner_key(found["metadata"].get("annotations") or {})
+            known = names.OWNER_UID_LABEL in labels
+            owner = names.owner_key(found["metadata"].get("annotations") or {}) if known else None
             whose = f"belongs to PooledDatabase {owner[0]}/{owner[1]}" if owner else "is not Poolkeeper's"
             self._store.refuse(
                 key,
@@ -189,14 +191,18 @@ class Reconciler:
                     "or choose another secretName",
                 ),
             )
+        elif names.owner_key(found["metadata"].get("annotations") or {}) != key:
+            # Ours, but its owner was edited away: no watch will lead it back to this key.
+            await self._apply(key, {**body, "metadata": {**body["metadata"], "uid": found["metadata"]["uid"]}})
 
     async def _apply(self, key: Key, body: Object) -> None:
         ref = _ref(body)
         try:
             answer = await self._cluster.apply(body)
         except Refused as error:
-            if "immutable" in error.message:
-                # Ours by its labels, and of a shape that can't be changed in place: made anew.
+            if "immutable" in error.message or (ref.kind == "Service" and "Duplicate value" in error.message):
+                # Ours by its labels, and of a shape that can't be changed in place (a port edited by hand stays
+                # in the list, which is keyed by port, and takes our port's name): made anew.
                 await self._delete(key, ref, body["metadata"]["uid"])
                 return
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))

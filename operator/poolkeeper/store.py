@@ -87,8 +87,13 @@ class Store:
             return self._forget(ref, but_source=True) | self._observe_source(ref, obj)
         return self._observe_child(ref, obj)
 
-    async def replace(self, kind: str, pages: AsyncIterator[tuple[list[Any], int]]) -> Keys:
-        """Take in a complete list of a kind: what it lacks is gone, unless it was seen later than the list."""
+    async def replace(
+        self, kind: str, pages: AsyncIterator[tuple[list[Any], int]], namespace: str | None = None
+    ) -> Keys:
+        """Take in a complete list of a kind: what it lacks is gone, unless it was seen later than the list.
+
+        `namespace` where the list is of that one only.
+        """
         seen: set[Ref] = set()
         concerned: set[Key] = set()
         versions: list[int] = []
@@ -99,6 +104,8 @@ class Store:
                 seen.add(Ref(kind, metadata.get("namespace", ""), metadata["name"]))
                 concerned |= self.observe(obj)
         for ref in [ref for ref in self._versions if ref.kind == kind and ref not in seen]:
+            if namespace not in (None, ref.namespace):
+                continue
             if self._versions[ref] <= min(versions, default=0):
                 concerned |= self.forget(ref)
         return frozenset(concerned)
@@ -170,10 +177,12 @@ class Store:
         moved = self._forget(ref) if previous is not None and previous != key else _NOBODY
         if key is None:
             return moved
-        role = metadata["labels"].get(names.ROLE_LABEL)
+        labels = metadata.get("labels") or {}
+        role = labels.get(names.ROLE_LABEL, "")
         child = Child(
             uid=metadata["uid"],
-            owner_uid=metadata["labels"].get(names.OWNER_UID_LABEL, ""),
+            owner_uid=labels.get(names.OWNER_UID_LABEL, ""),
+            role=role,
             digest=live_digest(obj, names.MANAGER),
         )
         changed = self._children[key].get(ref) != child

@@ -49,6 +49,7 @@ class Child:
 
     uid: str
     owner_uid: str
+    role: str
     digest: bytes
 
 

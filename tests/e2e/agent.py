@@ -54,7 +54,7 @@ class Load:
                 with self._lock:
                     self.succeeded += 1
                     self.longest = max(self.longest, time.monotonic() - began)
-            time.sleep(0.005)
+            time.sleep(0.02)
         if connection is not None:
             connection.close()
 

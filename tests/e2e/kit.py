@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from e2e import kube
+from e2e.install import NAMESPACE, RELEASE
 from e2e.kube import Object, kubectl
 from tests.e2e.client import Agent, Session
 
@@ -223,6 +224,13 @@ class Place:
 def setting(console: Session, name: str) -> str:
     """One setting as a pooler's console shows it."""
     return next(row["value"] for row in console.execute("SHOW CONFIG") if row["key"] == name)
+
+
+def images_in_use() -> dict[str, str]:
+    """References of the images that the release was installed with."""
+    values = json.loads(kube.helm("-n", NAMESPACE, "get", "values", RELEASE, "-o", "json"))
+    image = values["image"]
+    return {"operator": f"{image['repository']}:{image['tag']}", "pgbouncer": values["pooler"]["image"]}
 
 
 def namespaces(*bodies: tuple[str, dict[str, str]]) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from e2e import install, kube
-from e2e.images.catalog import recipe
 from e2e.install import NAMESPACE, RELEASE
 from e2e.kube import kubectl
 from tests.e2e.client import Agent, Load
-from tests.e2e.kit import Place, setting, timed, wait_until
+from tests.e2e.kit import Place, images_in_use, setting, timed, wait_until
 
 ONE = [{"one": "1"}]
 SELECTOR = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator"
@@ -90,7 +89,7 @@ def test_logins_lost_while_the_operator_is_down_are_made_anew(place: Place, agen
 def test_helm_upgrade_with_other_values_leaves_poolers_alone(shop: Place, agent: Agent) -> None:
     before = shop.identities()
     operators = operator_pods()
-    references = {name: recipe(name).reference for name in ("operator", "pgbouncer")}
+    references = images_in_use()
     with Load(agent, shop.url()) as load:
         try:
             install.install(references, "logLevel=DEBUG", "resources.requests.cpu=40m")

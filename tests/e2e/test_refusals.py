@@ -27,8 +27,8 @@ def test_resource_quota_on_secrets_is_quoted_and_heals(place: Place, agent: Agen
     limit(place.web, "ResourceQuota", {"hard": {"count/secrets": "1"}})
     place.apply(place.spec(replicas=1))
     place.wait_ready()
-    conditions = place.wait_condition("ConsumersSynced", "False", "Forbidden", within=30)
-    assert "exceeded quota" in conditions
+    message = place.wait_condition("ConsumersSynced", "False", "QuotaExceeded", within=30)
+    assert "exceeded quota" in message
     assert place.condition("Ready")["status"] == "True"
     kubectl("-n", place.web, "delete", "resourcequota", "narrow")
     place.wait_condition("ConsumersSynced", "True", "Synced", within=30)

@@ -1,4 +1,4 @@
-"""A release that works in some namespaces only, with Roles there and nothing cluster-wide but reading Namespaces.
+"""A release that works in some namespaces only, with Roles there; cluster-wide it may just read Namespaces.
 
 The other release watches everything, so it stands still meanwhile: two operators must not share a namespace.
 """
@@ -10,11 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from e2e import install, kube
-from e2e.images.catalog import recipe
 from e2e.install import CHART, NAMESPACE, RELEASE
 from e2e.kube import helm, kubectl
 from tests.e2e.client import Agent
-from tests.e2e.kit import Place, wait_until
+from tests.e2e.kit import Place, images_in_use, wait_until
 
 SCOPED = "scoped"
 SELECTOR = "app.kubernetes.io/instance={},app.kubernetes.io/component=operator"
@@ -25,11 +24,12 @@ def scoped_release(place: Place) -> Iterator[None]:
     """In the same namespace, so that the poolers' NetworkPolicies admit the tests' client too."""
     kubectl("-n", NAMESPACE, "scale", f"deployment/{RELEASE}", "--replicas=0")
     wait_until(lambda: not kube.items("pods", NAMESPACE, SELECTOR.format(RELEASE)), 60, "no operator pods")
-    repository, _, tag = recipe("operator").reference.rpartition(":")
+    images = images_in_use()
+    repository, _, tag = images["operator"].rpartition(":")
     values = [
         *("crds.enabled=false", "replicas=1", f"watchNamespaces={{{place.data},{place.web}}}"),
         *(f"image.repository={repository}", f"image.tag={tag}"),
-        f"pooler.image={recipe('pgbouncer').reference}",
+        f"pooler.image={images['pgbouncer']}",
     ]
     words = [word for value in values for word in ("--set", value)]
     try:

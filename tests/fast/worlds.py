@@ -100,7 +100,10 @@ class Simulation:
             ),
             children={
                 ref: Child(
-                    f"uid-of-{ref.name}", "another" if ref in self.stale else UID, ownership.desired_digest(obj)
+                    uid=f"uid-of-{ref.name}",
+                    owner_uid="another" if ref in self.stale else UID,
+                    role=obj["metadata"]["labels"][names.ROLE_LABEL],
+                    digest=ownership.desired_digest(obj),
                 )
                 for ref, obj in self.objects.items()
             },

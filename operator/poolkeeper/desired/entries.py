@@ -4,6 +4,7 @@ Knows how these names derive from namespace and Secret name. Doesn't know PgBoun
 """
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -34,6 +35,7 @@ class Entry:
     application_name: str
 
 
+@functools.lru_cache(maxsize=1024)
 def login_name(consumer: Consumer) -> str:
     """The consumer's user name at the pooler.
 
@@ -43,6 +45,7 @@ def login_name(consumer: Consumer) -> str:
     return _name(readable, ["login", consumer.namespace, consumer.secret_name], NAME_LIMIT)
 
 
+@functools.lru_cache(maxsize=1024)
 def entry_name(database: str, consumer: Consumer) -> str:
     """The database name in the consumer's DATABASE_URL."""
     readable = f"{database}--{consumer.namespace}"

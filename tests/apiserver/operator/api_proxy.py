@@ -1,4 +1,4 @@
-"""A proxy between operators and the API server: counts writes, loses answers, makes faults, kills at a chosen write.
+"""A proxy between operators and the API server: counts writes, loses answers, makes faults, kills at a write.
 
 Each operator gets a gate, a port of its own with faults of its own. The operator speaks plain HTTP to it; the
 gate forwards with a client certificate. Watches stream through.
@@ -165,6 +165,7 @@ class Gate:
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         expired = asyncio.ensure_future(self._expired.wait())
+        chunk: asyncio.Future[bytes] | None = None
         try:
             async with self._proxy.upstream(request, b"") as answer:
                 response = web.StreamResponse(
@@ -175,7 +176,6 @@ class Gate:
                     chunk = asyncio.ensure_future(self._next(answer))
                     await asyncio.wait({chunk, expired}, return_when=asyncio.FIRST_COMPLETED)
                     if expired.done():
-                        chunk.cancel()
                         await response.write(_GONE)
                         return response
                     if not chunk.result():
@@ -185,6 +185,9 @@ class Gate:
             return self._cut(request)  # the API server or the operator is gone
         finally:
             expired.cancel()
+            if chunk is not None:
+                chunk.cancel()
+                await asyncio.wait({chunk})
 
     async def _next(self, answer: aiohttp.ClientResponse) -> bytes:
         """The next whole line, but not while the watches are frozen."""

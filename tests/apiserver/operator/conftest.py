@@ -1,4 +1,4 @@
-"""The control plane of the operator's tests: with an audit log, and with the controller that ends namespaces."""
+"""The control plane of the operator's tests: with an audit log and the controller that ends namespaces."""
 
 from collections.abc import Iterator
 

@@ -109,7 +109,7 @@ class Operator:
         return self._process is not None and self._process.poll() is None
 
     def restart_if_lease_lost(self) -> None:
-        """What kubelet does. On a machine that is too busy to answer for seconds the operator ends by design."""
+        """What kubelet does: on a machine too busy to answer for seconds the operator ends by design."""
         if self._pid and not self.running:
             said = self.said()
             assert "could not be renewed" in said[-300:], f"the operator ended: {said[-3000:]}"

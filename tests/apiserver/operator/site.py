@@ -1,4 +1,4 @@
-"""What the tests of the operator share: a control plane with an audit log, the chart's rights, lanes of namespaces."""
+"""What the operator's tests share: a control plane with an audit log, the chart's rights, lanes."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Site:
 
 
 class Lane:
-    """Namespaces of one test: `data` with a PooledDatabase's source Secret, `web` and `api` that accept from it."""
+    """Namespaces of one test: `data` with the source Secret, `web` and `api` that accept from it."""
 
     def __init__(self, site: Site, label: str = "lane") -> None:
         self.site = site

@@ -1,4 +1,4 @@
-"""The state of a lane with everything that differs from run to run made equal, and what must hold inside of it."""
+"""The state of a lane, made equal where it differs from run to run, and what must hold inside of it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from tests.apiserver.operator.site import Lane, Object, decoded
 _VOLATILE = ("resourceVersion", "uid", "creationTimestamp", "managedFields", "generation", "deletionTimestamp")
 _TIMES = re.compile(r'"(lastTransitionTime|startTime)": "[^"]*"')
 _VERIFIER = re.compile(r"SCRAM-SHA-256[$][^\\\"]+")
-_RESTART_DIGEST = re.compile(r'restart-digest": "[0-9a-f]{12}"')  # covers the console's verifier, which has a salt
+_RESTART_DIGEST = re.compile(
+    r'restart-digest": "[0-9a-f]{12}"'
+)  # covers the console's verifier, which has a salt
 Snapshot = dict[str, str]
 
 
 def snapshot(lane: Lane, consumers: tuple[Consumer, ...]) -> Snapshot:
     """Every object of the lane as text, and its Events. Raises AssertionError for what contradicts itself."""
     objects = lane.objects()
-    assert_consistent(lane, objects, consumers)
+    try:
+        assert_consistent(lane, objects, consumers)
+    except (KeyError, ValueError) as error:
+        raise AssertionError(f"{error!r}: something is missing or damaged") from error
     told = sorted(f"{event['type']} {event['reason']} {event['message']}" for event in lane.events())
     whole = {_title(obj): _plain(obj) for obj in objects}
     return _without_chance(lane, objects, consumers, {**whole, "Events": told})
@@ -43,7 +48,7 @@ def difference(wanted: Snapshot, found: Snapshot) -> str:
 
 
 def assert_consistent(lane: Lane, objects: list[Object], consumers: tuple[Consumer, ...]) -> None:
-    """Each consumer's Secrets hold one password: that of the stored login, which the poolers' verifier proves."""
+    """Each consumer's Secrets hold one password: the stored login's, which the poolers' verifier proves."""
     secrets = {
         (obj["metadata"]["namespace"], obj["metadata"]["name"]): decoded(obj)
         for obj in objects
@@ -123,7 +128,9 @@ def _without_chance(
         for word in sorted(words, key=len, reverse=True):
             text = text.replace(word, words[word])
             title = title.replace(word, words[word])
-        text = _RESTART_DIGEST.sub('restart-digest": "<digest>"', _VERIFIER.sub("<verifier of one who left>", text))
+        text = _RESTART_DIGEST.sub(
+            'restart-digest": "<digest>"', _VERIFIER.sub("<verifier of one who left>", text)
+        )
         text = _TIMES.sub(r'"\1": "<time>"', text.replace(lane.name, "<lane>"))
         result[title.replace(lane.name, "<lane>")] = (
             "\n".join(sorted(line.rstrip(",") for line in text.splitlines())) if _is_map(title) else text

@@ -17,7 +17,7 @@ from poolkeeper.consent import Consumer
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.api_proxy import AFTER, BEFORE
 from tests.apiserver.operator.operator_process import Operator
-from tests.apiserver.operator.site import CHILD_KINDS, Lane, Site, eventually
+from tests.apiserver.operator.site import Lane, Site, eventually
 from tests.apiserver.operator.snapshot import Snapshot, difference, snapshot
 
 QUIET_SECONDS = 30.0
@@ -30,7 +30,7 @@ POD = "shop-pooler-pod"
 
 @dataclass(frozen=True)
 class Scenario:
-    """`prepare` ends in a settled state, `act` is what the operator is killed over, `settled` is the end of it."""
+    """`prepare` ends in a settled state; `act` is what the operator is killed over; `settled` is its end."""
 
     name: str
     prepare: Callable[[Lane], None]
