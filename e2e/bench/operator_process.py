@@ -26,7 +26,7 @@ class OperatorProcess:
         environment = {
             **os.environ,
             "KUBECONFIG": str(self._kubeconfig),
-            "PYTHONPATH": str(ROOT / "operator") + os.environ.get("EXTRA_PATH", ""),
+            "PYTHONPATH": str(ROOT / "operator"),
             "POOLKEEPER_NAMESPACE": "poolkeeper",
             "POOLKEEPER_POD": "bench",
             "POOLKEEPER_HEALTH_PORT": str(_free_port()),

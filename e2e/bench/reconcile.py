@@ -40,7 +40,7 @@ SETTLED = "reconciled once"
 
 
 def run() -> list[Figure]:
-    """Everything; takes about six minutes on two cores."""
+    """Everything; takes about ten minutes on two cores."""
     with tempfile.TemporaryDirectory(prefix="poolkeeper-bench-") as scratch, postgres(Path(scratch)) as server:
         server.create_role("shop_owner", "a password")
         server.create_database("shop")

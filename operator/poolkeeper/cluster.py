@@ -210,33 +210,25 @@ class Cluster:
         return await self.apply({**body, "metadata": {**body["metadata"], "resourceVersion": "1"}})
 
     async def delete(self, ref: Ref, uid: str) -> None:
-        """Delete the object if it still has this UID; gone or replaced is fine."""
+        """Delete the object; gone is fine. Raises Conflict if it has another UID."""
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "preconditions": {"uid": uid},
             "propagationPolicy": "Background",
         }
-        try:
-            await self._request("DELETE", _path(ref), body=body, absent=None)
-        except Conflict:
-            return
+        await self._request("DELETE", _path(ref), body=body, absent=None)
 
     async def apply_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> Object:
         """Replace the status of a PooledDatabase."""
         return await self.apply({**_identity(key, uid), "status": status}, subresource="status")
 
-    async def set_finalizer(self, key: Key, uid: str, present: bool) -> Object | None:
-        """Put our finalizer on or take it off; others' finalizers stay. None if the resource is gone."""
+    async def set_finalizer(self, key: Key, uid: str, present: bool) -> Object:
+        """Put our finalizer on or take it off; others' stay. Raises Conflict if the resource is gone."""
         body = _identity(key, uid)
         if present:
             body["metadata"]["finalizers"] = [FINALIZER]
-        try:
-            return await self.apply(body, manager=FINALIZER_MANAGER)
-        except Conflict:
-            if present:
-                raise
-            return None
+        return await self.apply(body, manager=FINALIZER_MANAGER)
 
     async def mark_source(self, namespace: str, name: str, uid: str, marked: bool) -> Object:
         """Label a Secret that the operator reads, and nothing else of it, so that the watch shows it."""

@@ -72,6 +72,7 @@ def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], set
     for rule in database.consumers:
         if rule.namespace is None and not settings.reads_namespaces:
             refused[Consumer("", rule.secret_name)] = Refusal("", rule.secret_name, *_UNREADABLE)
+            continue
         for name in _candidates(rule, namespaces):
             consumer = Consumer(name, rule.secret_name)
             verdict = _out_of_scope(database, name, settings) or decide(

@@ -102,7 +102,7 @@ def _canonical(value: Any, *, quantities: bool) -> Any:
 
 
 def _quantity(text: str) -> str:
-    number = text.rstrip("numkMGTPEi")
+    number = text.rstrip("numkKMGTPEi")
     suffix = text[len(number) :]
     try:
         return str((Decimal(number) * _SUFFIXES[suffix]).normalize())

@@ -53,6 +53,10 @@ class Queue(Generic[KeyT]):
                 self._waiting.add(key)
                 self._ready.put_nowait(key)
 
+    def caught_up(self, key: KeyT) -> None:
+        """The running work has just taken in all that is known: only what is added from now on needs another."""
+        self._again.discard(key)
+
     def add_later(self, key: KeyT, seconds: float) -> None:
         """Have a key worked on after a while, unless something asks for it sooner."""
         loop = asyncio.get_running_loop()

@@ -79,6 +79,7 @@ class Reconciler:
     # Gathering
 
     async def _gather(self, key: Key, run: _Run) -> World:
+        self.queue.caught_up(key)  # with the echoes of the round before
         resource = self._store.resource(key)
         if resource is None or not isinstance(resource.spec, PooledDatabase):
             return self._store.world(key, self._store.logins(key))
@@ -215,6 +216,11 @@ class Reconciler:
     async def _delete(self, key: Key, ref: Ref, uid: str) -> None:
         try:
             await self._cluster.delete(ref, uid)
+        except Conflict:
+            found = await self._cluster.get(ref)
+            if found is not None and found["metadata"]["uid"] == uid:
+                raise  # it is the one that was meant, and still there
+            self._store.forget(ref)
         except Refused as error:
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
         else:
@@ -238,7 +244,7 @@ class Reconciler:
 
     async def _finalize(self, key: Key, uid: str, present: bool) -> None:
         answer = await self._cluster.set_finalizer(key, uid, present)
-        if answer is None or (not present and not answer["metadata"].get("finalizers")):
+        if not present and not answer["metadata"].get("finalizers"):
             self._store.forget(Ref(names.KIND, key.namespace, key.name))
         else:
             self._store.observe(answer)

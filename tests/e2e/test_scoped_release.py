@@ -16,29 +16,34 @@ from tests.e2e.client import Agent
 from tests.e2e.kit import Place, images_in_use, wait_until
 
 SCOPED = "scoped"
-SELECTOR = "app.kubernetes.io/instance={},app.kubernetes.io/component=operator"
+SELECTOR = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator"
 
 
 @pytest.fixture
-def scoped_release(place: Place) -> Iterator[None]:
-    """In the same namespace, so that the poolers' NetworkPolicies admit the tests' client too."""
+def other_release_stopped() -> Iterator[None]:
+    """The release that works everywhere, without pods for the time of the test."""
     kubectl("-n", NAMESPACE, "scale", f"deployment/{RELEASE}", "--replicas=0")
-    wait_until(lambda: not kube.items("pods", NAMESPACE, SELECTOR.format(RELEASE)), 60, "no operator pods")
+    wait_until(lambda: not kube.items("pods", NAMESPACE, SELECTOR), 60, "no operator pods")
+    yield
+    kubectl("-n", NAMESPACE, "scale", f"deployment/{RELEASE}", "--replicas=2")
+    install.wait_for_rollout()
+
+
+@pytest.fixture
+def scoped_release(place: Place, other_release_stopped: None) -> Iterator[None]:
+    """In the same namespace, so that the poolers' NetworkPolicies admit the tests' client too."""
     images = images_in_use()
     repository, _, tag = images["operator"].rpartition(":")
     values = [
         *("crds.enabled=false", "replicas=1", f"watchNamespaces={{{place.data},{place.web}}}"),
-        *(f"image.repository={repository}", f"image.tag={tag}"),
-        f"pooler.image={images['pgbouncer']}",
+        *(f"image.repository={repository}", f"image.tag={tag}", f"pooler.image={images['pgbouncer']}"),
     ]
     words = [word for value in values for word in ("--set", value)]
-    try:
-        helm("-n", NAMESPACE, "install", SCOPED, str(CHART), "--wait", "--timeout", "90s", *words)
-        yield
-    finally:
-        helm("-n", NAMESPACE, "uninstall", SCOPED, "--ignore-not-found", "--wait")
-        kubectl("-n", NAMESPACE, "scale", f"deployment/{RELEASE}", "--replicas=2")
-        install.wait_for_rollout()
+    # What a run that was killed left behind: its namespaces are gone, and with them what its hooks need.
+    helm("-n", NAMESPACE, "uninstall", SCOPED, "--ignore-not-found", "--no-hooks")
+    helm("-n", NAMESPACE, "install", SCOPED, str(CHART), "--wait", "--timeout", "90s", *words)
+    yield
+    helm("-n", NAMESPACE, "uninstall", SCOPED, "--wait")
 
 
 @pytest.mark.usefixtures("scoped_release")

@@ -58,6 +58,22 @@ async def test_a_key_added_while_it_runs_runs_once_more_and_never_beside_itself(
     assert runs == 2
 
 
+async def test_what_was_added_before_the_work_caught_up_needs_no_other_run() -> None:
+    runs: Counter[str] = Counter()
+
+    async def work(key: str) -> None:
+        runs[key] += 1
+        worked.add([key])
+        worked.caught_up(key)
+        if key == "b" and runs[key] == 1:
+            worked.add([key])
+
+    worked = Queue(work, concurrency=1)
+    worked.add(["a", "b"])
+    await drain(worked)
+    assert runs == {"a": 1, "b": 2}
+
+
 async def test_work_that_fails_is_tried_again_with_growing_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "FIRST_DELAY_SECONDS", 0.01)
     loop = asyncio.get_running_loop()

@@ -54,8 +54,8 @@ def _pod_spec(database: PooledDatabase, settings: Settings, selector: dict[str, 
     pooler = database.pooler
     optional: Object = {
         "nodeSelector": dict(pooler.node_selector),
-        "tolerations": list(pooler.tolerations),
-        "affinity": pooler.affinity,
+        "tolerations": _as_stored(pooler.tolerations),
+        "affinity": _as_stored(pooler.affinity),
         "priorityClassName": pooler.priority_class_name,
         "imagePullSecrets": [{"name": name} for name in pooler.image_pull_secrets],
     }
@@ -88,6 +88,18 @@ def _pod_spec(database: PooledDatabase, settings: Settings, selector: dict[str, 
         ],
         **{key: value for key, value in optional.items() if value},
     }
+
+
+def _as_stored(value: Any) -> Any:
+    """Without the empty texts, lists and nulls that Kubernetes' types leave out (`omitempty`): with them, what
+    is stored would never be what is wanted. In a map of labels an empty text has a meaning."""
+    if isinstance(value, dict):
+        return {
+            key: item if key == "matchLabels" else _as_stored(item)
+            for key, item in value.items()
+            if item is not None and item != "" and item != [] and (key, item) != ("matchLabels", {})
+        }
+    return [_as_stored(item) for item in value] if isinstance(value, list) else value
 
 
 def _container(database: PooledDatabase, settings: Settings) -> Object:

@@ -326,8 +326,8 @@ def test_target_namespace_without_consent_or_with_consent_withdrawn_gets_no_secr
     annotate(settled, settled.web, None)
     gone(settled, "Secret", settled.web, "database")
     annotate(settled, settled.web, "*")
+    eventually(lambda: snapshot(settled, both(settled)), REPAIR_SECONDS)
     settled.synced(2)
-    snapshot(settled, both(settled))
 
 
 def test_consent_withdrawn_counts_although_the_source_secret_is_missing(settled: Lane) -> None:

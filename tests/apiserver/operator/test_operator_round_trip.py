@@ -22,6 +22,7 @@ POD_SETTINGS: dict[str, dict[str, Any]] = {
     "fractions": {
         "resources": {"requests": {"cpu": "0.1", "memory": "0.5Gi"}, "limits": {"cpu": 2, "memory": "1Gi"}}
     },
+    "kibibytes": {"resources": {"requests": {"memory": "65536Ki"}, "limits": {"memory": "262144Ki"}}},
     "exponents": {"resources": {"requests": {"cpu": "5e-1", "memory": "129e6"}, "limits": {"memory": "1e9"}}},
     "bytes": {"resources": {"requests": {"memory": "128974848"}, "limits": {"memory": 268435456}}},
     "milli-bytes": {"resources": {"requests": {"memory": "134217728000m"}, "limits": {"memory": "0.25Gi"}}},
@@ -64,6 +65,22 @@ POD_SETTINGS: dict[str, dict[str, Any]] = {
         }
     },
     "empty-affinity": {"affinity": {"nodeAffinity": {}}},
+    "emptiness": {
+        "affinity": {
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "labelSelector": {"matchLabels": {"a": ""}, "matchExpressions": []},
+                        "namespaceSelector": {"matchLabels": {}},
+                        "namespaces": [],
+                        "topologyKey": "kubernetes.io/hostname",
+                    }
+                ],
+                "preferredDuringSchedulingIgnoredDuringExecution": [],
+            },
+            "podAffinity": None,
+        }
+    },
     "drain": {"drainSeconds": 0, "replicas": 0, "mode": "statement"},
     "parameters": {
         "parameters": {"default_pool_size": 3, "server_reset_query": "DISCARD ALL", "query_timeout": "0.5"}

@@ -1,0 +1,71 @@
+"""What the operator's environment may hold, and what it says about what it may not."""
+
+import pytest
+
+from poolkeeper.settings import Settings, SettingsError, from_environment
+
+MINIMAL = {"POOLKEEPER_NAMESPACE": "poolkeeper", "POOLKEEPER_POD": "poolkeeper-abc"}
+
+
+def test_the_defaults_watch_everything() -> None:
+    own = from_environment(MINIMAL)
+    assert own == Settings(namespace="poolkeeper", identity="poolkeeper-abc")
+    assert own.watches("anything")
+
+
+def test_every_variable_is_read() -> None:
+    own = from_environment(
+        {
+            **MINIMAL,
+            "POOLKEEPER_LEASE": "other",
+            "POOLKEEPER_WATCH_NAMESPACES": " web, data,,web ",
+            "POOLKEEPER_NAMESPACE_SELECTORS": "False",
+            "POOLKEEPER_POOLER_IMAGE": "example.com/pgbouncer:1",
+            "POOLKEEPER_POOLER_IMAGE_PULL_POLICY": "Always",
+            "POOLKEEPER_LOG_LEVEL": "debug",
+            "POOLKEEPER_HEALTH_PORT": "9090",
+        }
+    )
+    assert own == Settings(
+        namespace="poolkeeper",
+        identity="poolkeeper-abc",
+        lease="other",
+        watch_namespaces=("data", "web"),
+        reads_namespaces=False,
+        pooler_image="example.com/pgbouncer:1",
+        pooler_image_pull_policy="Always",
+        log_level="DEBUG",
+        health_port=9090,
+    )
+    assert own.watches("web")
+    assert not own.watches("webs")
+
+
+@pytest.mark.parametrize("missing", MINIMAL)
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_a_variable_without_a_default_has_to_be_set(missing: str, value: str | None) -> None:
+    environment = {name: text for name, text in MINIMAL.items() if name != missing}
+    with pytest.raises(SettingsError, match=f"{missing} is not set; the Helm chart sets it"):
+        from_environment(environment if value is None else {**environment, missing: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("NAMESPACE_SELECTORS", "yes", "set it to true or false"),
+        ("HEALTH_PORT", "0", "from 1 to 65535"),
+        ("HEALTH_PORT", "65536", "from 1 to 65535"),
+        ("HEALTH_PORT", "-1", "from 1 to 65535"),
+        ("HEALTH_PORT", "http", "from 1 to 65535"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named_with_its_remedy(name: str, value: str, remedy: str) -> None:
+    with pytest.raises(SettingsError, match=remedy) as refusal:
+        from_environment({**MINIMAL, f"POOLKEEPER_{name}": value})
+    assert f"POOLKEEPER_{name} is '{value}'" in str(refusal.value)
+
+
+def test_an_empty_value_of_the_chart_means_the_default() -> None:
+    assert (
+        from_environment({**MINIMAL, "POOLKEEPER_LEASE": "", "POOLKEEPER_LOG_LEVEL": ""}).lease == "poolkeeper"
+    )
