@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast test-apiserver test-pgbouncer test-e2e lint cluster cluster-down install demo bench clean
+.PHONY: help test test-fast lint cluster cluster-down install demo bench
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -28,7 +28,8 @@ lint: $(VENV)/.installed ## Format, lint, types, import contract
 	$(VENV)/bin/lint-imports
 	$(PYTHON) docs/generate_reference.py --check
 
-test-fast: $(VENV)/.installed ## Tests without a cluster, under a minute
+test-fast: $(VENV)/.installed ## Tests without a cluster, under a minute (the first time helm is built, too)
+	$(PYTHON) -c "from e2e.cluster import binaries; binaries.ensure(['helm'])"
 	$(PYTEST) tests/fast -n auto
 
 cluster: $(VENV)/.installed ## Bring up the local cluster, or reuse a healthy one
@@ -47,7 +48,8 @@ test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server
 	$(MAKE) lint
 	$(MAKE) install
 	$(PYTEST) tests/fast -n auto
-	$(PYTEST) tests/apiserver tests/pgbouncer tests/e2e
+	$(PYTEST) tests/apiserver -n 2 --dist loadfile --durations=10
+	$(PYTEST) tests/pgbouncer tests/e2e --durations=15
 
 bench: $(VENV)/.installed ## Benchmarks, all or BENCH=<name>
 	$(PYTHON) -m e2e.bench $(BENCH)

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 8
 """A leader that was killed is replaced within this and one retry."""
-RENEW_SECONDS = 5.0
-"""A leader that could not renew for so long stops, well before anybody else may start."""
+RENEW_SECONDS = 5.5
+"""A leader that could not renew for so long stops: with a request's time on top, before anybody else starts."""
 RETRY_SECONDS = 1.0
 _REQUEST_SECONDS = 2.0
 
@@ -61,12 +61,14 @@ class Election:
             await self._release()
 
     async def _renew(self) -> None:
-        renewed = time.monotonic()
-        while time.monotonic() - renewed < RENEW_SECONDS:
-            await asyncio.sleep(RETRY_SECONDS)
-            if await self._hold():
-                renewed = time.monotonic()
-        raise LostLease(f"{self._ref} could not be renewed for {RENEW_SECONDS:g} s")
+        while True:
+            try:
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await asyncio.sleep(RETRY_SECONDS)
+                    while not await self._hold():  # noqa: ASYNC110
+                        await asyncio.sleep(RETRY_SECONDS)
+            except TimeoutError:
+                raise LostLease(f"{self._ref} could not be renewed for {RENEW_SECONDS:g} s") from None
 
     async def _hold(self) -> bool:
         """Take or renew the lease; False if another holds it or the API server does not answer."""

@@ -54,7 +54,7 @@ class Queue(Generic[KeyT]):
                 self._ready.put_nowait(key)
 
     def caught_up(self, key: KeyT) -> None:
-        """The running work has just taken in all that is known: only what is added from now on needs another."""
+        """The running work has just taken in all that is known: only what is added later needs another run."""
         self._again.discard(key)
 
     def add_later(self, key: KeyT, seconds: float) -> None:

@@ -7,6 +7,7 @@ gate forwards with a client certificate. Watches stream through.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import ssl
 import threading
@@ -273,8 +274,6 @@ class Proxy:
 
 def _tls_context(directory: Path, cluster: dict[str, Any], user: dict[str, Any]) -> ssl.SSLContext:
     """From a kubeconfig with its certificates inside or in files."""
-    import base64
-
     paths = {}
     for source, name in (
         (cluster, "certificate-authority"),

@@ -263,8 +263,9 @@ class Lane:
         ]
 
     def events(self) -> list[Object]:
-        items: list[Object] = self.api.get(path("Event", self.data))["items"]
-        return items
+        """Those that the operator posted; the API server repairs Services, and tells of it in Events."""
+        items = self.api.get(path("Event", self.data))["items"]
+        return [item for item in items if item["source"].get("component") == "poolkeeper"]
 
     def writes(self) -> list[str]:
         """What operators wrote here, from the API server's audit log."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.apiserver.operator.site import Lane, Site, eventually
+from tests.apiserver.operator.site import Lane, Site, eventually, path
 
 _TERM = {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd", "nvme"]}]}
 _POD_TERM = {
@@ -124,8 +124,6 @@ def test_fields_that_others_own_are_left_to_them(site: Site, lane: Lane) -> None
     lane.apply()
     lane.synced(2)
     lane.expect("UpstreamReachable", "True", "Reachable")
-    from tests.apiserver.operator.site import path
-
     lane.api.merge(
         path("Deployment", lane.data, "shop-pooler"),
         {
