@@ -57,7 +57,7 @@ async def _run(upstream: Upstream) -> list[Figure]:
     bare: list[tuple[float, float]] = []
     for number in range(1, ROUNDS + 1):
         async with plane(COUNT, upstream) as control, _started(control, "operator") as operator:
-            took.append(await _create(control, 0, COUNT, upstream))
+            took.append(await _create(control, operator, COUNT, upstream))
             cpu = operator.cpu_seconds()
             resources, children = await control.resources(), await control.children()
             if number == ROUNDS:
@@ -89,22 +89,23 @@ async def _started(control: Plane, name: str) -> AsyncIterator[OperatorProcess]:
         yield operator
 
 
-async def _create(control: Plane, first: int, last: int, upstream: Upstream) -> float:
+async def _create(control: Plane, operator: OperatorProcess, count: int, upstream: Upstream) -> float:
     """Create PooledDatabases, wait until all is written. Seconds from first creation to last write."""
     control.audit.new()
-    await control.client.apply_all(fleet.pooled_databases(first, last, upstream))
-    writes = await _settle(control, last)
+    await control.client.apply_all(fleet.pooled_databases(0, count, upstream))
+    writes = await _settle(control, operator, count)
     began = min(write.received for write in writes if write.user != "operator")
     ended = max(write.answered for write in writes if write.user == "operator")
     return ended - began
 
 
-async def _settle(control: Plane, count: int) -> list[Write]:
+async def _settle(control: Plane, operator: OperatorProcess, count: int) -> list[Write]:
     """Wait until nothing is written any more and everything is there. Returns the writes of the time."""
     writes = control.audit.new()
     deadline = time.monotonic() + LIMIT_SECONDS
     while True:
         await asyncio.sleep(QUIET_SECONDS)
+        operator.memory_mb()  # raises if it has ended
         more = control.audit.new()
         writes += more
         if not more:
@@ -136,9 +137,7 @@ def _is_current(resource: Object) -> bool:
 
 async def _settled_figures(control: Plane, operator: OperatorProcess) -> list[Figure]:
     """Edits, idleness, memory and a restart, in a control plane where 1,000 are settled."""
-    latencies = await _edit(control)
-    say(f"edits: {len(latencies)}")
-    await _settle(control, COUNT)
+    edited = await _edit(control, operator)
     cpu = operator.cpu_seconds()
     await asyncio.sleep(IDLE_SECONDS)
     idle_cpu = (operator.cpu_seconds() - cpu) / IDLE_SECONDS
@@ -156,8 +155,8 @@ async def _settled_figures(control: Plane, operator: OperatorProcess) -> list[Fi
     for write in (idle + writes)[:5]:
         say(f"a write: {write}")
     return [
-        Figure("edit_p50_s", percentile(latencies, 50), "s", 0.15),
-        Figure("edit_p99_s", percentile(latencies, 99), "s", 1.0),
+        Figure("edit_p50_s", percentile(edited, 50), "s", 0.15),
+        Figure("edit_p99_s", percentile(edited, 99), "s", 1.0),
         Figure("restart_writes", len(writes), "writes", 0),
         Figure("restart_s", restart, "s", 20.0),
         Figure("idle_writes", len(idle), "writes in 60 s", 0),
@@ -167,7 +166,7 @@ async def _settled_figures(control: Plane, operator: OperatorProcess) -> list[Fi
     ]
 
 
-async def _edit(control: Plane) -> list[float]:
+async def _edit(control: Plane, operator: OperatorProcess) -> list[float]:
     """Change a parameter of one after the other. Seconds until each config Secret is written."""
     control.audit.new()
     rate = 1 / EDITS_PER_SECOND
@@ -178,7 +177,7 @@ async def _edit(control: Plane) -> list[float]:
         for index, number in enumerate(chosen):
             await asyncio.sleep(max(0.0, began + index * rate - time.monotonic()))
             group.create_task(_change(control, number, slots))
-    return latencies(await _settle(control, COUNT))
+    return latencies(await _settle(control, operator, COUNT))
 
 
 async def _change(control: Plane, number: int, slots: asyncio.Semaphore) -> None:
@@ -209,7 +208,7 @@ async def _memory(upstream: Upstream) -> Figure:
     """The operator's memory with 5,000, after it made them and after a restart: the larger of both."""
     async with plane(LARGE_COUNT, upstream) as control:
         async with _started(control, "operator") as operator:
-            took = await _create(control, 0, LARGE_COUNT, upstream)
+            took = await _create(control, operator, LARGE_COUNT, upstream)
             made = operator.memory_mb()
             say(f"{LARGE_COUNT} made in {took:.0f} s: {made:.0f} MB (peak {operator.peak_memory_mb():.0f} MB)")
         async with _started(control, "restarted") as operator:

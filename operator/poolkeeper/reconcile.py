@@ -220,11 +220,11 @@ class Reconciler:
             found = await self._cluster.get(ref)
             if found is not None and found["metadata"]["uid"] == uid:
                 raise  # it is the one that was meant, and still there
-            self._store.forget(ref)
         except Refused as error:
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
-        else:
-            self._store.forget(ref)
+            return
+        # Another key may want an object of this name, and must hear that it is gone.
+        self.queue.add(self._store.forget(ref, uid) - {key})
 
     async def _mark(self, key: Key, name: str, uid: str | None, *, marked: bool) -> None:
         """Mark a source Secret or take the mark off; `uid` where it was read in this run."""

@@ -110,8 +110,12 @@ class Store:
                 concerned |= self.forget(ref)
         return frozenset(concerned)
 
-    def forget(self, ref: Ref) -> Keys:
-        """An object that was found to be gone."""
+    def forget(self, ref: Ref, uid: str | None = None) -> Keys:
+        """An object that was found to be gone; with `uid`, not one that took its place meanwhile."""
+        owner = self._owners.get(ref)
+        child = self._children.get(owner, {}).get(ref) if owner is not None else None
+        if uid is not None and child is not None and child.uid != uid:
+            return _NOBODY
         self._versions.pop(ref, None)
         return self._forget(ref)
 

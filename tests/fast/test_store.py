@@ -100,6 +100,15 @@ def test_a_child_that_vanishes_concerns_its_owner() -> None:
     assert not store.world(KEY, Logins()).children
 
 
+def test_an_object_that_was_deleted_is_forgotten_but_not_its_successor() -> None:
+    """The answer to a deletion may come after what was made in the object's place."""
+    store, ref = filled(), Ref("Service", "data", "shop-pooler")
+    assert store.forget(ref, "uid-of-the-one-before") == NOBODY
+    assert ref in store.world(KEY, Logins()).children
+    assert store.forget(ref, "uid-of-shop-pooler") == {KEY}
+    assert ref not in store.world(KEY, Logins()).children
+
+
 def test_a_namespace_concerns_those_that_name_or_select_it_before_or_after() -> None:
     store = filled()
     store.observe(resource(2, consumers=[{"namespaceSelector": {"matchLabels": {"tier": "apps"}}}]))

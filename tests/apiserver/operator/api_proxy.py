@@ -87,9 +87,6 @@ class Gate:
         self.killed.clear()
         self._kill = (len(self.writes) + number, phase, kill)
 
-    def stop_killing(self) -> None:
-        self._kill = None
-
     def reopen(self) -> None:
         """Let the next operator process through."""
         self._kill = None

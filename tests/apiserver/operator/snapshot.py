@@ -26,15 +26,16 @@ Snapshot = dict[str, str]
 
 
 def snapshot(lane: Lane, consumers: tuple[Consumer, ...]) -> Snapshot:
-    """Every object of the lane as text, and its Events. Raises AssertionError for what contradicts itself."""
+    """Every object of the lane as text, and the Events of removed consumers (those of transitions hang on how
+    soon the upstream answers). Raises AssertionError for what contradicts itself."""
     objects = lane.objects()
     try:
         assert_consistent(lane, objects, consumers)
     except (KeyError, ValueError) as error:
         raise AssertionError(f"{error!r}: something is missing or damaged") from error
-    told = sorted(f"{event['type']} {event['reason']} {event['message']}" for event in lane.events())
+    removals = [event["message"] for event in lane.events() if event["reason"] == "ConsumerRemoved"]
     whole = {_title(obj): _plain(obj) for obj in objects}
-    return _without_chance(lane, objects, consumers, {**whole, "Events": told})
+    return _without_chance(lane, objects, consumers, {**whole, "Removals": sorted(removals)})
 
 
 def difference(wanted: Snapshot, found: Snapshot) -> str:
