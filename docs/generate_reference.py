@@ -30,6 +30,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
 SECTIONS = {
     "spec.upstream": "The database",
     "spec.pooler": "The poolers",
+    "spec.keeper": "The keepers",
     "spec.consumers[]": "The consumers",
     "status": "Status",
 }
@@ -128,11 +129,13 @@ def _type(field: Schema) -> str:
     if field["type"] == "integer":
         bounds = f", {field['minimum']} to {field['maximum']}" if "minimum" in field else ""
         return f"whole number{bounds}"
-    return {"string": "text", "object": "object"}[field["type"]]
+    return {"string": "text", "object": "object", "boolean": "true or false"}[field["type"]]
 
 
 def _default(field: Schema) -> str:
     default = field.get("default")
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return "" if default in (None, {}) else f"`{default}`"
 
 

@@ -66,6 +66,12 @@ BY_HOST: Spec = {
         "priorityClassName": "high",
         "drainSeconds": 300,
     },
+    "keeper": {
+        "enabled": True,
+        "image": "registry.example:5000/keeper:1.26.1@sha256:00",
+        "resources": {"requests": {"cpu": "20m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
+        "poolSize": 5,
+    },
     "consumers": [{"namespace": "web", "secretName": "shop-database"}],
 }
 BY_URL: Spec = {
@@ -280,6 +286,11 @@ SYSTEM_NAMESPACES = tuple(
     for name in ("kube-system", "kube-public", "kube-node-lease")
 )
 
+_COLLIDES_WITH_KEEPER = (
+    "secretName",
+    "collides with the Secret <secretName>-keeper",
+    "choose another secretName",
+)
 _COLLIDES = ("secretName", "collides with the Secret <secretName>-binding", "choose another secretName")
 CONSUMERS = (
     Bad("twice", consumers({"namespace": "web"}, {"namespace": "web"}), ("spec.consumers", "twice", "remove")),
@@ -302,6 +313,21 @@ CONSUMERS = (
         "binding selected",
         consumers({"namespaceSelector": {}}, {"namespace": "web", "secretName": "database-binding"}),
         _COLLIDES,
+    ),
+    Bad(
+        "keeper first",
+        consumers({"namespace": "web", "secretName": "database-keeper"}, {"namespace": "web"}),
+        _COLLIDES_WITH_KEEPER,
+    ),
+    Bad(
+        "keeper last",
+        consumers({"namespace": "web"}, {"namespace": "web", "secretName": "database-keeper"}),
+        _COLLIDES_WITH_KEEPER,
+    ),
+    Bad(
+        "keeper selected",
+        consumers({"namespaceSelector": {}}, {"namespace": "web", "secretName": "database-keeper"}),
+        _COLLIDES_WITH_KEEPER,
     ),
     Bad("neither", consumers({"secretName": "x"}), ("spec.consumers", "either namespace or namespaceSelector")),
     Bad(
@@ -329,7 +355,7 @@ CONSUMERS = (
     ),
 )
 
-_SECRET_NAME = ("secretName", "cannot name both Secrets", "use at most 245 lower-case letters")
+_SECRET_NAME = ("secretName", "cannot name the Secrets", "use at most 245 lower-case letters")
 SECRET_NAMES = (
     Bad("246 letters", consumers({"namespace": "web", "secretName": "x" * 246}), _SECRET_NAME),
     Bad("upper case", consumers({"namespace": "web", "secretName": "Database"}), _SECRET_NAME),
@@ -394,6 +420,21 @@ POOLERS = (
     ),
 )
 
+_KEEPER_QUANTITY = ("spec.keeper.resources.limits", "quantity", "write an amount such as 250m")
+KEEPERS = (
+    Bad("pool of 0", changed("keeper.poolSize", 0), ("spec.keeper.poolSize", "1")),
+    Bad("pool of 1001", changed("keeper.poolSize", 1001), ("spec.keeper.poolSize", "1000")),
+    Bad("quoted pool", changed("keeper.poolSize", "10"), ("spec.keeper.poolSize",)),
+    Bad("word for enabled", changed("keeper.enabled", "yes"), ("spec.keeper.enabled",)),
+    Bad("keeper's image", changed("keeper.image", "pgbouncer 1.26"), ("spec.keeper.image", "without spaces")),
+    Bad("keeper's quantity", changed("keeper.resources.limits", {"memory": "64 MB"}), _KEEPER_QUANTITY),
+    Bad(
+        "keeper's requests",
+        changed("keeper.resources", {"requests": {"memory": "1Gi"}, "limits": {"memory": "512Mi"}}),
+        ("spec.keeper.resources.requests", "raise the limit"),
+    ),
+)
+
 ALL_BAD = (
     *PARAMETER_NAMES,
     *POOL_SIZES,
@@ -406,4 +447,5 @@ ALL_BAD = (
     *CONSUMERS,
     *SECRET_NAMES,
     *POOLERS,
+    *KEEPERS,
 )

@@ -15,8 +15,8 @@ Object = dict[str, Any]
 
 NAMESPACES = 20
 API_VERSION = "poolkeeper.io/v1alpha1"
-CHILDREN = 8
-"""Deployment, Service, PodDisruptionBudget, NetworkPolicy, two Secrets beside them, two for the consumer."""
+CHILDREN = 9
+"""Deployment, Service, PodDisruptionBudget, NetworkPolicy, two Secrets beside them, three for the consumer."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import sys
 
 import kopf
 
-from poolkeeper import handlers, resync, settings, watches
+from poolkeeper import handlers, resync, settings, watches, webhook
 from poolkeeper.cluster import connect
 from poolkeeper.leader import Election, LostLease
 from poolkeeper.reconcile import Reconciler
@@ -35,13 +35,14 @@ def main() -> None:
 
 
 async def _run(own: settings.Settings) -> None:
-    # The lease has a connection of its own: renewing it must not queue behind other requests.
-    cluster, lease = await connect(), await connect()
+    # Lease and admission have connections of their own: neither must queue behind other requests.
+    cluster, lease, admission = await connect(), await connect(), await connect()
     store = Store(own)
     reconciler = Reconciler(cluster, store, own)
     watching = asyncio.Event()
     tasks = [
         asyncio.create_task(_signalled(watching)),
+        *([asyncio.create_task(webhook.serve(admission, own, own.webhook))] if own.webhook else []),
         asyncio.create_task(_watch(store, reconciler, own, watching)),
         asyncio.create_task(watches.watch(cluster, store, reconciler.queue, own)),
         asyncio.create_task(Election(lease, own).lead(lambda: resync.work(cluster, store, reconciler, own))),
@@ -55,8 +56,8 @@ async def _run(own: settings.Settings) -> None:
         for task in reversed(tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await cluster.close()
-        await lease.close()
+        for one in (cluster, lease, admission):
+            await one.close()
 
 
 async def _signalled(watching: asyncio.Event) -> None:

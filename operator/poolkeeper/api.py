@@ -14,6 +14,7 @@ from poolkeeper.fields import (
     FREE,
     HOST,
     IMAGE,
+    KEEPER_SUFFIX,
     LABEL_KEY,
     LABEL_VALUE,
     NAMESPACE,
@@ -27,6 +28,7 @@ from poolkeeper.fields import (
 from poolkeeper.resource import (
     ConsumerRule,
     CredentialsRef,
+    Keeper,
     LabelSelector,
     MatchExpression,
     PooledDatabase,
@@ -40,6 +42,7 @@ from poolkeeper.scalars import SpecError, quantity
 __all__ = [
     "ConsumerRule",
     "CredentialsRef",
+    "Keeper",
     "LabelSelector",
     "MatchExpression",
     "PooledDatabase",
@@ -55,6 +58,8 @@ TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 POOL_MODES = ("transaction", "session", "statement")
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
 
+# What a consumer's Secrets have after its secretName.
+_SECRET_SUFFIXES = ("", BINDING_SUFFIX, KEEPER_SUFFIX)
 # Secrets of the operator end like this in the PooledDatabase's namespace, which may be a consumer's too.
 _RESERVED_SUFFIXES = ("-pooler-config", "-pooler-logins")
 # Labels by which the operator and its Services find the pods.
@@ -75,6 +80,7 @@ def parse(body: Mapping[str, Any]) -> PooledDatabase:
         deleting=metadata.has("deletionTimestamp"),
         upstream=upstream,
         pooler=_pooler(spec.object("pooler")),
+        keeper=_keeper(spec.object("keeper")),
         consumers=_consumers(spec, namespace, upstream),
     )
 
@@ -171,6 +177,15 @@ def _pooler(fields: Fields) -> Pooler:
     )
 
 
+def _keeper(fields: Fields) -> Keeper:
+    return Keeper(
+        enabled=fields.boolean("enabled", default=True),
+        image=fields.text("image", IMAGE),
+        resources=_resources(fields.object("resources")),
+        pool_size=fields.integer("poolSize", 1, 1000, default=10),
+    )
+
+
 def _toleration(fields: Fields) -> dict[str, Any]:
     operator = fields.choice("operator", ("Exists", "Equal")) or "Equal"
     fields.text("value", LABEL_VALUE)
@@ -215,7 +230,7 @@ def _consumers(spec: Fields, own_namespace: str, upstream: Upstream) -> tuple[Co
     rules: list[ConsumerRule] = []
     for fields in spec.objects("consumers"):
         rule = _consumer(fields)
-        own = {rule.secret_name, rule.secret_name + BINDING_SUFFIX}
+        own = {rule.secret_name + suffix for suffix in _SECRET_SUFFIXES}
         if rule.namespace == own_namespace and own & upstream.secret_names():
             raise SpecError(
                 fields.at("secretName"),
@@ -227,13 +242,16 @@ def _consumers(spec: Fields, own_namespace: str, upstream: Upstream) -> tuple[Co
                 continue
             if rule.namespace is not None and rule == other:
                 raise SpecError(fields.path, "is listed twice", "remove it, or choose another secretName")
-            theirs = {other.secret_name, other.secret_name + BINDING_SUFFIX}
-            if rule.secret_name != other.secret_name and own & theirs:
-                raise SpecError(
-                    fields.at("secretName"),
-                    f"collides with the Secret <secretName>{BINDING_SUFFIX} of another consumer",
-                    "choose another secretName",
-                )
+            for suffix in (BINDING_SUFFIX, KEEPER_SUFFIX):
+                if (
+                    rule.secret_name + suffix == other.secret_name
+                    or rule.secret_name == other.secret_name + suffix
+                ):
+                    raise SpecError(
+                        fields.at("secretName"),
+                        f"collides with the Secret <secretName>{suffix} of another consumer",
+                        "choose another secretName",
+                    )
         rules.append(rule)
     return tuple(rules)
 

@@ -64,6 +64,9 @@ RESOURCES: Mapping[str, Resource] = {
     "Deployment": Resource("apps/v1", "deployments"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
+    "MutatingWebhookConfiguration": Resource(
+        "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", namespaced=False
+    ),
 }
 CHILD_KINDS = ("Deployment", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service")
 
@@ -239,13 +242,15 @@ class Cluster:
             {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}, manager=SOURCE_MANAGER
         )
 
-    async def annotate_pod(self, namespace: str, name: str, uid: str, annotations: Mapping[str, str]) -> None:
+    async def annotate_pod(self, namespace: str, name: str, uid: str, annotations: Mapping[str, str]) -> Object:
         """Annotate through pods/status, which can't touch what the pod runs. Raises Conflict if it is gone."""
         body = {"metadata": {"uid": uid, "annotations": dict(annotations)}}
-        await self._request(
+        answer = await self._request(
             "PATCH", _path(Ref("Pod", namespace, name), "status"), {"fieldManager": MANAGER}, body,
             content="application/merge-patch+json",
         )  # fmt: skip
+        assert answer is not None
+        return answer
 
     async def post(self, body: Mapping[str, Any]) -> Object:
         """Create an object. Raises Conflict if one of its name exists."""

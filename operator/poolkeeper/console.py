@@ -16,6 +16,7 @@ from poolkeeper import faults, libpq
 from poolkeeper.desired.hba import CONSOLE_DATABASE
 from poolkeeper.desired.pgbouncer_config import Configuration
 from poolkeeper.names import CONSOLE_LOGIN
+from poolkeeper.world import ConsoleAccess
 
 COMMAND_FAILED = "CommandFailed"
 POLL_SECONDS = 0.03
@@ -63,39 +64,39 @@ class Console:
 
 
 @contextlib.asynccontextmanager
-async def connect(host: str, port: int, password: str, timeout: float) -> AsyncIterator[Console]:
-    """Log in to the console at host:port. `timeout` (seconds) bounds the login and every command.
+async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Console]:
+    """Log in to a console over TLS. `timeout` (seconds) bounds the login and every command.
 
     Raises ConsoleError; no message holds the password.
     """
+    where = f"console at {access.ip}:{access.port}"
     async with contextlib.AsyncExitStack() as stack:
         try:
-            connection = await stack.enter_async_context(
-                libpq.connect(
-                    timeout,
-                    host=host,
-                    port=str(port),
-                    dbname=CONSOLE_DATABASE,
-                    user=CONSOLE_LOGIN,
-                    password=password,
-                    sslmode="disable",
+            with libpq.authority(access.authority) as authority:
+                connection = await stack.enter_async_context(
+                    libpq.connect(
+                        timeout,
+                        host=access.name,
+                        hostaddr=access.ip,
+                        port=str(access.port),
+                        dbname=CONSOLE_DATABASE,
+                        user=CONSOLE_LOGIN,
+                        password=access.password,
+                        sslmode="verify-full",
+                        **authority,
+                    )
                 )
-            )
         except TimeoutError:
-            message = f"console at {host}:{port}: no answer within {timeout:.2g} s"
-            raise ConsoleError(faults.TIMEOUT, message) from None
+            raise ConsoleError(faults.TIMEOUT, f"{where}: no answer within {timeout:.2g} s") from None
         except (psycopg.Error, OSError, UnicodeError) as error:
             text = str(error)
             reason = faults.reason(text, CONSOLE_LOGIN, CONSOLE_DATABASE)
-            message = f"console at {host}:{port}: {faults.quoted(text, password)}"
-            raise ConsoleError(reason, message) from None
+            raise ConsoleError(reason, f"{where}: {faults.quoted(text, access.password)}") from None
         yield Console(connection, timeout)
 
 
-async def apply(
-    host: str, port: int, password: str, configuration: Configuration, timeout: float
-) -> str | None:
-    """Bring the process at host:port to show `configuration`: None, or in words what is still missing.
+async def apply(access: ConsoleAccess, configuration: Configuration, timeout: float) -> str | None:
+    """Bring a process to show `configuration`: None, or in words what is still missing.
 
     It only reloads if something is missing that a RELOAD can bring. The files may reach the pod while it waits
     (kubelet brings them), so RELOAD and read-back repeat for at most `timeout` seconds; faults of the console
@@ -106,7 +107,7 @@ async def apply(
     problem = "its console was not asked"
     while (left := end - loop.time()) > 0:
         try:
-            async with connect(host, port, password, min(left, _COMMAND_SECONDS)) as console:
+            async with connect(access, min(left, _COMMAND_SECONDS)) as console:
                 return await _converge(console, configuration, end)
         except ConsoleError as error:
             problem = error.message
@@ -138,14 +139,19 @@ async def _missing(console: Console, configuration: Configuration) -> "_Missing"
     missing = _compare_settings(configuration, settings)
     if missing.reloadable:
         return missing
-    return _compare(configuration, settings, await console.show("DATABASES"), await console.show("USERS"))
+    databases, users = await console.show("DATABASES"), await console.show("USERS")
+    return _compare(configuration, settings, databases, users, await console.show("PEERS"))
 
 
 def unapplied(
-    configuration: Configuration, config: Iterable[Row], databases: Iterable[Row], users: Iterable[Row]
+    configuration: Configuration,
+    config: Iterable[Row],
+    databases: Iterable[Row],
+    users: Iterable[Row],
+    peers: Iterable[Row],
 ) -> str | None:
-    """In words, what the rows of SHOW CONFIG, DATABASES and USERS lack of `configuration`, or None."""
-    return _compare(configuration, config, databases, users).summary()
+    """In words, what the rows of SHOW CONFIG, DATABASES, USERS and PEERS lack of `configuration`, or None."""
+    return _compare(configuration, config, databases, users, peers).summary()
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,11 @@ class _Missing:
 
 
 def _compare(
-    configuration: Configuration, config: Iterable[Row], databases: Iterable[Row], users: Iterable[Row]
+    configuration: Configuration,
+    config: Iterable[Row],
+    databases: Iterable[Row],
+    users: Iterable[Row],
+    peers: Iterable[Row],
 ) -> _Missing:
     settings = _compare_settings(configuration, config)
     shown = {row["name"]: row for row in databases if row["name"] != CONSOLE_DATABASE}
@@ -179,6 +189,12 @@ def _compare(
     unknown = sorted(configuration.users - {row["name"] for row in users})
     wrong += [f"entry {name} is still there" for name in surplus]
     wrong += [f"login {name} is not shown" for name in unknown]
+    known = {row["peer_id"]: (row["host"], row["port"]) for row in peers}
+    wrong += [
+        f"peer {peer} is not shown at {columns['host']}"
+        for peer, columns in configuration.peers.items()
+        if known.get(peer) != (columns["host"], columns["port"])
+    ]
     return replace(settings, reloadable=(*settings.reloadable, *wrong))
 
 

@@ -12,8 +12,9 @@ from poolkeeper.scalars import SpecError, forbidden_character
 _LABEL_PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 _LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 
-# Every consumer gets the Secret <secretName> and a second one with this at the end.
+# Every consumer gets the Secret <secretName> and two more, with one of these at the end.
 BINDING_SUFFIX = "-binding"
+KEEPER_SUFFIX = "-keeper"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ IMAGE = Text(
 )
 SECRET_NAME = Text(
     OBJECT_NAME.pattern,
-    253 - len(BINDING_SUFFIX),
-    "cannot name both Secrets of a consumer",
+    253 - len(max(BINDING_SUFFIX, KEEPER_SUFFIX, key=len)),
+    "cannot name the Secrets of a consumer",
     "use at most 245 lower-case letters, digits, '-' and '.', starting and ending with a letter or digit",
 )
 
@@ -162,6 +163,12 @@ class Fields:
                 f"is not a whole number from {minimum} to {maximum}",
                 "write such a number without quotes",
             )
+        return value
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise SpecError(self.at(key), "is not true or false", "write true or false without quotes")
         return value
 
     def texts(self, key: str, names: Text, values: Text) -> dict[str, str]:

@@ -8,7 +8,9 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -35,6 +37,16 @@ async def connect(timeout: float, **parameters: str) -> AsyncIterator[Connection
         yield connection
     finally:
         await connection.close()
+
+
+@contextlib.contextmanager
+def authority(certificate: str) -> Iterator[dict[str, str]]:
+    """Certificates to verify a server against (PEM), as a parameter of libpq, which takes them as a file."""
+    with tempfile.TemporaryDirectory(prefix="poolkeeper-") as directory:  # mode 0700
+        path = Path(directory, "ca.crt")
+        path.touch(mode=0o600)
+        path.write_text(certificate)
+        yield {"sslrootcert": str(path)}
 
 
 async def execute(connection: Connection, command: str, timeout: float) -> psycopg.AsyncCursor[Any]:

@@ -6,16 +6,21 @@ every reconcile would change the poolers' configuration.
 """
 
 import base64
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from poolkeeper import certificates
+from poolkeeper.certificates import Certificate, derive
 from poolkeeper.names import CONSOLE_LOGIN
 from poolkeeper.scalars import forbidden_character
+from poolkeeper.scram import SALT_BYTES, verifier
 from poolkeeper.target import Target
 
+AUTHORITIES_KEY = "authorities"
 CONSOLE_KEY = "console"
 CONSUMER_PREFIX = "consumer."
 UPSTREAM_KEY = "upstream"
@@ -37,8 +42,17 @@ class Login:
 
 
 @dataclass(frozen=True)
+class Authorities:
+    """The certificate authorities of one PooledDatabase. Two, since a keeper's key lies in its consumer's
+    namespace: with it nobody must be able to pose as a pooler."""
+
+    poolers: Certificate
+    keepers: Certificate
+
+
+@dataclass(frozen=True)
 class Logins:
-    """Every login of one PooledDatabase.
+    """Every login of one PooledDatabase, and what its certificates are signed with.
 
     `consumers` is keyed by login name. `upstream` is the target that a login last proved right: the poolers
     stay on it while a new password in the source Secret turns out to be wrong.
@@ -47,6 +61,25 @@ class Logins:
     console: Login | None = None
     consumers: Mapping[str, Login] = field(default_factory=dict)
     upstream: Target | None = None
+    authorities: Authorities | None = None
+
+
+@functools.lru_cache(maxsize=2**16)
+def keeper_console(keepers: Certificate, name: str) -> Login:
+    """The operator's login at the consoles of the keepers of the consumer whose login is `name`.
+
+    Another one for each consumer: who runs a false keeper in its own namespace learns nothing that helps
+    elsewhere. Derived from the authority's key, so nothing has to be stored.
+    """
+    password = base64.urlsafe_b64encode(derive(keepers, f"console/{name}")).decode().rstrip("=")
+    # One iteration: the password has 256 bits, and the operator logs in at hundreds of keepers in a second.
+    salt = derive(keepers, f"salt/{name}")[:SALT_BYTES]
+    return Login(CONSOLE_LOGIN, password, verifier(password, salt, iterations=1))
+
+
+def keeper_certificate_name(name: str) -> str:
+    """What the certificate of those keepers speaks for: a name that no host has."""
+    return f"{name}.keeper"
 
 
 def from_secret(data: Mapping[str, bytes]) -> Logins:
@@ -61,6 +94,7 @@ def from_secret(data: Mapping[str, bytes]) -> Logins:
         console=_login(CONSOLE_LOGIN, data.get(CONSOLE_KEY, b"")),
         consumers=consumers,
         upstream=_target(data.get(UPSTREAM_KEY, b"")),
+        authorities=_authorities(data.get(AUTHORITIES_KEY, b"")),
     )
 
 
@@ -71,18 +105,34 @@ def to_secret(logins: Logins) -> dict[str, str]:
         texts[CONSOLE_KEY] = _dump_login(logins.console)
     if logins.upstream is not None:
         texts[UPSTREAM_KEY] = json.dumps(asdict(logins.upstream), sort_keys=True)
+    if logins.authorities is not None:
+        poolers, keepers = logins.authorities.poolers.key, logins.authorities.keepers.key
+        texts[AUTHORITIES_KEY] = json.dumps(
+            {"poolers": poolers, "keepers": keepers, "check": _check(poolers, keepers)}, sort_keys=True
+        )
     return {key: base64.b64encode(text.encode()).decode() for key, text in sorted(texts.items())}
 
 
+def authorities(poolers: str, keepers: str) -> Authorities:
+    """The authorities with these private keys (PEM, P-256). Raises ValueError for another kind of key."""
+    return Authorities(
+        certificates.authority("Poolkeeper poolers", poolers),
+        certificates.authority("Poolkeeper keepers", keepers),
+    )
+
+
 def _dump_login(login: Login) -> str:
-    fields = {"password": login.password, "verifier": login.verifier, "check": _check(login)}
+    fields = {"password": login.password, "verifier": login.verifier, "check": _login_check(login)}
     return json.dumps(fields, sort_keys=True)
 
 
-def _check(login: Login) -> str:
-    """Ties name, password and verifier together, so that an edit of one of them by hand is noticed."""
-    parts = json.dumps([login.name, login.password, login.verifier])
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+def _login_check(login: Login) -> str:
+    return _check(login.name, login.password, login.verifier)
+
+
+def _check(*parts: str) -> str:
+    """Ties what belongs together, so that an edit of one part by hand is noticed."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _object(value: bytes) -> dict[str, object]:
@@ -100,7 +150,15 @@ def _login(name: str, value: bytes) -> Login | None:
         case _:
             return None
     sound = _NAME.fullmatch(name) and password.isascii() and password and not forbidden_character(password)
-    return login if sound and _VERIFIER.fullmatch(verifier) and check == _check(login) else None
+    return login if sound and _VERIFIER.fullmatch(verifier) and check == _login_check(login) else None
+
+
+def _authorities(value: bytes) -> Authorities | None:
+    match _object(value):
+        case {"poolers": str(poolers), "keepers": str(keepers), "check": str(check)}:
+            return authorities(poolers, keepers) if check == _check(poolers, keepers) else None
+        case _:
+            return None
 
 
 def _target(value: bytes) -> Target | None:

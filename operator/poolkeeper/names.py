@@ -32,8 +32,19 @@ OWNER_ANNOTATION = f"{GROUP}/owner"
 ACCEPT_FROM_ANNOTATION = f"{GROUP}/accept-from"
 GENERATION_ANNOTATION = f"{GROUP}/config-generation"
 """On a pooler pod: the configuration it is to show. A change makes kubelet refresh its volumes at once."""
+KEEPER_GENERATION_ANNOTATION = f"{GROUP}/{{container}}-generation"
+"""The same on an app pod, one for each of its keepers."""
 RESTART_ANNOTATION = f"{GROUP}/restart-digest"
 """On the pod template: digest of the settings that PgBouncer reads at its start only."""
+
+PEER_ANNOTATION = f"{GROUP}/peer"
+"""On a pooler pod: the line of PgBouncer's configuration that gives its peer_id; the pod reads it as a file."""
+DATABASE_LABEL = f"{GROUP}/database"
+"""On an app pod, by its owner: the consumer's Secret whose database it wants a keeper for."""
+DATABASES_ANNOTATION = f"{GROUP}/databases"
+"""On such a pod, by its owner: more of them."""
+KEEPER_ANNOTATION = f"{GROUP}/keeper"
+"""On a keeper's Secret: what injection has to know besides the Secret's name."""
 
 ROLE_SOURCE = "source"
 ROLE_POOLER = "pooler"
@@ -41,9 +52,11 @@ ROLE_CONFIG = "config"
 ROLE_LOGINS = "logins"
 ROLE_CONSUMER = "consumer"
 ROLE_BINDING = "binding"
+ROLE_KEEPER = "keeper"
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 POOLER_PORT = 6432
+KEEPER_PORT = 6432
 CONSOLE_LOGIN = "poolkeeper"
 
 _LABEL_LIMIT = 63
@@ -80,6 +93,16 @@ def logins_name(owner: str) -> str:
 def binding_name(secret_name: str) -> str:
     """Name of the Service Binding Secret beside a consumer's Secret."""
     return f"{secret_name}-binding"
+
+
+def keeper_name(secret_name: str) -> str:
+    """Name of the Secret, beside a consumer's Secret, that its keepers mount."""
+    return f"{secret_name}-keeper"
+
+
+def consumer_secrets(secret_name: str) -> tuple[str, str, str]:
+    """Names of all Secrets that a consumer gets."""
+    return secret_name, binding_name(secret_name), keeper_name(secret_name)
 
 
 def owner_key(annotations: Mapping[str, str]) -> tuple[str, str] | None:

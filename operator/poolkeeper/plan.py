@@ -7,7 +7,7 @@ plan is settled: so the order below is the whole protocol, and a crash between t
 2. the poolers and what is around them; what is not wanted any more goes
 3. configuration shown by every ready pod; the upstream probed
 4. consumers' Secrets                              a login is handed out once the running poolers know it
-5. status
+5. status; keepers, and poolers that leave, are seen to beside all this
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any
 
 from poolkeeper import consent, names, status
 from poolkeeper.api import PooledDatabase, SpecError
+from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
-from poolkeeper.desired.pgbouncer_config import Configuration
+from poolkeeper.events import Event
 from poolkeeper.logins import Login
 from poolkeeper.ownership import desired_digest
+from poolkeeper.processes import Leaving, Reload, keepers_behind, leaving, moving, poolers_behind, serves
 from poolkeeper.settings import Settings
-from poolkeeper.status import Event
 from poolkeeper.target import Target
 from poolkeeper.wanted import Wanted, want
 from poolkeeper.world import Child, Key, Pod, Ref, World
@@ -57,10 +58,15 @@ class Plan:
     """True: add ours. False: take it off."""
     mark: tuple[str, ...] = ()
     unmark: tuple[str, ...] = ()
-    reload: tuple[Pod, ...] = ()
-    """Pods whose console must come to show `configuration`."""
-    configuration: Configuration | None = None
-    console: Login | None = None
+    peers: tuple[tuple[Pod, int], ...] = ()
+    """Pods to be given a peer_id."""
+    reload: tuple[Reload, ...] = ()
+    keepers: tuple[Reload, ...] = ()
+    """Likewise keepers. They are seen to beside the runs: there are many, and some can't be reached."""
+    leaving: tuple[Leaving, ...] = ()
+    """Pooler pods to be drained, beside the runs as well."""
+    moving: tuple[KeeperConsole, ...] = ()
+    """The keepers that may have to leave them."""
     probe: Target | None = None
     trial: Trial | None = None
     """What to try where the operator itself can't reach the upstream."""
@@ -80,6 +86,7 @@ class Plan:
                 or self.delete
                 or self.mark
                 or self.unmark
+                or self.peers
                 or self.reload
                 or self.probe
             )
@@ -101,15 +108,24 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         reported, events = status.of_invalid_spec(resource, resource.spec, world, now)
         return Plan(delete=revoked) if revoked else Plan(status=reported, events=events)
     database = resource.spec
-    wanted = want(database, world, settings)
+    wanted = want(database, world, settings, now)
+    going = leaving(wanted, world, now)
+    moved = moving(wanted, world) if going else ()
     for group in (_foundations, _poolers, _proofs, _consumers):
         steps = group(database, wanted, world)
         if not steps.settled:
-            return steps
+            return replace(steps, leaving=going, moving=moved)
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
-    return Plan(status=reported, events=events, requeue=_requeue(wanted, world))
+    return Plan(
+        keepers=keepers_behind(wanted, world),
+        leaving=going,
+        moving=moved,
+        status=reported,
+        events=events,
+        requeue=_requeue(wanted, world),
+    )
 
 
 def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
@@ -135,21 +151,24 @@ def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan
 
 def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
     """The poolers; with them the consumers' Secrets where no running pooler has to learn of them first."""
-    objects = wanted.poolers if _to_reload(wanted, world) else wanted.poolers + wanted.bindings
+    objects = wanted.poolers if poolers_behind(wanted, world) else wanted.poolers + wanted.bindings
     unwanted = _unwanted(database, wanted, world)
     removed = [
         status.consumer_removed(ref, uid)
         for ref, uid in unwanted
         if world.children[ref].role == names.ROLE_CONSUMER and _is_ours(world.children[ref], world)
     ]
-    return replace(_drift(objects, world), delete=unwanted, events=tuple(removed))
+    unnumbered = [
+        (pod, wanted.peers[pod.uid])
+        for pod in world.pods
+        if wanted.peers.get(pod.uid, pod.peer) != pod.peer and not pod.terminating
+    ]
+    return replace(_drift(objects, world), delete=unwanted, peers=tuple(unnumbered), events=tuple(removed))
 
 
 def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
     return Plan(
-        reload=_to_reload(wanted, world),
-        configuration=wanted.configuration,
-        console=wanted.logins.console,
+        reload=poolers_behind(wanted, world),
         probe=_to_probe(wanted, world),
         trial=_trial(wanted, world),
     )
@@ -168,7 +187,7 @@ def _consumers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
 
 
 def _trial(wanted: Wanted, world: World) -> Trial | None:
-    pod = next((pod for pod in world.pods if _serves(pod)), None)
+    pod = next((pod for pod in world.pods if serves(pod)), None)
     consumer = next(iter(wanted.consumers.granted), None)
     if pod is None or consumer is None or wanted.target is None or wanted.target != wanted.resolved:
         return None
@@ -186,7 +205,7 @@ def _drift(objects: tuple[Object, ...], world: World) -> Plan:
             continue
         if child is None:
             create.append(obj)
-        elif child.digest != desired_digest(obj):
+        elif desired_digest(obj) not in (child.digest, child.applied):
             apply.append(_with_uid(obj, child.uid))
     return Plan(create=tuple(create), apply=tuple(apply))
 
@@ -210,7 +229,7 @@ def _unwanted(database: PooledDatabase, wanted: Wanted, world: World) -> tuple[t
     allowed = {
         (item.namespace, name)
         for item in wanted.consumers.granted
-        for name in (item.secret_name, names.binding_name(item.secret_name))
+        for name in names.consumer_secrets(item.secret_name)
     }
     own = {
         (database.namespace, name)
@@ -238,22 +257,6 @@ def _revoked(key: Key, world: World) -> tuple[tuple[Ref, str], ...]:
         and ref.namespace != key.namespace
         and consent.decide(key.namespace, world.namespaces.get(ref.namespace), ref.namespace) is not None
     )
-
-
-def _to_reload(wanted: Wanted, world: World) -> tuple[Pod, ...]:
-    config = wanted.configuration
-    if config is None:
-        return ()
-    return tuple(pod for pod in world.pods if _serves(pod) and not _attempted(pod, config.generation, world))
-
-
-def _attempted(pod: Pod, generation: str, world: World) -> bool:
-    shown = world.shown.get(pod.uid)
-    return shown is not None and (shown.generation, shown.restarts) == (generation, pod.restarts)
-
-
-def _serves(pod: Pod) -> bool:
-    return pod.ready and not pod.terminating and bool(pod.ip)
 
 
 def _teardown(world: World) -> Plan:

@@ -9,17 +9,18 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper import console, names, sightings, upstream
+from poolkeeper import console, events, mint, names, peers, sightings, upstream
 from poolkeeper.api import PooledDatabase
+from poolkeeper.beside import Beside
 from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
 from poolkeeper.consent import consumers
 from poolkeeper.desired.entries import login_name
-from poolkeeper.logins import Login, Logins
-from poolkeeper.mint import mint
+from poolkeeper.events import Event
+from poolkeeper.logins import Authorities, Login, Logins
 from poolkeeper.plan import Plan, plan
+from poolkeeper.processes import Reload
 from poolkeeper.queue import Queue, RetryLater
 from poolkeeper.settings import Settings
-from poolkeeper.status import Event
 from poolkeeper.store import Store
 from poolkeeper.target import Target
 from poolkeeper.world import ApiRefusal, Key, Pod, Probe, Ref, Shown, World
@@ -44,12 +45,18 @@ class _Run:
     """What was refused in the run before."""
     minted: dict[str, Login] = field(default_factory=dict)
     """Logins made in this run, by name; the plan stores them before it uses them."""
+    minted_authorities: Authorities | None = None
     source_uids: dict[str, str] = field(default_factory=dict)
     """Of source Secrets that were read because no watch shows them yet, by name."""
 
+    def authorities(self) -> Authorities:
+        """The same ones in every round."""
+        self.minted_authorities = self.minted_authorities or mint.authorities()
+        return self.minted_authorities
+
 
 class Reconciler:
-    """Executes plans. Holds no state of its own but the probes under way; what it learns goes to the store."""
+    """Executes plans. Holds no state of its own but what is under way; what it learns goes to the store."""
 
     def __init__(self, cluster: Cluster, store: Store, settings: Settings) -> None:
         self._cluster = cluster
@@ -57,6 +64,7 @@ class Reconciler:
         self._settings = settings
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
+        self._beside = Beside(store, self.queue, self._annotate)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one PooledDatabase to what its spec asks for. Answers in how many seconds to look again."""
@@ -64,7 +72,10 @@ class Reconciler:
         try:
             for _ in range(ROUNDS):
                 steps = plan(key, await self._gather(key, run), self._settings, datetime.now(UTC))
+                self._beside.drain(key, steps.leaving, steps.moving)
                 if steps.settled:
+                    if steps.keepers and await self._beside.update(key, steps.keepers):
+                        continue
                     await self._report(key, steps)
                     return steps.requeue
                 await self._execute(key, steps, run)
@@ -109,13 +120,14 @@ class Reconciler:
         """The stored logins, with new ones for whoever has none."""
 
         def made(name: str) -> Login:
-            return run.minted.get(name) or run.minted.setdefault(name, mint(name))
+            return run.minted.get(name) or run.minted.setdefault(name, mint.mint(name))
 
         granted = consumers(database, self._store.namespaces(), self._settings).granted
         missing = {login_name(consumer) for consumer in granted} - logins.consumers.keys()
         return replace(
             logins,
             console=logins.console or made(names.CONSOLE_LOGIN),
+            authorities=logins.authorities or run.authorities(),
             consumers={**logins.consumers, **{name: made(name) for name in missing}},
         )
 
@@ -143,10 +155,10 @@ class Reconciler:
         work += [self._delete(key, ref, uid) for ref, uid in steps.delete]
         work += [self._mark(key, name, run.source_uids.get(name), marked=True) for name in steps.mark]
         work += [self._mark(key, name, None, marked=False) for name in steps.unmark]
+        work += [self._give_peer(key, pod, peer) for pod, peer in steps.peers]
         if steps.finalizer is not None and resource is not None:
             work.append(self._finalize(key, resource.uid, steps.finalizer))
-        if steps.configuration is not None and steps.console is not None:
-            work += [self._reload(key, pod, steps) for pod in steps.reload]
+        work += [self._reload(reload) for reload in steps.reload]
         if steps.probe is not None:
             work.append(self._probe(key, steps.probe, steps))
         outcomes = await asyncio.gather(*work, return_exceptions=True)
@@ -168,7 +180,7 @@ class Reconciler:
         except Refused as error:
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
         else:
-            self._store.observe(answer)
+            self._store.applied(body, answer)
 
     async def _met(self, key: Key, ref: Ref, body: Object) -> None:
         """Something has the name already: ours, from an answer that was lost, or somebody else's."""
@@ -211,7 +223,7 @@ class Reconciler:
             found = await self._cluster.get(ref)
             self._store.forget(ref) if found is None else self._store.observe(found)
         else:
-            self._store.observe(answer)
+            self._store.applied(body, answer)
 
     async def _delete(self, key: Key, ref: Ref, uid: str) -> None:
         try:
@@ -251,19 +263,26 @@ class Reconciler:
 
     # Poolers and upstream
 
-    async def _reload(self, key: Key, pod: Pod, steps: Plan) -> None:
-        config, login = steps.configuration, steps.console
-        assert config is not None
-        assert login is not None
-        if pod.generation != config.generation:
-            try:
-                await self._cluster.annotate_pod(
-                    key.namespace, pod.name, pod.uid, {names.GENERATION_ANNOTATION: config.generation}
-                )
-            except Conflict:
-                return  # gone: the watch will tell
-        problem = await console.apply(pod.ip, names.POOLER_PORT, login.password, config, CONSOLE_SECONDS)
-        self._store.show(pod, Shown(config.generation, pod.restarts, problem or ""))
+    async def _give_peer(self, key: Key, pod: Pod, peer: int) -> None:
+        annotations = {names.PEER_ANNOTATION: peers.line(peer)}
+        await self._annotate(key.namespace, pod.name, pod.uid, annotations)
+
+    async def _annotate(self, namespace: str, pod: str, uid: str, annotations: Mapping[str, str]) -> bool:
+        """Annotate a pod; False if it is gone."""
+        try:
+            answer = await self._cluster.annotate_pod(namespace, pod, uid, annotations)
+        except Conflict:
+            self.queue.add(self._store.forget(Ref("Pod", namespace, pod), uid))
+            return False
+        self.queue.add(self._store.observe(answer))
+        return True
+
+    async def _reload(self, reload: Reload) -> None:
+        if reload.annotations:
+            await self._annotate(reload.namespace, reload.pod, reload.uid, reload.annotations)
+        problem = await console.apply(reload.access, reload.configuration, CONSOLE_SECONDS)
+        shown = Shown(reload.configuration.generation, reload.restarts, problem or "")
+        self._store.show(reload.process, shown)
 
     async def _probe(self, key: Key, target: Target, steps: Plan) -> None:
         """Log in to the upstream. A slow answer is not waited for: it starts another run."""
@@ -301,9 +320,9 @@ class Reconciler:
         except Refused as error:
             log.error("%s/%s: status refused: %s", key.namespace, key.name, error.message)
 
-    async def _post(self, key: Key, uid: str, events: Iterable[Event]) -> None:
+    async def _post(self, key: Key, uid: str, happened: Iterable[Event]) -> None:
         """Post Events. One that exists was posted before a crash: its name follows from what happened."""
-        for event in events:
+        for event in happened:
             try:
                 await self._cluster.post(_event_body(key, uid, event))
             except Conflict:
@@ -313,27 +332,14 @@ class Reconciler:
 
 
 def _event_body(key: Key, uid: str, event: Event) -> Object:
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"namespace": key.namespace, "name": f"{names.fit(key.name, 200)}.{event.name}"},
-        "involvedObject": {
-            "apiVersion": f"{names.GROUP}/{names.VERSION}",
-            "kind": names.KIND,
-            "namespace": key.namespace,
-            "name": key.name,
-            "uid": uid,
-        },
-        "type": event.type,
-        "reason": event.reason,
-        "message": event.message,
-        "source": {"component": "poolkeeper"},
-        "reportingComponent": "poolkeeper",
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
+    about = {
+        "apiVersion": f"{names.GROUP}/{names.VERSION}",
+        "kind": names.KIND,
+        "namespace": key.namespace,
+        "name": key.name,
+        "uid": uid,
     }
+    return events.body(event, about, datetime.now(UTC))
 
 
 def _ref(body: Object) -> Ref:

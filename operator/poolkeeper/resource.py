@@ -67,6 +67,17 @@ class Pooler:
 
 
 @dataclass(frozen=True)
+class Keeper:
+    """The keepers injected into app pods. `pool_size`: connections that one keeper opens to the poolers, for
+    its transaction endpoint and for its session endpoint each."""
+
+    enabled: bool
+    image: str | None
+    resources: dict[str, Any] | None
+    pool_size: int
+
+
+@dataclass(frozen=True)
 class MatchExpression:
     """One requirement on a label; operator is In, NotIn, Exists or DoesNotExist."""
 
@@ -116,4 +127,5 @@ class PooledDatabase:
     deleting: bool
     upstream: Upstream
     pooler: Pooler
+    keeper: Keeper
     consumers: tuple[ConsumerRule, ...]

@@ -12,8 +12,8 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
-from poolkeeper import names
-from poolkeeper.cluster import CHILD_KINDS, RESOURCES, Cluster, ClusterError
+from poolkeeper import names, watches
+from poolkeeper.cluster import RESOURCES, Cluster, ClusterError
 from poolkeeper.reconcile import Reconciler
 from poolkeeper.settings import Settings
 from poolkeeper.store import Store
@@ -50,7 +50,7 @@ async def _resync_periodically(
 
 
 async def _resync(cluster: Cluster, store: Store, reconciler: Reconciler, settings: Settings) -> None:
-    kinds = [names.KIND, *CHILD_KINDS, "Pod", *(["Namespace"] if settings.reads_namespaces else [])]
+    kinds = [names.KIND, *watches.SELECTORS, *(["Namespace"] if settings.reads_namespaces else [])]
     while True:
         try:
             for kind in kinds:
@@ -67,8 +67,7 @@ async def _resync(cluster: Cluster, store: Store, reconciler: Reconciler, settin
 async def _pages(
     cluster: Cluster, kind: str, settings: Settings
 ) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
-    selector = names.ROLE_LABEL if kind in (*CHILD_KINDS, "Pod") else ""
     everywhere = not settings.watch_namespaces or not RESOURCES[kind].namespaced
     for namespace in [None] if everywhere else settings.watch_namespaces:
-        async for page in cluster.pages(kind, namespace, selector):
+        async for page in watches.pages(cluster, kind, namespace):
             yield page

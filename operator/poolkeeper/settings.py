@@ -11,11 +11,23 @@ class SettingsError(Exception):
 
 
 @dataclass(frozen=True)
+class Webhook:
+    """The admission of app pods. `name` is that of the Service, in the operator's namespace, through which the
+    API server calls, and of the MutatingWebhookConfiguration. `certificate_directory` holds tls.crt and tls.key
+    that others provide; without one the operator makes its own."""
+
+    name: str
+    port: int = 9443
+    certificate_directory: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the chart configures.
 
     `watch_namespaces` empty means all. `reads_namespaces` tells whether the operator may read Namespaces:
-    without it, namespace selectors and consent across namespaces can't be decided and are refused.
+    without it, namespace selectors and consent across namespaces can't be decided and are refused. Without
+    `webhook` no pod gets a keeper.
     """
 
     namespace: str
@@ -25,8 +37,11 @@ class Settings:
     reads_namespaces: bool = True
     pooler_image: str = "poolkeeper/pgbouncer:1.26.1"
     pooler_image_pull_policy: str = "IfNotPresent"
+    keeper_image: str = "poolkeeper/pgbouncer:1.26.1"
+    keeper_image_pull_policy: str = "IfNotPresent"
     log_level: str = "INFO"
     health_port: int = 8080
+    webhook: Webhook | None = None
 
     def watches(self, namespace: str) -> bool:
         """Whether objects of this namespace are in the operator's scope."""
@@ -48,9 +63,15 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
             raise SettingsError(f"POOLKEEPER_{name} is {value!r}; set it to true or false")
         return value == "true"
 
-    port = text("HEALTH_PORT", "8080")
-    if not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise SettingsError(f"POOLKEEPER_HEALTH_PORT is {port!r}; set it to a port number from 1 to 65535")
+    def port(name: str, default: str) -> int:
+        value = text(name, default)
+        if not value.isdecimal() or not 1 <= int(value) <= 65535:
+            raise SettingsError(f"POOLKEEPER_{name} is {value!r}; set it to a port number from 1 to 65535")
+        return int(value)
+
+    webhook = environment.get("POOLKEEPER_WEBHOOK", "").strip()
+    certificates = environment.get("POOLKEEPER_WEBHOOK_CERTIFICATES", "").strip()
+    webhook_port = port("WEBHOOK_PORT", "9443")
     watched = environment.get("POOLKEEPER_WATCH_NAMESPACES", "")
     return Settings(
         namespace=text("NAMESPACE"),
@@ -60,6 +81,11 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         reads_namespaces=boolean("NAMESPACE_SELECTORS", "true"),
         pooler_image=text("POOLER_IMAGE", Settings.pooler_image),
         pooler_image_pull_policy=text("POOLER_IMAGE_PULL_POLICY", "IfNotPresent"),
+        keeper_image=text("KEEPER_IMAGE", text("POOLER_IMAGE", Settings.keeper_image)),
+        keeper_image_pull_policy=text(
+            "KEEPER_IMAGE_PULL_POLICY", text("POOLER_IMAGE_PULL_POLICY", "IfNotPresent")
+        ),
         log_level=text("LOG_LEVEL", "INFO").upper(),
-        health_port=int(port),
+        health_port=port("HEALTH_PORT", "8080"),
+        webhook=Webhook(webhook, webhook_port, certificates) if webhook else None,
     )

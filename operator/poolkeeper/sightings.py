@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
-from poolkeeper import names
-from poolkeeper.world import Key, Namespace, Pod, Rollout
+from poolkeeper import injection, names, peers
+from poolkeeper.world import AppPod, Keeper, Key, Namespace, Pod, Rollout
 
 Object = Mapping[str, Any]
 
@@ -54,7 +55,59 @@ def pod(obj: Object) -> Pod:
         restarts=sum(container.get("restartCount", 0) for container in containers),
         generation=(metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION, ""),
         problem=problem,
+        peer=peers.parse((metadata.get("annotations") or {}).get(names.PEER_ANNOTATION, "")),
+        grace=float(metadata.get("deletionGracePeriodSeconds") or 0),
+        killed_at=_time(metadata.get("deletionTimestamp")),
     )
+
+
+def is_pooler(pod: Object) -> bool:
+    """Whether a pod says it is a pooler of a PooledDatabase of its own namespace. (Elsewhere it would only be
+    after the console's login.)"""
+    metadata = pod["metadata"]
+    key = owner(pod)
+    role = (metadata.get("labels") or {}).get(names.ROLE_LABEL)
+    return role == names.ROLE_POOLER and key is not None and key.namespace == metadata["namespace"]
+
+
+def app_pod(obj: Object) -> AppPod | None:
+    """A pod that asks for keepers; None if it doesn't, or has finished."""
+    metadata, status = obj["metadata"], obj.get("status") or {}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    if names.DATABASE_LABEL not in labels or status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    try:
+        asked = injection.databases(obj)
+    except injection.Refusal:
+        asked = (labels[names.DATABASE_LABEL],)
+    # With hostNetwork its address is the node's: the operator would be led to whatever listens there.
+    injected = () if obj["spec"].get("hostNetwork") else injection.injected(obj)
+    states = {item["name"]: item for item in status.get("initContainerStatuses") or ()}
+    keepers = tuple(
+        Keeper(
+            container=item.container,
+            secret_name=item.secret_name,
+            image=item.image,
+            port=item.port,
+            running="running" in (states.get(item.container, {}).get("state") or {}),
+            restarts=states.get(item.container, {}).get("restartCount", 0),
+            generation=annotations.get(names.KEEPER_GENERATION_ANNOTATION.format(container=item.container), ""),
+        )
+        for item in injected
+    )
+    return AppPod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        ip=status.get("podIP", ""),
+        terminating="deletionTimestamp" in metadata,
+        keepers=keepers,
+        lacks=tuple(name for name in asked if name not in {item.secret_name for item in keepers}),
+    )
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _waiting(container: Object) -> str:

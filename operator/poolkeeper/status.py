@@ -7,40 +7,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from poolkeeper import names
 from poolkeeper.api import PooledDatabase, SpecError
+from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
+from poolkeeper.events import Event
+from poolkeeper.keeper_status import keepers_current
 from poolkeeper.wanted import Wanted
 from poolkeeper.world import Pod, Ref, Resource, World
 
-TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
 FAILING_CONSUMERS_LISTED = 10
 _MESSAGE_LIMIT = 1024
 _FAULTS_FROM_THE_START = ("SpecValid", "UpstreamReachable", "ConsumersSynced")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition before it has a time of transition."""
-
-    type: str
-    status: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """An Event to post. `name` follows from what happened, so that posting it twice makes one."""
-
-    name: str
-    type: str
-    reason: str
-    message: str
 
 
 def of(
@@ -55,7 +36,12 @@ def of(
         pooler_available(database, world),
         config_applied(wanted, world),
     )
-    conditions = (ready(data_path), *data_path, consumers_synced(wanted, world))
+    conditions = (
+        ready(data_path),
+        *data_path,
+        consumers_synced(wanted, world),
+        keepers_current(wanted, world),
+    )
     pods = [pod for pod in world.pods if not pod.terminating]
     config = wanted.configuration
     own = [item for item in wanted.consumers.granted if item.namespace == database.namespace]
@@ -108,22 +94,13 @@ def upstream_reachable(wanted: Wanted, world: World) -> Condition:
         return Condition(kind, FALSE, wanted.fault.reason, f"{wanted.fault.message}{kept}")
     probe = world.probe
     if probe is None or probe.target != wanted.resolved:
-        return _last_known(world, kind) or Condition(
+        return last_known(world, kind) or Condition(
             kind, UNKNOWN, "NotProbed", "no login to the upstream has been tried yet"
         )
     if probe.reachable:
         return Condition(kind, TRUE, "Reachable", probe.message)
     in_use = wanted.target != wanted.resolved
     return Condition(kind, FALSE, probe.reason, f"{probe.message}{kept if in_use else ''}")
-
-
-def _last_known(world: World, kind: str) -> Condition | None:
-    """What was reported for this generation before the operator started: an answer is on its way."""
-    assert world.resource is not None
-    for item in world.resource.status.get("conditions", ()):
-        if item["type"] == kind and item["observedGeneration"] == world.resource.generation:
-            return Condition(kind, item["status"], item["reason"], item["message"])
-    return None
 
 
 def pooler_available(database: PooledDatabase, world: World) -> Condition:
@@ -250,7 +227,7 @@ def _failing_consumers(wanted: Wanted, world: World) -> list[dict[str, str]]:
         for item in wanted.consumers.refused
     ]
     for consumer in wanted.consumers.granted:
-        for name in (consumer.secret_name, names.binding_name(consumer.secret_name)):
+        for name in names.consumer_secrets(consumer.secret_name):
             refusal = world.refusals.get(Ref("Secret", consumer.namespace, name))
             if refusal is not None:
                 failing.append(

@@ -16,11 +16,12 @@ from typing import Any
 from poolkeeper import names, sightings
 from poolkeeper.api import PooledDatabase, SpecError, parse
 from poolkeeper.logins import Logins, from_secret
-from poolkeeper.ownership import live_digest
+from poolkeeper.ownership import desired_digest, live_digest
 from poolkeeper.settings import Settings
 from poolkeeper.sources import Sources
 from poolkeeper.world import (
     ApiRefusal,
+    AppPod,
     Child,
     Key,
     Namespace,
@@ -41,6 +42,8 @@ PROBE_SECONDS = 60.0
 PROBES_PER_SECOND = 10.0
 """With many, so many logins a second are enough."""
 FIRST_RETRY_SECONDS = 2.0
+KEEPER_RETRY_SECONDS = 10.0
+"""How soon a keeper that could not be reached, or differs, is tried again."""
 _NOBODY: Keys = frozenset()
 
 
@@ -55,11 +58,15 @@ class Store:
         self._children: dict[Key, dict[Ref, Child]] = defaultdict(dict)
         self._owners: dict[Ref, Key] = {}
         self._pods: dict[Key, dict[Ref, Pod]] = defaultdict(dict)
+        self._app_pods: dict[Ref, AppPod] = {}
+        self._asking: dict[Ref, dict[Ref, AppPod]] = defaultdict(dict)
+        """The same by the consumers' Secrets that they ask for."""
         self._rollouts: dict[Key, Rollout] = {}
         self._logins: dict[Key, Logins] = {}
-        self._config_files: dict[Key, dict[str, str]] = {}
+        self._files: dict[Key, dict[Ref, dict[str, str]]] = defaultdict(dict)
         self._sources = Sources()
-        self._shown: dict[str, Shown] = {}
+        self._shown: dict[str, tuple[Shown, float]] = {}
+        """By World.shown's key, with the monotonic time."""
         self._probes: dict[Key, tuple[Probe, float, float]] = {}
         """Outcome, monotonic time, seconds until the next."""
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
@@ -87,6 +94,17 @@ class Store:
             return self._forget(ref, but_source=True) | self._observe_source(ref, obj)
         return self._observe_child(ref, obj)
 
+    def applied(self, body: Object, answer: Object) -> None:
+        """Take in the answer to a write of ours. What the API server made of it is what we get, also where it
+        is not what we wrote: writing it again would change nothing, for ever."""
+        self.observe(answer)
+        metadata = answer["metadata"]
+        ref = Ref(answer["kind"], metadata["namespace"], metadata["name"])
+        child = self._children.get(self._owners[ref], {}).get(ref) if ref in self._owners else None
+        wanted = desired_digest(body)
+        if child is not None and child.digest != wanted and child.digest == live_digest(answer, names.MANAGER):
+            self._children[self._owners[ref]][ref] = replace(child, applied=wanted)
+
     async def replace(
         self, kind: str, pages: AsyncIterator[tuple[list[Any], int]], namespace: str | None = None
     ) -> Keys:
@@ -113,8 +131,10 @@ class Store:
     def forget(self, ref: Ref, uid: str | None = None) -> Keys:
         """An object that was found to be gone; with `uid`, not one that took its place meanwhile."""
         owner = self._owners.get(ref)
-        child = self._children.get(owner, {}).get(ref) if owner is not None else None
-        if uid is not None and child is not None and child.uid != uid:
+        known: Child | Pod | AppPod | None = self._app_pods.get(ref)
+        if owner is not None:
+            known = self._children.get(owner, {}).get(ref) or self._pods.get(owner, {}).get(ref) or known
+        if uid is not None and known is not None and known.uid != uid:
             return _NOBODY
         self._versions.pop(ref, None)
         return self._forget(ref)
@@ -161,14 +181,49 @@ class Store:
 
     def _observe_pod(self, ref: Ref, obj: Object) -> Keys:
         key = sightings.owner(obj)
-        if key is None or key.namespace != ref.namespace:
-            # A pod elsewhere that claims to be a pooler must not get the console's login shown.
-            return _NOBODY
+        if key is None or not sightings.is_pooler(obj):
+            return self._observe_app_pod(ref, obj)
+        moved = self._forget_app_pod(ref)
         pod = sightings.pod(obj)
         before = self._pods[key].get(ref)
         self._pods[key][ref] = pod
         self._owners[ref] = key
-        return _NOBODY if before == pod else frozenset({key})
+        return moved if before == pod else moved | {key}
+
+    def _observe_app_pod(self, ref: Ref, obj: Object) -> Keys:
+        pod, before = sightings.app_pod(obj), self._app_pods.get(ref)
+        if pod == before:
+            return _NOBODY
+        concerned = self._forget_app_pod(ref, but_shown=pod is not None)
+        if pod is None:
+            return concerned
+        self._app_pods[ref] = pod
+        for secret in _asked(pod):
+            self._asking[secret][ref] = pod
+        return concerned | self._askers_owners(pod)
+
+    def _askers_owners(self, pod: AppPod) -> Keys:
+        return frozenset(self._owners[secret] for secret in _asked(pod) if secret in self._owners)
+
+    def _forget_app_pod(self, ref: Ref, *, but_shown: bool = False) -> Keys:
+        pod = self._app_pods.pop(ref, None)
+        if pod is None:
+            return _NOBODY
+        for secret in _asked(pod):
+            del self._asking[secret][ref]
+            if not self._asking[secret]:
+                del self._asking[secret]
+        for keeper in () if but_shown else pod.keepers:
+            self._shown.pop(pod.process(keeper), None)
+        return self._askers_owners(pod)
+
+    def _app_pods_of(self, key: Key) -> tuple[AppPod, ...]:
+        """Those that ask for the Secret of one of its consumers."""
+        found: dict[Ref, AppPod] = {}
+        for ref, child in self._children.get(key, {}).items():
+            if child.role == names.ROLE_CONSUMER:
+                found |= self._asking.get(ref, {})
+        return tuple(found.values())
 
     def _observe_source(self, ref: Ref, obj: Object) -> Keys:
         changed = self._sources.put(ref, sightings.data(obj))
@@ -189,23 +244,30 @@ class Store:
             role=role,
             digest=live_digest(obj, names.MANAGER),
         )
-        changed = self._children[key].get(ref) != child
+        before = self._children[key].get(ref)
+        if before is not None and before.digest == child.digest:
+            child = replace(child, applied=before.applied)
+        changed = before != child
         self._children[key][ref] = child
         self._owners[ref] = key
         if ref.kind == "Deployment":
             rollout = sightings.rollout(obj)
             changed |= self._rollouts.get(key) != rollout
             self._rollouts[key] = rollout
-        if ref.kind == "Secret" and ref.namespace == key.namespace:
-            if role == names.ROLE_LOGINS and ref.name == names.logins_name(key.name):
-                # Running poolers know the console's login and take a new one only from who has it: when it was
-                # spoilt by hand, the one that is remembered goes back into the Secret.
-                found, known = from_secret(sightings.data(obj)), self.logins(key)
-                self._logins[key] = replace(found, console=found.console or known.console)
-            if role == names.ROLE_CONFIG and ref.name == names.config_name(key.name):
-                self._config_files[key] = {
-                    name: value.decode(errors="replace") for name, value in sightings.data(obj).items()
-                }
+        own_logins = Ref("Secret", key.namespace, names.logins_name(key.name))
+        if role == names.ROLE_LOGINS and ref == own_logins:
+            # Running poolers know the console's login, and keepers trust the authorities: when they were spoilt
+            # by hand, those that are remembered go back into the Secret.
+            found, known = from_secret(sightings.data(obj)), self.logins(key)
+            self._logins[key] = replace(
+                found,
+                console=found.console or known.console,
+                authorities=found.authorities or known.authorities,
+            )
+        if ref.kind == "Secret" and role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
+            self._files[key][ref] = {
+                name: value.decode(errors="replace") for name, value in sightings.data(obj).items()
+            }
         return moved | (frozenset({key}) if changed else _NOBODY)
 
     def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
@@ -220,7 +282,7 @@ class Store:
         if ref.kind == "Namespace":
             before = self._namespaces.pop(ref.name, None)
             return self._consumers_of(ref.name, before)
-        concerned: set[Key] = set()
+        concerned: set[Key] = set(self._forget_app_pod(ref))
         if not but_source and self._sources.drop(ref):
             concerned |= self._sources.readers(ref)
         key_of = self._owners.pop(ref, None)
@@ -238,15 +300,20 @@ class Store:
                 del self._children[key_of]
             if ref.kind == "Deployment":
                 self._rollouts.pop(key_of, None)
-            if ref.kind == "Secret" and ref.name == names.config_name(key_of.name):
-                self._config_files.pop(key_of, None)
+            self._files[key_of].pop(ref, None)
+            if not self._files[key_of]:
+                del self._files[key_of]
         return frozenset(concerned | {key_of})
 
     # Observations of poolers, upstreams and refusals
 
-    def show(self, pod: Pod, shown: Shown) -> None:
-        """What a pod's console showed."""
-        self._shown[pod.uid] = shown
+    def show(self, process: str, shown: Shown) -> None:
+        """What a console showed; `process` is a key of World.shown."""
+        self._shown[process] = (shown, time.monotonic())
+
+    def unshow(self, process: str) -> None:
+        """Nobody knows what it shows now: it has to be looked at again."""
+        self._shown.pop(process, None)
 
     def probed(self, key: Key, probe: Probe) -> None:
         """The outcome of a login to the upstream. Failures are tried again soon, then ever later."""
@@ -265,10 +332,17 @@ class Store:
         """Start a run: what failed in the run before is tried once more. Returns the refusals that stood."""
         refused = self._refusals.pop(key, {})
         for pod in self._pods.get(key, {}).values():
-            shown = self._shown.get(pod.uid)
-            if shown is not None and shown.problem:
-                del self._shown[pod.uid]
+            self._try_again(pod.uid, 0.0)
+        for app_pod in self._app_pods_of(key):
+            for keeper in app_pod.keepers:
+                # They are looked at beside the runs, and a look starts one: without a pause it would go on so.
+                self._try_again(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
         return refused
+
+    def _try_again(self, process: str, pause: float) -> None:
+        shown, at = self._shown.get(process, (None, 0.0))
+        if shown is not None and shown.problem and time.monotonic() - at >= pause:
+            del self._shown[process]
 
     def verify_consoles(self) -> None:
         """Forget what consoles showed, so that every pod is looked at once more."""
@@ -308,18 +382,28 @@ class Store:
             probe, at, interval = self._probes[key]
             age = time.monotonic() - at
         pods = tuple(self._pods.get(key, {}).values())
+        app_pods = self._app_pods_of(key)
+        processes = [pod.uid for pod in pods]
+        processes += [pod.process(keeper) for pod in app_pods for keeper in pod.keepers]
         return World(
             resource=self._resources.get(key),
             children=dict(self._children.get(key, {})),
             pods=pods,
+            app_pods=app_pods,
             rollout=self._rollouts.get(key),
             namespaces=self.namespaces(),
             marked=self._sources.marked(key),
             logins=logins,
-            config_files=self._config_files.get(key, {}),
-            shown={pod.uid: self._shown[pod.uid] for pod in pods if pod.uid in self._shown},
+            files=dict(self._files.get(key, {})),
+            shown={process: self._shown[process][0] for process in processes if process in self._shown},
             probe=probe,
             probe_due=interval is not None and age >= interval,
             next_probe_seconds=None if interval is None else max(interval - age, 0.1),
             refusals=dict(self._refusals.get(key, {})),
         )
+
+
+def _asked(pod: AppPod) -> frozenset[Ref]:
+    """The consumers' Secrets that a pod has keepers for, or wants."""
+    asked = {keeper.secret_name for keeper in pod.keepers} | set(pod.lacks)
+    return frozenset(Ref("Secret", pod.namespace, name) for name in asked)

@@ -5,10 +5,7 @@ Knows libpq through psycopg, and says what a failure means to the user. Nothing 
 
 import asyncio
 import contextlib
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 
@@ -123,14 +120,8 @@ async def _log_in(timeout: float, **parameters: str) -> int:
         return connection.info.server_version
 
 
-@contextlib.contextmanager
-def _authority(target: Target) -> Iterator[dict[str, str]]:
-    """The CA as libpq takes it: in a file. None for `require`, which a CA would turn into verify-ca."""
-    if not target.sslmode.startswith("verify-"):
-        yield {}
-        return
-    with tempfile.TemporaryDirectory(prefix="poolkeeper-") as directory:  # mode 0700
-        path = Path(directory, "ca.crt")
-        path.touch(mode=0o600)
-        path.write_text(target.ca or "")
-        yield {"sslrootcert": str(path)}
+def _authority(target: Target) -> contextlib.AbstractContextManager[dict[str, str]]:
+    """The CA where it is verified. None for `require`, which a CA would turn into verify-ca."""
+    if target.sslmode.startswith("verify-"):
+        return libpq.authority(target.ca or "")
+    return contextlib.nullcontext({})

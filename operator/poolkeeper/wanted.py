@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
-from poolkeeper import consent
+from poolkeeper import certificates, consent, names, peers
 from poolkeeper.api import PooledDatabase
 from poolkeeper.consent import Consumer
-from poolkeeper.desired import deployment, disruption_budget, entries, network_policy, secrets, service
+from poolkeeper.desired import (
+    deployment,
+    disruption_budget,
+    entries,
+    keeper_config,
+    keeper_secret,
+    network_policy,
+    secrets,
+    service,
+)
 from poolkeeper.desired.pgbouncer_config import Configuration, configuration, kept_files
-from poolkeeper.logins import Logins
+from poolkeeper.keeper_template import KeeperTemplate
+from poolkeeper.logins import Authorities, Login, Logins, keeper_certificate_name, keeper_console
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target, TargetError, resolve
-from poolkeeper.world import World
+from poolkeeper.world import ConsoleAccess, Ref, World
 
 Object = dict[str, Any]
 
@@ -22,6 +34,9 @@ Object = dict[str, Any]
 class Wanted:
     """What one PooledDatabase should look like, given the world."""
 
+    namespace: str
+    host: str
+    """Name of the pooler Service, and in the poolers' certificate."""
     resolved: Target | None
     fault: TargetError | None
     target: Target | None
@@ -29,11 +44,41 @@ class Wanted:
     consumers: consent.Consumers
     logins: Logins
     configuration: Configuration | None = None
+    peers: Mapping[str, int] = field(default_factory=dict)
+    """peer_ids of pooler pods, by UID."""
     poolers: tuple[Object, ...] = ()
     bindings: tuple[Object, ...] = ()
+    """The consumers' Secrets."""
+    keepers: Mapping[Consumer, Configuration] = field(default_factory=dict)
+    """What keepers have to show; nothing where spec.keeper is not enabled."""
+    keeper_image: str = ""
+
+    def console_at(self, ip: str) -> ConsoleAccess:
+        """How to log in at the console of the pooler at this address."""
+        assert self.logins.console is not None
+        assert self.logins.authorities is not None
+        return ConsoleAccess(
+            ip,
+            names.POOLER_PORT,
+            self.logins.console.password,
+            self.host,
+            self.logins.authorities.poolers.certificate,
+        )
+
+    def keeper_at(self, consumer: Consumer, ip: str, port: int) -> ConsoleAccess:
+        """How to log in at the console of the consumer's keeper at this address."""
+        assert self.logins.authorities is not None
+        name, authority = entries.login_name(consumer), self.logins.authorities.keepers
+        return ConsoleAccess(
+            ip,
+            port,
+            keeper_console(authority, name).password,
+            keeper_certificate_name(name),
+            authority.certificate,
+        )
 
 
-def want(database: PooledDatabase, world: World, settings: Settings) -> Wanted:
+def want(database: PooledDatabase, world: World, settings: Settings, now: datetime) -> Wanted:
     """Everything that should exist for a valid PooledDatabase."""
     resolved, fault = _resolved(database, world)
     target = _in_use(resolved, world)
@@ -43,41 +88,97 @@ def want(database: PooledDatabase, world: World, settings: Settings) -> Wanted:
         console=world.logins.console,
         consumers={name: login for name, login in world.logins.consumers.items() if name in wanted_logins},
         upstream=_accepted(resolved, world),
+        authorities=world.logins.authorities,
     )
-    wanted = Wanted(resolved, fault, target, granted, logins)
-    if target is None or logins.console is None:
+    wanted = Wanted(database.namespace, service.host(database), resolved, fault, target, granted, logins)
+    if target is None or logins.console is None or logins.authorities is None:
         return wanted
+    peer_ids = peers.assign(world.pods)
+    authority = logins.authorities.poolers
     try:
-        rows = entries.entries(target, granted.granted, database.pooler.mode)
-        config = configuration(target, rows, logins, database.pooler.parameters, deployment.CONFIG_DIRECTORY)
+        config = configuration(
+            target,
+            entries.entries(target, granted.granted, database.pooler.mode),
+            logins,
+            certificates.issue(authority, wanted.host, now),
+            database.pooler.parameters,
+            deployment.CONFIG_DIRECTORY,
+            {peer_ids[pod.uid]: pod.ip for pod in world.pods if pod.uid in peer_ids},
+        )
+        keepers = _keepers(database, granted.granted, target, logins.consumers, logins.authorities, now)
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
+    stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
+    template = keeper_secret.template(database, target.database, settings)
     return replace(
         wanted,
         configuration=config,
+        keepers=keepers,
+        keeper_image=template.image,
+        peers=peer_ids,
         poolers=(
-            secrets.config(database, config, kept_files(world.config_files, config.generation)),
+            secrets.config(database, config, kept_files(stored, config.generation)),
             deployment.render(database, settings, logins.console),
             service.render(database),
             disruption_budget.render(database),
             network_policy.render(database, (item.namespace for item in granted.granted), settings),
         ),
         bindings=tuple(
-            secret for consumer in granted.granted for secret in _secrets_of(database, consumer, target, logins)
+            secret
+            for consumer in granted.granted
+            for secret in _secrets_of(database, consumer, target, logins, authority.certificate)
+        )
+        + tuple(
+            _keeper_secret(database, consumer, template, config, world) for consumer, config in keepers.items()
         ),
     )
 
 
 def _secrets_of(
-    database: PooledDatabase, consumer: Consumer, target: Target, logins: Logins
+    database: PooledDatabase, consumer: Consumer, target: Target, logins: Logins, authority: str
 ) -> tuple[Object, Object]:
     login = logins.consumers[entries.login_name(consumer)]
     entry = entries.entry_name(target.database, consumer)
     session = entries.session_entry_name(target.database, consumer)
     return (
         secrets.consumer(database, consumer, login, entry, session),
-        secrets.binding(database, consumer, login, entry),
+        secrets.binding(database, consumer, login, entry, authority),
     )
+
+
+def _keepers(
+    database: PooledDatabase,
+    consumers: Iterable[Consumer],
+    target: Target,
+    logins: Mapping[str, Login],
+    authorities: Authorities,
+    now: datetime,
+) -> dict[Consumer, Configuration]:
+    return {
+        consumer: keeper_config.configuration(
+            database,
+            target.database,
+            consumer,
+            logins[name],
+            keeper_console(authorities.keepers, name),
+            certificates.issue(authorities.keepers, keeper_certificate_name(name), now),
+            authorities.poolers.certificate,
+        )
+        for consumer in (consumers if database.keeper.enabled else ())
+        for name in [entries.login_name(consumer)]
+    }
+
+
+def _keeper_secret(
+    database: PooledDatabase,
+    consumer: Consumer,
+    template: KeeperTemplate,
+    config: Configuration,
+    world: World,
+) -> Object:
+    ref = Ref("Secret", consumer.namespace, names.keeper_name(consumer.secret_name))
+    previous = kept_files(world.files.get(ref, {}), config.generation)
+    return keeper_secret.render(database, consumer, template, config, previous)
 
 
 def _resolved(database: PooledDatabase, world: World) -> tuple[Target | None, TargetError | None]:

@@ -1,4 +1,4 @@
-"""The watches over everything that carries our role label: children, pooler pods, source Secrets.
+"""The watches over what carries a label of ours: children, pooler pods, source Secrets; app pods with keepers.
 
 kopf watches what users write (handlers.py). For these objects, a dozen for every PooledDatabase, it would start
 a task and keep a record each: a quarter of the operator's processor time and half of its memory.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from poolkeeper import names
 from poolkeeper.cluster import CHILD_KINDS, Cluster, ClusterError, Expired
@@ -18,7 +20,11 @@ from poolkeeper.world import Key
 
 log = logging.getLogger(__name__)
 
-KINDS = (*CHILD_KINDS, "Pod")
+SELECTORS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(CHILD_KINDS, (names.ROLE_LABEL,)),
+    "Pod": (names.ROLE_LABEL, names.DATABASE_LABEL),
+}
+"""Every kind, and the labels whose presence selects what is watched of it."""
 PAUSE_SECONDS = 0.1
 """Between two watches, so that a server that ends them at once is not kept busy."""
 RETRY_SECONDS = 1.0
@@ -27,12 +33,24 @@ RETRY_SECONDS = 1.0
 async def watch(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
     """Take in what happens from now on, until cancelled. What was before is for the resync to list."""
     async with asyncio.TaskGroup() as group:
-        for kind in KINDS:
-            for namespace in settings.watch_namespaces or (None,):
-                group.create_task(_follow(kind, namespace, cluster, store, queue))
+        for kind, selectors in SELECTORS.items():
+            for selector in selectors:
+                for namespace in settings.watch_namespaces or (None,):
+                    group.create_task(_follow(kind, selector, namespace, cluster, store, queue))
 
 
-async def _follow(kind: str, namespace: str | None, cluster: Cluster, store: Store, queue: Queue[Key]) -> None:
+async def pages(
+    cluster: Cluster, kind: str, namespace: str | None
+) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
+    """Everything that the watches of a kind show: store.replace() forgets what it is not shown."""
+    for selector in SELECTORS.get(kind, ("",)):
+        async for page in cluster.pages(kind, namespace, selector):
+            yield page
+
+
+async def _follow(
+    kind: str, selector: str, namespace: str | None, cluster: Cluster, store: Store, queue: Queue[Key]
+) -> None:
     version = ""
     expired = False
     while True:
@@ -40,10 +58,9 @@ async def _follow(kind: str, namespace: str | None, cluster: Cluster, store: Sto
         try:
             version = version or await cluster.version(kind, namespace)
             if expired:  # events are lost: the whole list tells what they would have told
-                pages = cluster.pages(kind, namespace, names.ROLE_LABEL)
-                queue.add(await store.replace(kind, pages, namespace))
+                queue.add(await store.replace(kind, pages(cluster, kind, namespace), namespace))
                 expired = False
-            async for event, obj in cluster.watch(kind, namespace, names.ROLE_LABEL, version):
+            async for event, obj in cluster.watch(kind, namespace, selector, version):
                 version = obj["metadata"]["resourceVersion"]
                 if event != "BOOKMARK":
                     queue.add(store.observe(obj, deleted=event == "DELETED"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from poolkeeper import faults
@@ -51,6 +52,8 @@ class Child:
     owner_uid: str
     role: str
     digest: bytes
+    applied: bytes = b""
+    """Digest of what we applied, where the API server says the same in other words: both are right."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,55 @@ class Pod:
     generation: str
     problem: str
     """Why its container does not run (`ImagePullBackOff: ...`), or empty."""
+    peer: int | None = None
+    """Its peer_id, by which poolers pass on a cancel request that belongs to another of them."""
+    grace: float = 0.0
+    """Seconds from its deletion until it is killed, if it is terminating."""
+    killed_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A keeper of an app pod, as it runs. `generation` is the configuration it was last told to show."""
+
+    container: str
+    secret_name: str
+    """The consumer's Secret."""
+    image: str
+    port: int
+    running: bool
+    restarts: int
+    generation: str
+
+
+@dataclass(frozen=True)
+class AppPod:
+    """A pod whose owner asks for keepers by label. What it says of itself proves nothing."""
+
+    namespace: str
+    name: str
+    uid: str
+    ip: str
+    terminating: bool
+    keepers: tuple[Keeper, ...]
+    lacks: tuple[str, ...]
+    """Consumers' Secrets that it asks a keeper for and has none."""
+
+    def process(self, keeper: Keeper) -> str:
+        """What a keeper is known by in World.shown."""
+        return f"{self.uid}/{keeper.container}"
+
+
+@dataclass(frozen=True)
+class ConsoleAccess:
+    """How to log in at the console of one process: where it is, the login's password, and the name and
+    authority (PEM) of the certificate that it has to show."""
+
+    ip: str
+    port: int
+    password: str = field(repr=False)
+    name: str
+    authority: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +182,8 @@ class World:
     resource: Resource | None
     children: Mapping[Ref, Child] = field(default_factory=dict)
     pods: tuple[Pod, ...] = ()
+    app_pods: tuple[AppPod, ...] = ()
+    """Those that ask for the database of one of the consumers."""
     rollout: Rollout | None = None
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
@@ -141,13 +195,13 @@ class World:
     logins: Logins = field(default_factory=Logins)
     """The stored logins, completed by freshly minted ones where a consumer has none yet."""
     shown: Mapping[str, Shown] = field(default_factory=dict)
-    """By pod UID."""
+    """By pod UID, or AppPod.process()."""
     probe: Probe | None = None
     probe_due: bool = False
     """The last probe is older than its interval."""
     probing: Target | None = None
     """What a probe that is under way logs in to; its answer starts another run."""
     next_probe_seconds: float | None = None
-    config_files: Mapping[str, str] = field(default_factory=dict)
-    """Files in the stored configuration Secret."""
+    files: Mapping[Ref, Mapping[str, str]] = field(default_factory=dict)
+    """What is in the Secrets that pods mount: the poolers' one and those of keepers."""
     refusals: Mapping[Ref, ApiRefusal] = field(default_factory=dict)

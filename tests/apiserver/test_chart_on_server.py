@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
 import pytest
 from kubernetes import config
+from kubernetes.aio import config as aio_config
+from kubernetes.aio.client import ApiClient, Configuration
 
 from e2e.cluster.control_plane import ControlPlane
-from poolkeeper import names
+from poolkeeper import names, webhook_certificate
+from poolkeeper.cluster import Cluster, ClusterError
+from poolkeeper.cluster import Refused as ClusterRefused
+from poolkeeper.settings import Settings, Webhook
+from poolkeeper.world import Ref
 from tests.apiserver.conftest import Api, Refused
-from tests.fast.helm_chart import BOTH_MODES, CHART, NAMESPACE, Object, render
+from tests.fast.helm_chart import BOTH_MODES, CHART, NAMESPACE, WATCHING, Object, render
 
 _COLLECTIONS = {
+    "Service": "/api/v1/namespaces/{namespace}/services",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
@@ -28,6 +37,7 @@ _COLLECTIONS = {
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
     "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": (
         "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
@@ -275,3 +285,50 @@ def test_uninstalling_after_the_crd_is_gone_has_nothing_to_do(
     monkeypatch.setitem(module.KIND, "group", "elsewhere.poolkeeper.io")
     assert module.release_all([])
     assert module.release_all(["data"])
+
+
+# --- the rights for the webhook's certificate ---------------------------------------------------------------
+
+
+@pytest.fixture
+async def scoped(control_plane: ControlPlane, api: Api, namespaces: None) -> AsyncIterator[Cluster]:
+    """Access with the rights that the operator has in its own namespace where it watches others only."""
+    name = f"{NAMESPACE}:scoped"
+    subject = {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name}
+    for obj in render(*WATCHING):
+        if obj["metadata"]["name"] == "poolkeeper-webhook" and obj["kind"] != "Service":
+            subjects = {"subjects": [subject]} if "subjects" in obj else {}
+            api.apply(path(obj), {**obj, **subjects})
+    configuration = Configuration()
+    kubeconfig = str(control_plane.user_kubeconfig(name))
+    await aio_config.load_kube_config(kubeconfig, client_configuration=configuration)
+    cluster = Cluster(ApiClient(configuration))
+    yield cluster
+    await cluster.close()
+    for obj in render(*WATCHING):
+        if obj["kind"] == "MutatingWebhookConfiguration":
+            api.delete(path(obj))
+
+
+async def test_the_webhooks_certificate_takes_no_more_rights_than_the_chart_gives(
+    scoped: Cluster, api: Api
+) -> None:
+    own, concerns = Settings(NAMESPACE, "pod"), Webhook("poolkeeper-webhook")
+    deadline = time.monotonic() + 30
+    while True:  # the authorizer takes up rights from its own watches
+        try:
+            made = await webhook_certificate.current(scoped, own, concerns, datetime.now(UTC))
+            break
+        except ClusterError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+    assert made.name == f"poolkeeper-webhook.{NAMESPACE}.svc"
+    stored = api.get(f"/api/v1/namespaces/{NAMESPACE}/secrets/poolkeeper-webhook")
+    assert set(stored["data"]) == {"authority.key"}
+    again = await webhook_certificate.current(scoped, own, concerns, datetime.now(UTC))
+    assert again == made
+    after = api.get(f"/api/v1/namespaces/{NAMESPACE}/secrets/poolkeeper-webhook")
+    assert after["metadata"]["resourceVersion"] == stored["metadata"]["resourceVersion"]
+    for ref in (Ref("Secret", NAMESPACE, "another"), Ref("MutatingWebhookConfiguration", "", "another")):
+        with pytest.raises(ClusterRefused):
+            await scoped.get(ref)

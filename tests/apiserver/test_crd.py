@@ -157,6 +157,11 @@ def test_negative_drain_bad_quantity_and_other_pooler_faults_are_refused_at_admi
     assert_refused(api, bad)
 
 
+@rows(specs.KEEPERS)
+def test_keeper_with_a_pool_of_0_or_a_bad_image_or_quantity_is_refused_at_admission(api: Api, bad: Bad) -> None:
+    assert_refused(api, bad)
+
+
 @pytest.mark.parametrize("name", ["1shop", "my.shop"])
 def test_a_name_that_cannot_begin_a_service_name_is_refused_at_admission(api: Api, name: str) -> None:
     message = refusal(api, MINIMAL, name)
@@ -204,6 +209,8 @@ def test_both_ends_of_every_range_are_accepted_and_what_lies_beyond_is_refused(
         consumers({"namespaceSelector": {}}, {"namespaceSelector": {"matchLabels": {"a": "b"}}}),
         consumers({"namespace": "web"}, {"namespace": "api"}, {"namespace": "web", "secretName": "second"}),
         consumers({"namespace": "web"}, {"namespace": "api", "secretName": "database-binding"}),
+        consumers({"namespace": "web"}, {"namespace": "api", "secretName": "database-keeper"}),
+        changed("keeper", {"enabled": False}),
         consumers(*({"namespace": f"team-{number}"} for number in range(128))),
         changed("pooler.tolerations", [{"operator": "Exists"}]),
         changed("pooler.replicas", 0),
@@ -219,6 +226,7 @@ def test_what_the_api_server_accepts_the_operator_reads(api: Api, spec: specs.Sp
 def test_defaults_are_filled_in_where_nothing_is_written(api: Api) -> None:
     stored = admitted(api, {**MINIMAL, "consumers": [{"namespace": "web"}]})["spec"]
     assert stored["pooler"] == {"replicas": 2, "mode": "transaction", "drainSeconds": 30}
+    assert stored["keeper"] == {"enabled": True, "poolSize": 10}
     assert stored["consumers"] == [{"namespace": "web", "secretName": "database"}]
     assert stored["upstream"]["credentialsSecretRef"] == {
         "name": "shop-owner",
@@ -313,6 +321,7 @@ def kubectl(api: Api, *arguments: str) -> str:
         ("pooldb.spec.upstream.tls.mode", "verify-full"),
         ("pooldbs.spec.pooler.drainSeconds", "seconds"),
         ("pooldb.spec.pooler.parameters", "without quotes"),
+        ("pooldb.spec.keeper.poolSize", "wait in the keeper"),
         ("pooldb.spec.consumers", "poolkeeper.io/accept-from"),
         ("pooldb.status.conditions", "UpstreamReachable"),
     ],

@@ -5,6 +5,7 @@ import pytest
 from poolkeeper.api import (
     ConsumerRule,
     CredentialsRef,
+    Keeper,
     LabelSelector,
     MatchExpression,
     SecretKeyRef,
@@ -64,6 +65,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert database.pooler.parameters == {}
     assert database.pooler.resources is None
     assert database.pooler.affinity is None
+    assert database.keeper == Keeper(enabled=True, image=None, resources=None, pool_size=10)
     assert database.consumers == (ConsumerRule("web", None, "database"),)
 
 
@@ -88,6 +90,12 @@ def test_every_field_is_read() -> None:
     assert pooler.tolerations == BY_HOST["pooler"]["tolerations"]
     assert pooler.affinity == BY_HOST["pooler"]["affinity"]
     assert pooler.priority_class_name == "high"
+    assert database.keeper == Keeper(
+        enabled=True,
+        image="registry.example:5000/keeper:1.26.1@sha256:00",
+        resources={"requests": {"cpu": "20m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
+        pool_size=5,
+    )
 
 
 def test_a_url_is_read_from_its_secret() -> None:
@@ -112,10 +120,11 @@ def test_a_name_that_no_service_can_have_is_refused(name: str) -> None:
         parse(body(MINIMAL, name=name))
 
 
-@pytest.mark.parametrize("secret_name", ["shop-owner", "shop"])
+@pytest.mark.parametrize("secret_name", ["shop-owner", "shop", "shop-key"])
 def test_a_consumer_beside_the_database_cannot_overwrite_what_the_upstream_reads(secret_name: str) -> None:
     spec = consumers({"namespace": "data", "secretName": secret_name})
-    spec = changed("upstream.tls.caSecretRef", {"name": "shop-binding"}, spec)
+    ca = "shop-key-keeper" if secret_name == "shop-key" else "shop-binding"
+    spec = changed("upstream.tls.caSecretRef", {"name": ca}, spec)
     with pytest.raises(SpecError, match="choose another secretName"):
         parse(body(spec))
 

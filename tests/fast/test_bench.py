@@ -38,6 +38,12 @@ def test_a_target_is_the_most_that_is_accepted() -> None:
     assert Figure("told", 1, "s").ok is None
 
 
+def test_a_target_may_be_the_least_that_is_accepted() -> None:
+    assert Figure("ratio", 15, "x", 15, at_least=True).ok
+    assert Figure("ratio", 14.9, "x", 15, at_least=True).ok is False
+    assert ">= 15" in table([Figure("ratio", 16, "x", 15, at_least=True)])
+
+
 def test_table_and_document_tell_what_is_missed() -> None:
     figures = [
         Figure("edit_p50_s", 0.05, "s", 0.15),
@@ -54,6 +60,7 @@ def test_table_and_document_tell_what_is_missed() -> None:
         "value": 2.0,
         "unit": "s",
         "target": 1.0,
+        "at_least": False,
         "ok": False,
     }
 
@@ -149,10 +156,10 @@ def resource(**status: str) -> fleet.Object:
 
 def test_a_fleet_is_complete_once_every_child_and_every_status_is_there() -> None:
     complete = [resource(), resource()]
-    assert incomplete(complete, 16, 2) is None
-    assert incomplete(complete, 15, 2) == "15 of 16 children"
-    assert incomplete([resource(), {"metadata": {"generation": 1}}], 16, 2) == "1 of 2 statuses"
-    assert incomplete([resource(), resource(UpstreamReachable="Unknown")], 16, 2) == "1 of 2 statuses"
+    assert incomplete(complete, 18, 2) is None
+    assert incomplete(complete, 17, 2) == "17 of 18 children"
+    assert incomplete([resource(), {"metadata": {"generation": 1}}], 18, 2) == "1 of 2 statuses"
+    assert incomplete([resource(), resource(UpstreamReachable="Unknown")], 18, 2) == "1 of 2 statuses"
     outdated = resource()
     outdated["metadata"]["generation"] = 3
-    assert incomplete([resource(), outdated], 16, 2) == "1 of 2 statuses"
+    assert incomplete([resource(), outdated], 18, 2) == "1 of 2 statuses"

@@ -69,6 +69,7 @@ def test_every_namespaced_object_names_its_namespace(mode: tuple[str, ...]) -> N
         "ClusterRole",
         "ClusterRoleBinding",
         "CustomResourceDefinition",
+        "MutatingWebhookConfiguration",
         "ValidatingAdmissionPolicy",
         "ValidatingAdmissionPolicyBinding",
     }
@@ -109,6 +110,13 @@ def test_two_releases_do_not_meet_in_cluster_scoped_names() -> None:
         ("affinity.pod=x", "pod"),
         ("serviceAccount.create=false", "serviceAccount"),
         ("networkPolicy.enable=true", "enable"),
+        ("webhook.failurePolicy=Maybe", "failurePolicy"),
+        ("webhook.certificate.source=Vault", "source"),
+        ("webhook.certificate.source=Secret", "secretName"),
+        ("webhook.certificate.source=Secret,webhook.certificate.secretName=x", "caBundle"),
+        ("webhook.certificate.caBundle=LS0t", "caBundle"),
+        ("webhook.certificate.issuerRef.namespace=x", "namespace"),
+        ("keeper.pullPolicy=Sometimes", "pullPolicy"),
         ("crds.keep=perhaps", "keep"),
         (r"podLabels.app\.kubernetes\.io/component=other", "app.kubernetes.io/component"),
     ],
@@ -184,10 +192,14 @@ def test_the_operator_gets_every_variable_it_reads_and_no_other() -> None:
 
 def test_the_values_reach_the_operator() -> None:
     defaults = settings.from_environment(environment(render()))
-    assert defaults == settings.Settings(namespace="metadata.namespace", identity="metadata.name")
+    assert defaults == settings.Settings(
+        namespace="metadata.namespace",
+        identity="metadata.name",
+        webhook=settings.Webhook("poolkeeper-webhook"),
+    )
     values = (
         "pooler.image=registry.example.com/pgbouncer:1.27.0,pooler.pullPolicy=Always,namespaceSelectors=false,"
-        "logLevel=DEBUG"
+        "logLevel=DEBUG,webhook.enabled=false"
     )
     assert settings.from_environment(environment(render(*WATCHING, "--set", values))) == settings.Settings(
         namespace="metadata.namespace",
@@ -196,8 +208,15 @@ def test_the_values_reach_the_operator() -> None:
         reads_namespaces=False,
         pooler_image="registry.example.com/pgbouncer:1.27.0",
         pooler_image_pull_policy="Always",
+        keeper_image="registry.example.com/pgbouncer:1.27.0",
+        keeper_image_pull_policy="Always",
         log_level="DEBUG",
     )
+    own = settings.from_environment(
+        environment(render("--set", "keeper.image=registry.example.com/k:1,keeper.pullPolicy=Never"))
+    )
+    assert (own.keeper_image, own.keeper_image_pull_policy) == ("registry.example.com/k:1", "Never")
+    assert own.pooler_image == settings.Settings.pooler_image
 
 
 def test_every_pod_passes_pod_security_restricted() -> None:
@@ -250,16 +269,25 @@ def test_the_deployment_survives_rollouts_and_drains() -> None:
     assert only(objects, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     [container] = spec["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"health": int(environment(objects)["POOLKEEPER_HEALTH_PORT"])}
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+    assert ports == {
+        "health": int(environment(objects)["POOLKEEPER_HEALTH_PORT"]),
+        "webhook": int(environment(objects)["POOLKEEPER_WEBHOOK_PORT"]),
+    }
+    for probe in ("startupProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+    ready = {"path": "/readyz", "port": "webhook", "scheme": "HTTPS"}
+    assert container["readinessProbe"]["httpGet"] == ready
+    assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
     assert set(container["resources"]["requests"]) == {"cpu", "memory"}
     assert set(container["resources"]["limits"]) == {"memory"}
 
 
-def test_the_network_policy_lets_in_the_health_port_only() -> None:
+def test_the_network_policy_lets_in_the_health_port_and_the_webhooks_only() -> None:
     spec = only(render(), "NetworkPolicy")["spec"]
-    assert spec["ingress"] == [{"ports": [{"port": 8080, "protocol": "TCP"}]}]
+    ports = [{"port": 8080, "protocol": "TCP"}, {"port": 9443, "protocol": "TCP"}]
+    assert spec["ingress"] == [{"ports": ports}]
+    without = only(render("--set", "webhook.enabled=false"), "NetworkPolicy")["spec"]
+    assert without["ingress"] == [{"ports": ports[:1]}]
     assert spec["egress"] == [{}]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
 

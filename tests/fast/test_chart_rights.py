@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from poolkeeper import names
 from tests.fast.helm_chart import (
     BOTH_MODES,
@@ -36,6 +38,13 @@ LEASE_RIGHTS = {
     "coordination.k8s.io/leases[poolkeeper]": frozenset({"get", "update"}),
     "coordination.k8s.io/leases": frozenset({"create"}),
 }
+WEBHOOK_RIGHTS = {
+    "admissionregistration.k8s.io/mutatingwebhookconfigurations[poolkeeper-webhook]": frozenset(
+        {"get", "patch"}
+    )
+}
+WEBHOOK_SECRET_RIGHTS = {"/secrets[poolkeeper-webhook]": frozenset({"get", "create", "patch"})}
+OWN_RIGHTS = LEASE_RIGHTS | WEBHOOK_SECRET_RIGHTS
 """Every right of the operator. Whoever changes the chart's RBAC states it here as well: never by accident."""
 
 
@@ -60,26 +69,38 @@ def granted(objects: list[Object], account: str = "poolkeeper") -> dict[str, dic
 
 
 def test_rights_cluster_wide() -> None:
-    assert granted(installed(render())) == {"*": WORK_RIGHTS | NAMESPACE_RIGHTS, NAMESPACE: LEASE_RIGHTS}
+    assert granted(installed(render())) == {
+        "*": WORK_RIGHTS | NAMESPACE_RIGHTS | WEBHOOK_RIGHTS,
+        NAMESPACE: OWN_RIGHTS,
+    }
 
 
 def test_rights_in_watched_namespaces() -> None:
     assert granted(installed(render(*WATCHING))) == {
         "data": WORK_RIGHTS,
         "web": WORK_RIGHTS,
-        "*": NAMESPACE_RIGHTS,
-        NAMESPACE: LEASE_RIGHTS,
+        "*": NAMESPACE_RIGHTS | WEBHOOK_RIGHTS,
+        NAMESPACE: OWN_RIGHTS,
     }
 
 
-def test_rights_in_watched_namespaces_without_selectors_end_there() -> None:
-    found = granted(installed(render(*WATCHING, "--set", "namespaceSelectors=false")))
+def test_rights_in_watched_namespaces_without_selectors_and_webhook_end_there() -> None:
+    switches = "namespaceSelectors=false,webhook.enabled=false"
+    found = granted(installed(render(*WATCHING, "--set", switches)))
     assert found == {"data": WORK_RIGHTS, "web": WORK_RIGHTS, NAMESPACE: LEASE_RIGHTS}
+
+
+@pytest.mark.parametrize("source", ["CertManager", "Secret"])
+def test_a_certificate_of_others_takes_no_right_of_ours(source: str) -> None:
+    values = f"webhook.certificate.source={source},webhook.certificate.secretName=own"
+    pem = "webhook.certificate.caBundle=-----BEGIN CERTIFICATE-----"
+    found = granted(installed(render("--set", values, "--set", pem)))
+    assert found == {"*": WORK_RIGHTS | NAMESPACE_RIGHTS, NAMESPACE: LEASE_RIGHTS}
 
 
 def test_the_own_namespace_can_be_watched_too() -> None:
     found = granted(installed(render("--set", f"watchNamespaces={{{NAMESPACE}}}")))
-    assert found == {"*": NAMESPACE_RIGHTS, NAMESPACE: WORK_RIGHTS | LEASE_RIGHTS}
+    assert found == {"*": NAMESPACE_RIGHTS | WEBHOOK_RIGHTS, NAMESPACE: WORK_RIGHTS | OWN_RIGHTS}
 
 
 def at(event: str, objects: list[Object]) -> list[Object]:
@@ -136,7 +157,7 @@ def test_roles_for_users_are_aggregated_and_bound_to_nobody() -> None:
     for name in ("poolkeeper", "poolkeeper-namespaces", "poolkeeper-service-binding"):
         assert joins(name) == set()
     bound = {binding["roleRef"]["name"] for binding in select(installed(render()), "ClusterRoleBinding")}
-    assert bound == {"poolkeeper", "poolkeeper-namespaces"}
+    assert bound == {"poolkeeper", "poolkeeper-namespaces", "poolkeeper-webhook"}
 
 
 def test_service_binding_controllers_may_read() -> None:
@@ -148,20 +169,37 @@ def test_service_binding_controllers_may_read() -> None:
     assert rights(role) == {"poolkeeper.io/pooleddatabases": READ}
 
 
-def test_the_admission_policy_speaks_of_the_operators_account() -> None:
+@pytest.mark.parametrize(
+    ("name", "resource"),
+    [
+        ("poolkeeper-pod-status", "pods/status"),
+        ("poolkeeper-webhook-bundle", "mutatingwebhookconfigurations"),
+    ],
+)
+def test_each_admission_policy_speaks_of_the_operators_account(name: str, resource: str) -> None:
     """Its expressions run in the API server; here only that it meets the right account and denies."""
     objects = render("--set", "serviceAccount.name=keeper-of-pools")
-    policy = only(objects, "ValidatingAdmissionPolicy")
+    [policy] = [obj for obj in select(objects, "ValidatingAdmissionPolicy") if obj["metadata"]["name"] == name]
     [condition] = policy["spec"]["matchConditions"]
     user = f"system:serviceaccount:{NAMESPACE}:keeper-of-pools"
     assert condition["expression"] == f'request.userInfo.username == "{user}"'
     assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "keeper-of-pools"
     assert policy["spec"]["failurePolicy"] == "Fail"
     [rule] = policy["spec"]["matchConstraints"]["resourceRules"]
-    assert rule["resources"] == ["pods/status"]
-    assert names.GENERATION_ANNOTATION.startswith(f"{names.GROUP}/")
-    assert f'startsWith("{names.GROUP}/")' in policy["spec"]["validations"][0]["expression"]
-    binding = only(objects, "ValidatingAdmissionPolicyBinding")
-    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    assert rule["resources"] == [resource]
+    [binding] = [
+        obj for obj in select(objects, "ValidatingAdmissionPolicyBinding") if obj["metadata"]["name"] == name
+    ]
+    assert binding["spec"] == {"policyName": name, "validationActions": ["Deny"]}
     without = render("--set", "admissionPolicy.enabled=false")
     assert not [obj for obj in without if obj["kind"].startswith("ValidatingAdmissionPolicy")]
+
+
+def test_the_policy_on_pods_knows_the_prefix_of_our_annotations() -> None:
+    [policy] = [
+        obj
+        for obj in select(render(), "ValidatingAdmissionPolicy")
+        if obj["metadata"]["name"] == "poolkeeper-pod-status"
+    ]
+    assert names.GENERATION_ANNOTATION.startswith(f"{names.GROUP}/")
+    assert f'startsWith("{names.GROUP}/")' in policy["spec"]["validations"][0]["expression"]

@@ -11,7 +11,8 @@ import pytest
 
 from poolkeeper import logins
 from poolkeeper.logins import Logins
-from poolkeeper.mint import mint, verifier
+from poolkeeper.mint import authorities, mint
+from poolkeeper.scram import verifier
 from poolkeeper.target import Target
 
 TARGET = Target("pg.data.svc", 5432, "shop", "shop_owner", "it's", "require", "PEM\n")
@@ -22,7 +23,7 @@ def decoded(data: dict[str, str]) -> dict[str, bytes]:
 
 
 def test_logins_survive_the_secret_and_its_keys_are_valid() -> None:
-    whole = Logins(mint("poolkeeper"), {"web-a.b_c": mint("web-a.b_c")}, TARGET)
+    whole = Logins(mint("poolkeeper"), {"web-a.b_c": mint("web-a.b_c")}, TARGET, authorities())
     data = logins.to_secret(whole)
     assert all(re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", key) for key in data)
     assert logins.from_secret(decoded(data)) == whole
@@ -31,7 +32,7 @@ def test_logins_survive_the_secret_and_its_keys_are_valid() -> None:
     assert logins.to_secret(Logins()) == {}
 
 
-PERFECT = logins.to_secret(Logins(mint("poolkeeper"), {"web": mint("web")}, TARGET))
+PERFECT = logins.to_secret(Logins(mint("poolkeeper"), {"web": mint("web")}, TARGET, authorities()))
 
 
 @pytest.mark.parametrize("key", sorted(PERFECT))
@@ -42,6 +43,7 @@ def test_an_unreadable_key_counts_as_absent_and_the_others_stay(key: str, conten
     read = logins.from_secret({**decoded(PERFECT), key: content})
     complete = logins.from_secret(decoded(PERFECT))
     lost = {
+        "authorities": replace(complete, authorities=None),
         "console": replace(complete, console=None),
         "consumer.web": replace(complete, consumers={}),
         "upstream": replace(complete, upstream=None),
@@ -55,6 +57,24 @@ def test_an_edit_of_one_field_of_a_login_makes_the_login_absent(field: str) -> N
     edited[field] = mint("web").verifier if field == "verifier" else "edited"
     read = logins.from_secret({**decoded(PERFECT), "consumer.web": json.dumps(edited).encode()})
     assert read.consumers == {}
+
+
+def test_authorities_with_exchanged_or_edited_keys_are_absent() -> None:
+    stored = json.loads(decoded(PERFECT)["authorities"])
+    exchanged = {**stored, "poolers": stored["keepers"], "keepers": stored["poolers"]}
+    for value in (exchanged, {**stored, "poolers": "not a key"}):
+        assert logins.from_secret({"authorities": json.dumps(value).encode()}) == Logins()
+
+
+def test_the_console_login_of_a_consumers_keepers_is_its_own_and_never_stored() -> None:
+    """One that is shared would let the keeper of one namespace pose as the operator to those of another."""
+    mine, other = authorities().keepers, authorities().keepers
+    web, api, elsewhere = (logins.keeper_console(*of) for of in ((mine, "web"), (mine, "api"), (other, "web")))
+    assert web == logins.keeper_console(mine, "web")
+    assert len({web.password, api.password, elsewhere.password}) == 3
+    assert len({web.verifier, api.verifier, elsewhere.verifier}) == 3
+    salt = base64.b64decode(web.verifier.split("$")[1].split(":")[1])
+    assert verifier(web.password, salt, iterations=1) == web.verifier
 
 
 def test_a_login_moved_to_another_name_is_absent() -> None:

@@ -14,6 +14,7 @@ from tests.fast.worlds import KEY, NOW, SETTINGS, Simulation, ready_pod
 
 APP = Ref("Secret", "web", "database")
 BINDING = Ref("Secret", "web", "database-binding")
+KEEPER = Ref("Secret", "web", "database-keeper")
 
 
 def test_a_new_resource_gets_everything_and_then_nothing_is_written() -> None:
@@ -28,6 +29,7 @@ def test_a_new_resource_gets_everything_and_then_nothing_is_written() -> None:
         ("NetworkPolicy", "data", "shop-pooler"),
         tuple(APP),
         tuple(BINDING),
+        tuple(KEEPER),
     }
     assert cluster.finalized
     assert cluster.marked == {"shop-owner"}
@@ -167,7 +169,7 @@ def test_a_restarted_operator_reports_the_upstream_as_before_until_it_has_asked(
     resource = cluster.world().resource
     assert resource is not None
     assert isinstance(resource.spec, PooledDatabase)
-    wanted = want(resource.spec, cluster.world(), SETTINGS)
+    wanted = want(resource.spec, cluster.world(), SETTINGS, NOW)
     assert status.of(resource.spec, wanted, cluster.world(), NOW) == (None, ())
 
 

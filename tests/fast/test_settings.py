@@ -2,7 +2,7 @@
 
 import pytest
 
-from poolkeeper.settings import Settings, SettingsError, from_environment
+from poolkeeper.settings import Settings, SettingsError, Webhook, from_environment
 
 MINIMAL = {"POOLKEEPER_NAMESPACE": "poolkeeper", "POOLKEEPER_POD": "poolkeeper-abc"}
 
@@ -22,6 +22,11 @@ def test_every_variable_is_read() -> None:
             "POOLKEEPER_NAMESPACE_SELECTORS": "False",
             "POOLKEEPER_POOLER_IMAGE": "example.com/pgbouncer:1",
             "POOLKEEPER_POOLER_IMAGE_PULL_POLICY": "Always",
+            "POOLKEEPER_KEEPER_IMAGE": "example.com/keeper:1",
+            "POOLKEEPER_KEEPER_IMAGE_PULL_POLICY": "Never",
+            "POOLKEEPER_WEBHOOK": "pods",
+            "POOLKEEPER_WEBHOOK_PORT": "9000",
+            "POOLKEEPER_WEBHOOK_CERTIFICATES": "/certificates",
             "POOLKEEPER_LOG_LEVEL": "debug",
             "POOLKEEPER_HEALTH_PORT": "9090",
         }
@@ -34,11 +39,20 @@ def test_every_variable_is_read() -> None:
         reads_namespaces=False,
         pooler_image="example.com/pgbouncer:1",
         pooler_image_pull_policy="Always",
+        keeper_image="example.com/keeper:1",
+        keeper_image_pull_policy="Never",
+        webhook=Webhook("pods", 9000, "/certificates"),
         log_level="DEBUG",
         health_port=9090,
     )
     assert own.watches("web")
     assert not own.watches("webs")
+
+
+def test_keepers_run_the_poolers_image_unless_they_have_their_own() -> None:
+    poolers = {"POOLKEEPER_POOLER_IMAGE": "example.com/p:1", "POOLKEEPER_POOLER_IMAGE_PULL_POLICY": "Always"}
+    own = from_environment({**MINIMAL, **poolers})
+    assert (own.keeper_image, own.keeper_image_pull_policy) == ("example.com/p:1", "Always")
 
 
 @pytest.mark.parametrize("missing", MINIMAL)
@@ -57,6 +71,7 @@ def test_a_variable_without_a_default_has_to_be_set(missing: str, value: str | N
         ("HEALTH_PORT", "65536", "from 1 to 65535"),
         ("HEALTH_PORT", "-1", "from 1 to 65535"),
         ("HEALTH_PORT", "http", "from 1 to 65535"),
+        ("WEBHOOK_PORT", "0", "from 1 to 65535"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named_with_its_remedy(name: str, value: str, remedy: str) -> None:

@@ -18,7 +18,7 @@ def told(cluster: Simulation, later: float = 0, **changes: Any) -> tuple[dict[st
     world = replace(cluster.world(), **changes)
     assert world.resource is not None
     assert isinstance(world.resource.spec, PooledDatabase)
-    wanted = want(world.resource.spec, world, SETTINGS)
+    wanted = want(world.resource.spec, world, SETTINGS, NOW)
     return status.of(world.resource.spec, wanted, world, NOW + timedelta(seconds=later))
 
 
@@ -40,10 +40,9 @@ def refused(world: World, kind: str, namespace: str, name: str) -> dict[Ref, Api
 
 def test_everything_in_place_is_ready(cluster: Simulation) -> None:
     body = cluster.status
-    assert {item["type"]: item["status"] for item in body["conditions"]} == dict.fromkeys(
-        ("Ready", "SpecValid", "UpstreamReachable", "PoolerAvailable", "ConfigApplied", "ConsumersSynced"),
-        "True",
-    )
+    kinds = ["Ready", "SpecValid", "UpstreamReachable", "PoolerAvailable", "ConfigApplied", "ConsumersSynced"]
+    kinds += ["KeepersCurrent"]
+    assert {item["type"]: item["status"] for item in body["conditions"]} == dict.fromkeys(kinds, "True")
     assert (body["replicas"], body["readyReplicas"]) == (2, 2)
     assert body["endpoints"]["port"] == 6432
     assert body["consumers"] == {"total": 1, "synced": 1, "failing": []}

@@ -8,9 +8,10 @@ from typing import Any
 
 from poolkeeper import names
 from poolkeeper.logins import Logins, to_secret
+from poolkeeper.ownership import desired_digest
 from poolkeeper.store import Store
 from poolkeeper.target import Target
-from poolkeeper.world import ApiRefusal, Key, Probe, Ref
+from poolkeeper.world import ApiRefusal, Child, Key, Probe, Ref
 from tests.fast.worlds import KEY, SETTINGS, UID, body, login
 
 Object = dict[str, Any]
@@ -107,6 +108,30 @@ def test_an_object_that_was_deleted_is_forgotten_but_not_its_successor() -> None
     assert ref in store.world(KEY, Logins()).children
     assert store.forget(ref, "uid-of-shop-pooler") == {KEY}
     assert ref not in store.world(KEY, Logins()).children
+
+
+def normalised(version: int, amount: str) -> Object:
+    """As the API server answers when it stores another text of the same meaning."""
+    fields = {"f:spec": {"f:amount": {}}}
+    managed = [{"manager": names.MANAGER, "operation": "Apply", "fieldsV1": fields}]
+    answer = child(version=version, spec={"amount": amount})
+    return {**answer, "metadata": {**answer["metadata"], "managedFields": managed}}
+
+
+def test_what_the_api_server_says_in_other_words_is_not_written_again() -> None:
+    store, ref = filled(), Ref("Service", "data", "shop-pooler")
+    wanted = child(spec={"amount": "1000m"})
+
+    def found() -> Child:
+        return store.world(KEY, Logins()).children[ref]
+
+    store.applied(wanted, normalised(2, "1"))
+    assert desired_digest(wanted) not in (found().digest, b"")
+    assert found().applied == desired_digest(wanted)
+    store.observe({**normalised(3, "1"), "status": {"ready": True}})
+    assert found().applied == desired_digest(wanted)
+    store.observe(normalised(4, "2"))  # somebody edits it
+    assert found().applied == b""
 
 
 def test_a_namespace_concerns_those_that_name_or_select_it_before_or_after() -> None:

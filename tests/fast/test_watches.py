@@ -125,3 +125,19 @@ async def test_an_expired_version_lists_and_forgets_what_the_list_lacks() -> Non
     store, _ = await follow(cluster)
     assert children(store) == {"b"}
     assert cluster.watched == ["10", "10"]
+
+
+async def test_pods_are_watched_by_either_label_and_listed_by_both() -> None:
+    """A list replaces what is known of a kind: with poolers alone, every app pod would be forgotten."""
+    asked: list[str] = []
+
+    class Listing:
+        async def pages(
+            self, kind: str, namespace: str | None, selector: str
+        ) -> AsyncIterator[tuple[list[Any], int]]:
+            asked.append(selector)
+            yield [selector], 1
+
+    found = [page async for page, _ in watches.pages(Listing(), "Pod", None)]  # type: ignore[arg-type]
+    assert found == [[names.ROLE_LABEL], [names.DATABASE_LABEL]]
+    assert [page async for page, _ in watches.pages(Listing(), names.KIND, None)] == [[""]]  # type: ignore[arg-type]

@@ -5,22 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolkeeper import console
+from poolkeeper import certificates, console, mint
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import entries, hba, pgbouncer_ini, userlist
 from poolkeeper.desired.database_url import jdbc_url, pgpass_line, r2dbc_url, url
 from poolkeeper.desired.entries import Entry
 from poolkeeper.desired.pgbouncer_config import INI, Configuration, configuration, kept_files
+from poolkeeper.desired.pgbouncer_ini import Paths
 from poolkeeper.logins import Login, Logins
 from poolkeeper.target import Target
 
 TARGET = Target("pg.data.svc", 5432, "shop", "shop_owner", "it's", "require", None)
-PATHS = {"userlist_path": "/c/userlist", "hba_path": "/c/hba", "ca_path": "/c/ca"}
+PATHS = Paths("/c/userlist", "/c/hba", "/c/ca", "/c/tls-ca", "/c/tls.crt", "/c/tls.key", "/c/pod.ini")
+AUTHORITIES = mint.authorities()
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+CERTIFICATE = certificates.issue(AUTHORITIES.poolers, "shop-pooler.data.svc", NOW)
 WEB, API = Consumer("web", "database"), Consumer("api", "database")
 VERIFIER = f"SCRAM-SHA-256$4096:{'A' * 22}==${'B' * 43}=:{'C' * 43}="
 ENTRY = Entry("shop--web-x", "shop", "web-x", "transaction", "web/database")
@@ -29,13 +34,13 @@ CONTROL = ["\n", "\r", "\x00", "\t", "\x7f", "\x85", "\u2028", "\u2029"]
 
 def stored(*consumers: Consumer) -> Logins:
     named = {name: Login(name, f"pw-{name}", VERIFIER) for name in map(entries.login_name, consumers)}
-    return Logins(Login("poolkeeper", "console-password", VERIFIER), named)
+    return Logins(Login("poolkeeper", "console-password", VERIFIER), named, authorities=AUTHORITIES)
 
 
 def made(target: Target = TARGET, parameters: dict[str, str] | None = None, *who: Consumer) -> Configuration:
     consumers = who or (WEB, API)
     rows = entries.entries(target, consumers, "transaction")
-    return configuration(target, rows, stored(*consumers), parameters or {}, "/etc/poolkeeper")
+    return configuration(target, rows, stored(*consumers), CERTIFICATE, parameters or {}, "/etc/poolkeeper")
 
 
 # pgbouncer.ini
@@ -44,7 +49,7 @@ def made(target: Target = TARGET, parameters: dict[str, str] | None = None, *who
 def test_the_ini_file() -> None:
     session = replace(ENTRY, name="shop--web-x.session", pool_mode="session")
     parameters = {"default_pool_size": "7", "server_check_query": ""}
-    assert pgbouncer_ini.render(TARGET, [session, ENTRY], parameters, **PATHS) == (
+    assert pgbouncer_ini.render(TARGET, [session, ENTRY], parameters, PATHS, {7: "10.0.0.7"}) == (
         "[databases]\n"
         "shop--web-x = host='pg.data.svc' port='5432' dbname='shop' user='shop_owner' password='it''s'"
         " pool_mode='transaction' application_name='web/database'\n"
@@ -56,6 +61,10 @@ def test_the_ini_file() -> None:
         "auth_file = /c/userlist\n"
         "auth_hba_file = /c/hba\n"
         "auth_type = hba\n"
+        "client_tls_ca_file = /c/tls-ca\n"
+        "client_tls_cert_file = /c/tls.crt\n"
+        "client_tls_key_file = /c/tls.key\n"
+        "client_tls_sslmode = allow\n"
         "default_pool_size = 7\n"
         "ignore_startup_parameters = extra_float_digits,idle_in_transaction_session_timeout,lock_timeout,"
         "options,statement_timeout\n"
@@ -77,6 +86,10 @@ def test_the_ini_file() -> None:
         "tcp_user_timeout = 10000\n"
         "unix_socket_dir =\n"
         "verbose = 0\n"
+        "%include /c/pod.ini\n"
+        "\n"
+        "[peers]\n"
+        "7 = host=10.0.0.7 port=6432\n"
     )
 
 
@@ -93,7 +106,7 @@ def test_the_ini_file_takes_no_control_character_anywhere(place: str, character:
     }.get(place, ENTRY)
     parameters = {"server_check_query": poison} if place == "parameter" else {}
     with pytest.raises(ValueError, match=r"control character U\+") as caught:
-        pgbouncer_ini.render(target, [entry], parameters, **PATHS)
+        pgbouncer_ini.render(target, [entry], parameters, PATHS, {})
     assert poison not in str(caught.value)
 
 
@@ -116,7 +129,7 @@ def test_the_ini_file_takes_no_control_character_anywhere(place: str, character:
 )
 def test_the_ini_file_refuses_an_upstream_that_pgbouncer_would_read_otherwise(change: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="upstream") as caught:
-        pgbouncer_ini.render(replace(TARGET, **change), [ENTRY], {}, **PATHS)  # type: ignore[arg-type]
+        pgbouncer_ini.render(replace(TARGET, **change), [ENTRY], {}, PATHS, {})
     assert not change.get("password") or change["password"] not in str(caught.value)
 
 
@@ -125,7 +138,7 @@ def test_the_ini_file_refuses_an_upstream_that_pgbouncer_would_read_otherwise(ch
 )
 def test_the_ini_file_refuses_an_entry_of_another_alphabet(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a database entry"):
-        pgbouncer_ini.render(TARGET, [replace(ENTRY, name=name)], {}, **PATHS)
+        pgbouncer_ini.render(TARGET, [replace(ENTRY, name=name)], {}, PATHS, {})
 
 
 @pytest.mark.parametrize(
@@ -142,7 +155,7 @@ def test_the_ini_file_refuses_an_entry_of_another_alphabet(name: str) -> None:
 )
 def test_the_ini_file_refuses_settings_that_are_not_the_users(parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"operator sets|cannot name a setting|begins or ends with a space"):
-        pgbouncer_ini.render(TARGET, [ENTRY], parameters, **PATHS)
+        pgbouncer_ini.render(TARGET, [ENTRY], parameters, PATHS, {})
 
 
 # userlist.txt and the hba file
@@ -252,7 +265,9 @@ def test_a_configuration_says_what_the_console_must_show() -> None:
     generation = whole.generation
     assert re.fullmatch(r"[0-9a-f]{12}", generation)
     [ca] = [name for name in whole.files if name.startswith("ca-")]
-    assert set(whole.files) == {INI, f"userlist-{generation}.txt", f"hba-{generation}.conf", ca}
+    tls = [name for name in whole.files if name.startswith("tls-")]
+    assert len(tls) == 3
+    assert set(whole.files) == {INI, f"userlist-{generation}.txt", f"hba-{generation}.conf", ca, *tls}
     assert whole.settings["auth_file"] == f"/etc/poolkeeper/userlist-{generation}.txt"
     assert whole.settings["auth_hba_file"] == f"/etc/poolkeeper/hba-{generation}.conf"
     assert whole.settings["server_tls_ca_file"] == f"/etc/poolkeeper/{ca}"
@@ -292,7 +307,7 @@ def test_the_generation_cannot_be_computed_without_the_consoles_password() -> No
     logins = stored(WEB)
     assert logins.console is not None
     other = replace(logins, console=replace(logins.console, password="another"))
-    first, second = (configuration(TARGET, rows, each, {}, "/c") for each in (logins, other))
+    first, second = (configuration(TARGET, rows, each, CERTIFICATE, {}, "/c") for each in (logins, other))
     assert first.generation != second.generation
 
 
@@ -307,11 +322,11 @@ def test_a_configuration_shows_no_secret_when_it_is_printed() -> None:
 def test_a_configuration_needs_its_logins_and_for_verification_a_ca() -> None:
     rows = entries.entries(TARGET, [WEB], "transaction")
     with pytest.raises(ValueError, match="console"):
-        configuration(TARGET, rows, replace(stored(WEB), console=None), {}, "/c")
+        configuration(TARGET, rows, replace(stored(WEB), console=None), CERTIFICATE, {}, "/c")
     with pytest.raises(ValueError, match=entries.login_name(WEB)):
-        configuration(TARGET, rows, stored(API), {}, "/c")
+        configuration(TARGET, rows, stored(API), CERTIFICATE, {}, "/c")
     with pytest.raises(ValueError, match="certificate authority"):
-        configuration(replace(TARGET, sslmode="verify-full"), rows, stored(WEB), {}, "/c")
+        configuration(replace(TARGET, sslmode="verify-full"), rows, stored(WEB), CERTIFICATE, {}, "/c")
 
 
 def test_the_files_of_one_generation_before_are_kept_and_no_more() -> None:
@@ -369,7 +384,7 @@ def test_urls_hold_no_control_characters(writer: Callable[..., str], character: 
 # What the console shows
 
 
-def tables(of: Configuration) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
+def tables(of: Configuration) -> tuple[list[dict[str, str]], ...]:
     """The tables of a console that shows everything of a configuration, and things of its own."""
     fixed = {"listen_addr", "listen_port", "unix_socket_dir"}
     config = [
@@ -379,7 +394,8 @@ def tables(of: Configuration) -> tuple[list[dict[str, str]], list[dict[str, str]
     databases = [{"name": name, **row, "paused": "0"} for name, row in of.databases.items()]
     databases.append({"name": "pgbouncer", "host": "", "port": "6432"})
     users = [{"name": name} for name in {*of.users, "shop_owner", "pk.000000000000", "pgbouncer"}]
-    return config, databases, users
+    peers = [{"peer_id": peer, **row, "pool_size": "1"} for peer, row in of.peers.items()]
+    return config, databases, users, peers
 
 
 def test_nothing_is_missing_from_a_console_that_shows_everything() -> None:
@@ -415,7 +431,7 @@ def test_what_a_console_does_not_show_is_said_in_words() -> None:
         problem(2, lambda rows: [row for row in rows if row["name"] != marker])
         == f"login {marker} is not shown"
     )
-    everything = console.unapplied(whole, [], [], [])
+    everything = console.unapplied(whole, [], [], [], [])
     assert everything is not None
     assert everything.endswith("more")
     assert "upstream-password" not in everything

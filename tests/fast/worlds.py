@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper import names, ownership
+from poolkeeper import mint, names, ownership
 from poolkeeper.api import SpecError, parse
 from poolkeeper.consent import consumers
 from poolkeeper.desired.entries import login_name
 from poolkeeper.logins import Login, Logins, from_secret
 from poolkeeper.plan import Plan, plan
 from poolkeeper.settings import Settings
-from poolkeeper.world import Child, Key, Namespace, Pod, Probe, Ref, Resource, Rollout, Shown, World
+from poolkeeper.world import AppPod, Child, Key, Namespace, Pod, Probe, Ref, Resource, Rollout, Shown, World
 
 SETTINGS = Settings(namespace="poolkeeper", identity="test")
 KEY = Key("data", "shop")
 UID = "11111111-2222-3333-4444-555555555555"
+AUTHORITIES = mint.authorities()
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 OWNER_SECRET = {"username": b"shop_owner", "password": b"upstream-password"}
 
@@ -73,6 +74,7 @@ class Simulation:
     deleting: bool = False
     marked: set[str] = field(default_factory=set)
     pods: tuple[Pod, ...] = ()
+    app_pods: tuple[AppPod, ...] = ()
     shown: dict[str, Shown] = field(default_factory=dict)
     probe: Probe | None = None
     accepts: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +94,7 @@ class Simulation:
             logins = replace(
                 logins,
                 console=logins.console or login("poolkeeper"),
+                authorities=logins.authorities or AUTHORITIES,
                 consumers={**made, **logins.consumers},
             )
         return World(
@@ -108,6 +111,7 @@ class Simulation:
                 for ref, obj in self.objects.items()
             },
             pods=self.pods,
+            app_pods=self.app_pods,
             rollout=Rollout(True, len(self.pods), len(self.pods), ""),
             namespaces=self.namespaces,
             sources=self.secrets,
@@ -115,7 +119,7 @@ class Simulation:
             logins=logins,
             shown=self.shown,
             probe=self.probe,
-            config_files=self._files(),
+            files=self._files(),
             refusals={},
         )
 
@@ -136,10 +140,16 @@ class Simulation:
             self.log.append(f"finalizer {steps.finalizer}")
         self.marked |= set(steps.mark)
         self.marked -= set(steps.unmark)
-        if steps.configuration is not None:
-            for pod in steps.reload:
-                self.shown[pod.uid] = Shown(steps.configuration.generation, pod.restarts, "")
-                self.log.append(f"reload {pod.name} {steps.configuration.generation}")
+        numbered = {pod.uid: peer for pod, peer in steps.peers}
+        self.pods = tuple(replace(pod, peer=numbered.get(pod.uid, pod.peer)) for pod in self.pods)
+        for pod, peer in steps.peers:
+            self.log.append(f"peer {pod.name} {peer}")
+        for reload in steps.reload:
+            self.shown[reload.process] = Shown(reload.configuration.generation, reload.restarts, "")
+            self.log.append(f"reload {reload.pod} {reload.configuration.generation}")
+        for reload in steps.keepers:
+            self.shown[reload.process] = Shown(reload.configuration.generation, reload.restarts, "")
+            self.log.append(f"keeper {reload.pod} {reload.configuration.generation}")
         if steps.probe is not None:
             reason = self.accepts.get(steps.probe.password, "")
             self.probe = Probe(steps.probe, not reason, reason or "Reachable", reason or "logged in")
@@ -180,10 +190,13 @@ class Simulation:
             return Logins()
         return from_secret({key: base64.b64decode(value) for key, value in secret["data"].items()})
 
-    def _files(self) -> dict[str, str]:
-        if Ref("Secret", KEY.namespace, names.config_name(KEY.name)) not in self.objects:
-            return {}
-        return self.values(KEY.namespace, names.config_name(KEY.name))
+    def _files(self) -> dict[Ref, dict[str, str]]:
+        roles = (names.ROLE_CONFIG, names.ROLE_KEEPER)
+        return {
+            ref: self.values(ref.namespace, ref.name)
+            for ref, obj in self.objects.items()
+            if ref.kind == "Secret" and obj["metadata"]["labels"][names.ROLE_LABEL] in roles
+        }
 
 
 def ready_pod(number: int = 1) -> Pod:

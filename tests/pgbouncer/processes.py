@@ -23,7 +23,8 @@ import psycopg
 from psycopg import sql
 
 from poolkeeper import console
-from poolkeeper.desired.pgbouncer_config import INI, Configuration
+from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
+from poolkeeper.world import ConsoleAccess
 from tests.pgbouncer.rootfs import rootfs
 
 USER = 65532
@@ -219,8 +220,10 @@ class Pooler:
         settings = {**configuration.settings, "listen_port": str(self.port)}
         return replace(configuration, files={**configuration.files, INI: ini}, settings=settings)
 
-    async def apply(self, configuration: Configuration, password: str, timeout: float = 3.0) -> str | None:
-        return await console.apply(self.host, self.port, password, configuration, timeout)
+    async def apply(
+        self, configuration: Configuration, access: ConsoleAccess, timeout: float = 3.0
+    ) -> str | None:
+        return await console.apply(access, configuration, timeout)
 
     def log(self) -> str:
         return (self.directory / "pgbouncer.log").read_text()
@@ -231,15 +234,15 @@ class Pooler:
         return [line for line in self.log().splitlines() if any(word in line for word in words)]
 
     def _files(self) -> list[str]:
-        return [
-            path.name for path in self.directory.iterdir() if path.suffix in (".ini", ".txt", ".conf", ".crt")
-        ]
+        suffixes = (".txt", ".conf", ".crt", ".key")
+        return [path.name for path in self.directory.iterdir() if path.name == INI or path.suffix in suffixes]
 
 
 @contextmanager
 def pooler(directory: Path, configuration: Configuration) -> Iterator[Pooler]:
     """Start PgBouncer on the files of `configuration`; the block begins once it listens."""
     made = Pooler(directory, free_port())
+    (directory / POD_FILE).touch()
     made.write(configuration)
     _give(directory)
     log = directory / "pgbouncer.log"

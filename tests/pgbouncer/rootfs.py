@@ -14,6 +14,8 @@ from pathlib import Path
 from e2e.cluster.paths import cache_dir, lock
 from e2e.images.build import ensure
 
+_OPAQUE = ".wh..wh..opq"
+
 
 @cache
 def rootfs(image: str) -> Path:
@@ -45,6 +47,11 @@ def _unpack(archive: Path, root: Path) -> None:
 def _add_layer(image: tarfile.TarFile, name: str, root: Path) -> None:
     layer = image.extractfile(name)
     assert layer is not None
+    with tarfile.open(fileobj=layer) as entries:
+        # A directory that the layer replaces begins empty; a new one is marked like that as well.
+        for opaque in (entry for entry in entries.getnames() if entry.endswith(f"/{_OPAQUE}")):
+            shutil.rmtree(root / opaque.removesuffix(_OPAQUE), ignore_errors=True)
+    layer.seek(0)
     with subprocess.Popen(
         ["tar", "--extract", "--numeric-owner", "--preserve-permissions", "--directory", str(root)],
         stdin=subprocess.PIPE,
@@ -60,11 +67,10 @@ def _add_layer(image: tarfile.TarFile, name: str, root: Path) -> None:
 
 def _remove(marker: Path) -> None:
     """Carry out a whiteout: the layer deleted what is named after the prefix."""
-    if marker.name == ".wh..wh..opq":
-        raise RuntimeError(f"{marker.parent} is replaced by its layer, which is not understood here")
-    hidden = marker.with_name(marker.name.removeprefix(".wh."))
-    if hidden.is_dir() and not hidden.is_symlink():
-        shutil.rmtree(hidden)
-    else:
-        hidden.unlink(missing_ok=True)
+    if marker.name != _OPAQUE:
+        hidden = marker.with_name(marker.name.removeprefix(".wh."))
+        if hidden.is_dir() and not hidden.is_symlink():
+            shutil.rmtree(hidden)
+        else:
+            hidden.unlink(missing_ok=True)
     marker.unlink()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
+from poolkeeper.certificates import Certificate, issue
 from poolkeeper.consent import Consumer
 from poolkeeper.desired.entries import entries, entry_name, login_name, session_entry_name
 from poolkeeper.desired.pgbouncer_config import Configuration, configuration
-from poolkeeper.logins import Login, Logins
-from poolkeeper.mint import mint
+from poolkeeper.logins import Authorities, Login, Logins
+from poolkeeper.mint import authorities, mint
 from poolkeeper.target import Target
+from poolkeeper.world import ConsoleAccess
 from tests.pgbouncer.processes import DIRECTORY, Pooler
 
+NAME = "shop-pooler.data.svc"
 WEB = Consumer("web", "database")
 API = Consumer("api", "database")
 
@@ -26,6 +30,7 @@ class Shop:
     logins: Logins = field(
         default_factory=lambda: Logins(
             console=mint("poolkeeper"),
+            authorities=authorities(),
             consumers={name: mint(name) for name in (login_name(WEB), login_name(API))},
         )
     )
@@ -40,14 +45,25 @@ class Shop:
         parameters: Mapping[str, str] | None = None,
         mode: str = "transaction",
         target: Target | None = None,
+        peers: Mapping[int, str] | None = None,
     ) -> Configuration:
         chosen = target or self.target
-        return configuration(chosen, entries(chosen, consumers, mode), self.logins, parameters or {}, DIRECTORY)
+        rows = entries(chosen, consumers, mode)
+        return configuration(chosen, rows, self.logins, self.certificate, parameters or {}, DIRECTORY, peers)
 
     @property
-    def console_password(self) -> str:
+    def certificate(self) -> Certificate:
+        return issue(self.authorities.poolers, NAME, datetime.now(UTC))
+
+    @property
+    def authorities(self) -> Authorities:
+        assert self.logins.authorities is not None
+        return self.logins.authorities
+
+    def console(self, pooler: Pooler) -> ConsoleAccess:
         assert self.logins.console is not None
-        return self.logins.console.password
+        authority = self.authorities.poolers.certificate
+        return ConsoleAccess(pooler.host, pooler.port, self.logins.console.password, NAME, authority)
 
     def login(self, consumer: Consumer) -> Login:
         return self.logins.consumers[login_name(consumer)]

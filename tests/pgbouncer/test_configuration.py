@@ -20,7 +20,7 @@ from tests.pgbouncer.shop import API, WEB, Shop
 
 
 async def rows(pooler: Pooler, shop: Shop, table: str) -> list[dict[str, str]]:
-    async with console.connect(pooler.host, pooler.port, shop.console_password, 3) as opened:
+    async with console.connect(shop.console(pooler), 3) as opened:
         return await opened.show(table)
 
 
@@ -28,7 +28,7 @@ async def test_a_started_pooler_shows_its_whole_configuration_without_a_complain
     running_pooler: Pooler, shop: Shop
 ) -> None:
     configuration = running_pooler.localised(shop.configuration())
-    assert await running_pooler.apply(configuration, shop.console_password) is None
+    assert await running_pooler.apply(configuration, shop.console(running_pooler)) is None
     assert running_pooler.complaints() == []
     assert "RELOAD command issued" not in running_pooler.log()
 
@@ -37,14 +37,15 @@ async def test_no_password_or_verifier_gets_into_the_log(running_pooler: Pooler,
     changed = running_pooler.write(
         shop.configuration(parameters={"log_connections": "1", "log_disconnections": "1"})
     )
-    assert await running_pooler.apply(changed, shop.console_password) is None
+    assert await running_pooler.apply(changed, shop.console(running_pooler)) is None
     host, port, login = running_pooler.host, running_pooler.port, shop.login(WEB)
     assert (await trial_login(host, port, login, shop.entry(WEB), 5)).reachable
     wrong = replace(login, password="not-the-password")
     assert not (await trial_login(host, port, wrong, shop.entry(WEB), 5)).reachable
     logged = running_pooler.log()
     assert f"user={login.name}" in logged
-    secrets = [shop.target.password, shop.console_password, login.password, login.verifier, wrong.password]
+    console_password = shop.console(running_pooler).password
+    secrets = [shop.target.password, console_password, login.password, login.verifier, wrong.password]
     assert [secret for secret in secrets if secret in logged or secret.replace("'", "''") in logged] == []
 
 
@@ -59,7 +60,7 @@ async def test_a_changed_parameter_and_a_new_consumer_arrive_by_reload_in_the_sa
     with pooler(tmp_path, shop.configuration(consumers=[WEB])) as running:
         changed = running.write(shop.configuration(parameters={"default_pool_size": "7"}))
         assert "instead of" in str(await _unapplied(running, shop, changed))
-        assert await running.apply(changed, shop.console_password) is None
+        assert await running.apply(changed, shop.console(running)) is None
         assert running.process is not None
         assert running.process.poll() is None
         assert running.log().count("process up") == 1
@@ -68,7 +69,7 @@ async def test_a_changed_parameter_and_a_new_consumer_arrive_by_reload_in_the_sa
 
 
 async def _unapplied(running: Pooler, shop: Shop, configuration: object) -> str | None:
-    tables = [await rows(running, shop, table) for table in ("CONFIG", "DATABASES", "USERS")]
+    tables = [await rows(running, shop, table) for table in ("CONFIG", "DATABASES", "USERS", "PEERS")]
     return console.unapplied(configuration, *tables)  # type: ignore[arg-type]
 
 
@@ -140,7 +141,7 @@ async def test_a_removed_consumer_is_cut_off_and_may_not_come_back(running_poole
     await web.execute("SELECT 1")
     await api.execute("SELECT 1")
     without = running_pooler.write(shop.configuration(consumers=[WEB]))
-    assert await running_pooler.apply(without, shop.console_password) is None
+    assert await running_pooler.apply(without, shop.console(running_pooler)) is None
     with pytest.raises(psycopg.OperationalError, match="database removed"):
         await api.execute("SELECT 1")
     await web.execute("SELECT 1")
@@ -157,7 +158,7 @@ async def test_a_running_query_outlives_a_reload_on_its_backend(running_pooler: 
         changed = running_pooler.write(
             shop.configuration(consumers=[WEB], parameters={"default_pool_size": "9", "server_lifetime": "99"})
         )
-        assert await running_pooler.apply(changed, shop.console_password) is None
+        assert await running_pooler.apply(changed, shop.console(running_pooler)) is None
         assert not query.done()
         row = await (await query).fetchone()
         again = await (await client.execute("SELECT pg_backend_pid()")).fetchone()
@@ -168,7 +169,7 @@ async def test_a_running_query_outlives_a_reload_on_its_backend(running_pooler: 
 async def test_apply_waits_for_files_that_arrive_late(running_pooler: Pooler, shop: Shop) -> None:
     changed = shop.configuration(parameters={"default_pool_size": "11"})
     waiting = asyncio.ensure_future(
-        running_pooler.apply(running_pooler.localised(changed), shop.console_password, timeout=10)
+        running_pooler.apply(running_pooler.localised(changed), shop.console(running_pooler), timeout=10)
     )
     await asyncio.sleep(0.5)
     assert not waiting.done()
@@ -180,7 +181,7 @@ async def test_apply_waits_for_files_that_arrive_late(running_pooler: Pooler, sh
 
 async def test_apply_says_what_differs_once_its_time_is_up(running_pooler: Pooler, shop: Shop) -> None:
     changed = running_pooler.localised(shop.configuration(parameters={"default_pool_size": "12"}))
-    problem = await running_pooler.apply(changed, shop.console_password, timeout=0.5)
+    problem = await running_pooler.apply(changed, shop.console(running_pooler), timeout=0.5)
     assert problem is not None
     assert "auth_file" in problem
     assert shop.target.password not in problem
@@ -189,29 +190,29 @@ async def test_apply_says_what_differs_once_its_time_is_up(running_pooler: Poole
 async def test_a_setting_that_takes_a_restart_is_not_waited_for(running_pooler: Pooler, shop: Shop) -> None:
     changed = running_pooler.write(shop.configuration(parameters={"listen_backlog": "77"}))
     began = time.monotonic()
-    problem = await running_pooler.apply(changed, shop.console_password, timeout=20)
+    problem = await running_pooler.apply(changed, shop.console(running_pooler), timeout=20)
     assert time.monotonic() - began < 5
     assert problem == "listen_backlog is '128' instead of '77', which takes a restart"
 
 
 async def test_a_setting_changed_by_hand_on_the_console_is_set_back(running_pooler: Pooler, shop: Shop) -> None:
     configuration = running_pooler.localised(shop.configuration())
-    async with console.connect(running_pooler.host, running_pooler.port, shop.console_password, 3) as opened:
+    async with console.connect(shop.console(running_pooler), 3) as opened:
         await opened.execute("SET default_pool_size = 3")
     assert await _unapplied(running_pooler, shop, configuration) is not None
-    assert await running_pooler.apply(configuration, shop.console_password) is None
+    assert await running_pooler.apply(configuration, shop.console(running_pooler)) is None
 
 
 async def test_a_rejected_file_is_reported_and_repaired(running_pooler: Pooler, shop: Shop) -> None:
     wanted = running_pooler.localised(shop.configuration(parameters={"default_pool_size": "13"}))
     ini = running_pooler.directory / INI
     ini.write_text(wanted.files[INI].replace("[pgbouncer]", "broken = host\n[pgbouncer]"))
-    problem = await running_pooler.apply(wanted, shop.console_password, timeout=0.5)
+    problem = await running_pooler.apply(wanted, shop.console(running_pooler), timeout=0.5)
     assert problem is not None
     assert "RELOAD" in problem
     running_pooler.write(wanted_again := shop.configuration(parameters={"default_pool_size": "13"}))
     again = running_pooler.localised(wanted_again)
-    assert await running_pooler.apply(again, shop.console_password) is None
+    assert await running_pooler.apply(again, shop.console(running_pooler)) is None
 
 
 async def test_the_files_of_the_generation_before_stay_so_that_a_reload_meanwhile_locks_nobody_out(
@@ -222,7 +223,7 @@ async def test_the_files_of_the_generation_before_stay_so_that_a_reload_meanwhil
     after = shop.configuration(parameters={"default_pool_size": "14"})
     running_pooler.write(after, keep=kept_files(before, after.generation))
     (running_pooler.directory / INI).write_text(before[INI])
-    async with console.connect(running_pooler.host, running_pooler.port, shop.console_password, 3) as opened:
+    async with console.connect(shop.console(running_pooler), 3) as opened:
         await opened.reload()
     outcome = await trial_login(running_pooler.host, running_pooler.port, shop.login(WEB), shop.entry(WEB), 5)
     assert outcome.reachable
@@ -231,7 +232,7 @@ async def test_the_files_of_the_generation_before_stay_so_that_a_reload_meanwhil
 async def test_a_frozen_pooler_costs_no_more_than_the_time_limit(running_pooler: Pooler, shop: Shop) -> None:
     assert running_pooler.process is not None
     configuration = running_pooler.localised(shop.configuration())
-    async with console.connect(running_pooler.host, running_pooler.port, shop.console_password, 1) as opened:
+    async with console.connect(shop.console(running_pooler), 1) as opened:
         os.kill(running_pooler.process.pid, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(console.ConsoleError) as caught:
@@ -239,19 +240,19 @@ async def test_a_frozen_pooler_costs_no_more_than_the_time_limit(running_pooler:
     assert time.monotonic() - began < 2
     assert caught.value.reason == "Timeout"
     began = time.monotonic()
-    assert await running_pooler.apply(configuration, shop.console_password, timeout=1) is not None
+    assert await running_pooler.apply(configuration, shop.console(running_pooler), timeout=1) is not None
     login, entry = shop.login(WEB), shop.entry(WEB)
     assert (await trial_login(running_pooler.host, running_pooler.port, login, entry, 1)).reason == "Timeout"
     assert time.monotonic() - began < 3
     os.kill(running_pooler.process.pid, signal.SIGCONT)
-    assert await running_pooler.apply(configuration, shop.console_password) is None
+    assert await running_pooler.apply(configuration, shop.console(running_pooler)) is None
 
 
 async def test_a_wrong_console_password_is_told_apart_and_not_repeated(
     running_pooler: Pooler, shop: Shop
 ) -> None:
     with pytest.raises(console.ConsoleError) as caught:
-        async with console.connect(running_pooler.host, running_pooler.port, "wrong-password", 2):
+        async with console.connect(replace(shop.console(running_pooler), password="wrong-password"), 2):
             pass
     assert caught.value.reason == "AuthenticationFailed"
     assert "wrong-password" not in str(caught.value)
@@ -267,6 +268,6 @@ async def test_a_changed_upstream_password_is_used_by_the_next_server_connection
         assert (await trial_login(running.host, running.port, login, entry, 5)).reachable
         server.create_role("rotating", "second")
         changed = running.write(shop.configuration(target=replace(target, password="second")))
-        assert await running.apply(changed, shop.console_password) is None
+        assert await running.apply(changed, shop.console(running)) is None
         server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotating'")
         assert (await trial_login(running.host, running.port, login, entry, 5)).reachable

@@ -48,7 +48,7 @@ def vectors() -> list[dict[str, str]]:
 
 
 async def show_config(pooler: Pooler, shop: Shop) -> dict[str, dict[str, str]]:
-    async with console.connect(pooler.host, pooler.port, shop.console_password, 3) as opened:
+    async with console.connect(shop.console(pooler), 3) as opened:
         return {row["key"]: row for row in await opened.show("CONFIG")}
 
 
@@ -69,9 +69,9 @@ async def test_every_value_that_needs_no_restart_arrives_by_reload(
 ) -> None:
     parameters = {name: value for name, value in vectors()[index].items() if not PARAMETERS[name].restart}
     changed = plain.write(shop.configuration(parameters=parameters))
-    assert await plain.apply(changed, shop.console_password) is None
+    assert await plain.apply(changed, shop.console(plain)) is None
     back = plain.write(shop.configuration())
-    assert await plain.apply(back, shop.console_password) is None
+    assert await plain.apply(back, shop.console(plain)) is None
     shown = await show_config(plain, shop)
     defaults = {name: shown[name]["default"] for name in parameters} | dict(pgbouncer_ini.DEFAULTS)
     assert {name: shown[name]["value"] for name in parameters} == {name: defaults[name] for name in parameters}

@@ -23,7 +23,7 @@ from poolkeeper.desired import userlist
 from poolkeeper.desired.database_url import jdbc_url, pgpass_line, r2dbc_url, url
 from poolkeeper.desired.entries import entries, entry_name, login_name
 from poolkeeper.desired.pgbouncer_config import INI, Configuration, configuration
-from poolkeeper.logins import Login, Logins
+from poolkeeper.logins import Login
 from poolkeeper.mint import mint
 from poolkeeper.scalars import forbidden_character
 from poolkeeper.target import Target
@@ -109,7 +109,7 @@ def test_any_upstream_user_password_and_database_log_in_through_the_pooler(
     configurations = []
     for target, consumer in zip(targets, consumers, strict=True):
         rows = entries(target, [consumer], "transaction")
-        configurations.append(configuration(target, rows, logins, {}, DIRECTORY))
+        configurations.append(configuration(target, rows, logins, shop.certificate, {}, DIRECTORY))
     last = merged(configurations)
     # The login files must know all of them, not only the last one's consumer.
     names = [name for name in last.files if name.startswith(("userlist", "hba"))]
@@ -125,7 +125,7 @@ def test_any_upstream_user_password_and_database_log_in_through_the_pooler(
     changed = running.write(last)
 
     async def check() -> None:
-        assert await running.apply(changed, shop.console_password) is None
+        assert await running.apply(changed, shop.console(running)) is None
         for target, consumer in zip(targets, consumers, strict=True):
             assert (await probe(target, 5)).reachable
             login, entry = logins.consumers[login_name(consumer)], entry_name(target.database, consumer)
@@ -159,7 +159,7 @@ async def test_long_passwords_log_in_up_to_the_limit(
     server.create_role(user, password[:1000])
     target = replace(shop.target, user=user, password=password)
     changed = running.write(shop.configuration(target=target))
-    assert await running.apply(changed, shop.console_password) is None
+    assert await running.apply(changed, shop.console(running)) is None
     outcome = await trial_login(running.host, running.port, shop.login(WEB), shop.entry(WEB), 5)
     assert outcome.reachable == (length <= 1000), outcome
 
@@ -176,7 +176,7 @@ def test_any_text_setting_is_shown_as_it_was_written(
         "login_notify_message": notice.strip(" "),
     }
     changed = running.write(shop.configuration(parameters=parameters))
-    assert asyncio.run(running.apply(changed, shop.console_password, 0.3)) is None
+    assert asyncio.run(running.apply(changed, shop.console(running), 0.3)) is None
 
 
 @given(names=st.lists(text(1, 127), min_size=30, max_size=30, unique=True))
@@ -191,7 +191,7 @@ def test_any_name_in_the_userlist_is_read_whole(names: list[str], running: Poole
         files={**base.files, path: userlist.render(users, base.generation)},
         users=frozenset({user.name for user in users} | {userlist.marker(base.generation)}),
     )
-    assert asyncio.run(running.apply(running.write(changed), shop.console_password)) is None
+    assert asyncio.run(running.apply(running.write(changed), shop.console(running))) is None
 
 
 @given(consumers=st.lists(CONSUMER, min_size=6, max_size=6, unique=True), database=text(1, 63))
@@ -200,17 +200,14 @@ def test_any_consumer_gets_into_its_own_entries_and_no_other(
     consumers: list[Consumer], database: str, running: Pooler, shop: Shop
 ) -> None:
     target = replace(shop.target, database=database)
-    logins = Logins(
-        console=shop.logins.console,
-        consumers={login_name(one): mint(login_name(one)) for one in consumers},
-    )
+    logins = replace(shop.logins, consumers={login_name(one): mint(login_name(one)) for one in consumers})
     rows = entries(target, consumers, "transaction")
     # The names come from the generated database name; what is behind them is one that exists.
     existing = tuple(replace(row, database="shop") for row in rows)
-    changed = running.write(configuration(shop.target, existing, logins, {}, DIRECTORY))
+    changed = running.write(configuration(shop.target, existing, logins, shop.certificate, {}, DIRECTORY))
 
     async def check() -> None:
-        assert await running.apply(changed, shop.console_password) is None
+        assert await running.apply(changed, shop.console(running)) is None
         for consumer, stranger in zip(consumers, consumers[1:] + consumers[:1], strict=True):
             login = logins.consumers[login_name(consumer)]
             own, foreign = entry_name(database, consumer), entry_name(database, stranger)
@@ -285,7 +282,7 @@ def _password_that_libpq_would_send(passfile: Path) -> str:
 
 async def test_the_console_reads_utf8(running: Pooler, shop: Shop) -> None:
     changed = running.write(shop.configuration(parameters={"login_notify_message": "größer 🐘"}))
-    assert await running.apply(changed, shop.console_password) is None
-    async with console.connect(running.host, running.port, shop.console_password, 3) as opened:
+    assert await running.apply(changed, shop.console(running)) is None
+    async with console.connect(shop.console(running), 3) as opened:
         shown = {row["key"]: row["value"] for row in await opened.show("CONFIG")}
     assert shown["login_notify_message"] == "größer 🐘"

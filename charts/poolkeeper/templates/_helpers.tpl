@@ -15,6 +15,21 @@
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
 {{- end -}}
 
+{{/* The Service, the MutatingWebhookConfiguration, and the Secret with the key of the operator's own authority. */}}
+{{- define "poolkeeper.webhook" -}}
+{{- printf "%s-webhook" (include "poolkeeper.fullname" .) -}}
+{{- end -}}
+
+{{/* The Secret with a certificate that others provide; empty where the operator makes its own. */}}
+{{- define "poolkeeper.webhookCertificate" -}}
+{{- $certificate := .Values.webhook.certificate -}}
+{{- if eq $certificate.source "CertManager" -}}
+{{- printf "%s-tls" (include "poolkeeper.webhook" .) -}}
+{{- else if eq $certificate.source "Secret" -}}
+{{- $certificate.secretName -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Labels of every object. */}}
 {{- define "poolkeeper.labels" -}}
 app.kubernetes.io/name: poolkeeper

@@ -9,6 +9,7 @@ from typing import Any
 from poolkeeper import names
 from poolkeeper.api import PooledDatabase
 from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.desired.pgbouncer_config import POD_FILE
 from poolkeeper.logins import Login
 from poolkeeper.parameters import PARAMETERS
 from poolkeeper.settings import Settings
@@ -80,13 +81,20 @@ def _pod_spec(database: PooledDatabase, settings: Settings, selector: dict[str, 
             }
         ],
         "containers": [_container(database, settings)],
-        "volumes": [
-            {
-                "name": "config",
-                "secret": {"secretName": names.config_name(database.name), "defaultMode": 0o440},
-            }
-        ],
+        "volumes": [{"name": "config", "projected": _files(database)}],
         **{key: value for key, value in optional.items() if value},
+    }
+
+
+def _files(database: PooledDatabase) -> Object:
+    """One projected volume, so that all files change at the same moment."""
+    own = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{names.PEER_ANNOTATION}']"}}
+    return {
+        "defaultMode": 0o440,
+        "sources": [
+            {"secret": {"name": names.config_name(database.name)}},
+            {"downwardAPI": {"items": [{"path": POD_FILE, **own}]}},
+        ],
     }
 
 

@@ -42,7 +42,7 @@ def login_name(consumer: Consumer) -> str:
     The digest at its end keeps it apart from `pgbouncer`, `poolkeeper` and the markers `pk.<generation>`.
     """
     readable = f"{consumer.namespace}-{consumer.secret_name}"
-    return _name(readable, ["login", consumer.namespace, consumer.secret_name], NAME_LIMIT)
+    return derived_name(readable, ["login", consumer.namespace, consumer.secret_name], NAME_LIMIT)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -50,7 +50,7 @@ def entry_name(database: str, consumer: Consumer) -> str:
     """The database name in the consumer's DATABASE_URL."""
     readable = f"{database}--{consumer.namespace}"
     parts = ["entry", database, consumer.namespace, consumer.secret_name]
-    return _name(readable, parts, NAME_LIMIT - len(SESSION_SUFFIX))
+    return derived_name(readable, parts, NAME_LIMIT - len(SESSION_SUFFIX))
 
 
 def session_entry_name(database: str, consumer: Consumer) -> str:
@@ -89,7 +89,7 @@ def entries(target: Target, consumers: Iterable[Consumer], mode: str) -> tuple[E
     return tuple(made[name] for name in sorted(made))
 
 
-def _name(readable: str, parts: list[str], limit: int) -> str:
+def derived_name(readable: str, parts: list[str], limit: int) -> str:
     """A name of [a-z0-9_.-], at most `limit` bytes: something to recognise, then the parts' digest."""
     slug = re.sub(r"[^a-z0-9_.-]+", "-", readable.lower()).lstrip("_.-")
     slug = slug[: limit - _DIGEST_LENGTH - 1].rstrip("_.-")

@@ -10,15 +10,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from poolkeeper.certificates import Certificate
 from poolkeeper.desired import hba, pgbouncer_ini, userlist
 from poolkeeper.desired.entries import Entry
+from poolkeeper.desired.pgbouncer_ini import Paths
 from poolkeeper.logins import Logins
+from poolkeeper.names import POOLER_PORT
 from poolkeeper.target import Target
 
 INI = "pgbouncer.ini"
-_FILE = re.compile(r"(?:userlist|hba|ca)-[0-9a-f]{12}\.(?:txt|conf|crt)")
+POD_FILE = "pod.ini"
+"""What the downward API writes beside the files: settings that each pod has of its own."""
+_FILE = re.compile(r"(?:userlist|hba|ca|tls|tls-ca)-[0-9a-f]{12}\.(?:txt|conf|crt|key)")
 _NO_CA = "# No certificate authority is given: the upstream's certificate is not verified.\n"
-_PLACEHOLDER = "generation"
+PLACEHOLDER = "generation"
+"""Stands for the generation while its digest is computed."""
 _NUL = "\0"
 
 
@@ -27,7 +33,8 @@ class Configuration:
     """`files` by name, secret; what SHOW CONFIG, SHOW DATABASES and SHOW USERS must show of them.
 
     `settings` and the columns of `databases` (by entry name) are in the console's own spelling; `users` must
-    be listed. `generation` is 12 hexadecimal digits and gives nothing away.
+    be listed; `peers` are the columns of SHOW PEERS by peer_id. `generation` is 12 hexadecimal digits and gives
+    nothing away.
     """
 
     generation: str
@@ -35,17 +42,25 @@ class Configuration:
     settings: Mapping[str, str]
     databases: Mapping[str, Mapping[str, str]]
     users: frozenset[str]
+    peers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def configuration(
-    target: Target, entries: Iterable[Entry], logins: Logins, parameters: Mapping[str, str], directory: str
+    target: Target,
+    entries: Iterable[Entry],
+    logins: Logins,
+    certificate: Certificate,
+    parameters: Mapping[str, str],
+    directory: str,
+    peers: Mapping[int, str] | None = None,
 ) -> Configuration:
     """Compose the files that are mounted at `directory`. Logins of consumers without an entry are left out.
 
-    Raises ValueError for what can't be written, and where a login is missing.
+    `certificate` is what clients get shown; `peers` are the addresses of all poolers by peer_id. Raises
+    ValueError for what can't be written, and where a login is missing.
     """
     rows = tuple(entries)
-    if logins.console is None:
+    if logins.console is None or logins.authorities is None:
         raise ValueError("the console's login is not made yet")
     if missing := sorted({row.login for row in rows} - logins.consumers.keys()):
         raise ValueError(f"the login {missing[0]} is not made yet")
@@ -53,35 +68,46 @@ def configuration(
         raise ValueError(f"sslmode {target.sslmode} needs a certificate authority; give one")
     known = [logins.console, *(logins.consumers[name] for name in sorted({row.login for row in rows}))]
     rules = hba.render(rows, logins.console.name)
-    authority = target.ca or _NO_CA
+    # Named after their own content alone: PgBouncer closes every server connection when these paths change.
+    upstream_ca = content_file("ca", target.ca or _NO_CA, "crt")
+    tls_ca = content_file("tls-ca", logins.authorities.poolers.certificate, "crt")
+    tls_certificate = content_file("tls", certificate.certificate, "crt")
+    tls_key = content_file("tls", certificate.key, "key")
+    addresses = dict(peers or {})
 
-    # Named after its own content alone: PgBouncer closes every server connection when this path changes.
-    ca = f"ca-{hashlib.sha256(authority.encode()).hexdigest()[:12]}.crt"
-
-    def paths(generation: str) -> dict[str, str]:
-        names = {
-            "userlist_path": f"userlist-{generation}.txt",
-            "hba_path": f"hba-{generation}.conf",
-            "ca_path": ca,
-        }
-        return {argument: f"{directory}/{name}" for argument, name in names.items()}
+    def paths(generation: str) -> Paths:
+        return Paths(
+            userlist=f"{directory}/userlist-{generation}.txt",
+            hba=f"{directory}/hba-{generation}.conf",
+            upstream_ca=f"{directory}/{upstream_ca[0]}",
+            tls_ca=f"{directory}/{tls_ca[0]}",
+            tls_certificate=f"{directory}/{tls_certificate[0]}",
+            tls_key=f"{directory}/{tls_key[0]}",
+            pod=f"{directory}/{POD_FILE}",
+        )
 
     def files(generation: str) -> dict[str, str]:
         return {
-            INI: pgbouncer_ini.render(target, rows, parameters, **paths(generation)),
+            INI: pgbouncer_ini.render(target, rows, parameters, paths(generation), addresses),
             f"userlist-{generation}.txt": userlist.render(known, generation),
             f"hba-{generation}.conf": rules,
-            ca: authority,
+            **dict((upstream_ca, tls_ca, tls_certificate, tls_key)),
         }
 
-    generation = _digest(logins.console.password, files(_PLACEHOLDER))
+    generation = digest(logins.console.password, files(PLACEHOLDER))
     return Configuration(
         generation=generation,
         files=files(generation),
-        settings=pgbouncer_ini.settings(target, parameters, **paths(generation)),
+        settings=pgbouncer_ini.settings(target, parameters, paths(generation)),
         databases={row.name: _shown(target, row) for row in rows},
         users=frozenset({login.name for login in known} | {userlist.marker(generation)}),
+        peers={str(peer): {"host": host, "port": str(POOLER_PORT)} for peer, host in addresses.items()},
     )
+
+
+def content_file(stem: str, content: str, suffix: str) -> tuple[str, str]:
+    """(name, content) of a file that is named after what it holds."""
+    return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.{suffix}", content
 
 
 def kept_files(stored: Mapping[str, str], generation: str) -> dict[str, str]:
@@ -97,9 +123,9 @@ def kept_files(stored: Mapping[str, str], generation: str) -> dict[str, str]:
     return {name: stored[name] for name in names if f"/{name}\n" in ini}
 
 
-def _digest(key: str, files: Mapping[str, str]) -> str:
-    """Keyed with the console's password: a plain hash would let anybody who sees it test guesses of a weak
-    upstream password."""
+def digest(key: str, files: Mapping[str, str]) -> str:
+    """A generation, from the files with PLACEHOLDER in its place. Keyed with a password of ours: a plain hash
+    would let anybody who sees it test guesses of a weak upstream password."""
     content = _NUL.join(_NUL.join(item) for item in sorted(files.items()))
     return hmac.new(key.encode(), content.encode(), hashlib.sha256).hexdigest()[:12]
 

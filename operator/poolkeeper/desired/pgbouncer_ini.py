@@ -1,11 +1,13 @@
-"""Writes pgbouncer.ini: one [databases] entry per consumer and mode, and the settings of the process.
+"""Writes a pooler's pgbouncer.ini: one [databases] entry per consumer and mode, the settings, the peers.
 
 Knows PgBouncer's quoting and what it can't express, which is refused rather than escaped into hope.
 https://www.pgbouncer.org/config.html
 """
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from poolkeeper.desired.entries import Entry
 from poolkeeper.names import CONSOLE_LOGIN, POOLER_PORT
@@ -55,9 +57,21 @@ _PASSWORD_LIMIT = 2047
 _DATABASE_LIMIT = 63
 
 
-def settings(
-    target: Target, parameters: Mapping[str, str], *, userlist_path: str, hba_path: str, ca_path: str
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class Paths:
+    """Where the other files are. `upstream_ca` verifies the upstream; the `tls_` files are shown to clients;
+    `pod` belongs to each pod alone (its peer_id), and may be empty."""
+
+    userlist: str
+    hba: str
+    upstream_ca: str
+    tls_ca: str
+    tls_certificate: str
+    tls_key: str
+    pod: str
+
+
+def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dict[str, str]:
     """Every setting that the file writes, sorted by name: defaults, `parameters` over them, and forced ones.
 
     Raises ValueError for a parameter that is the operator's own, and for a value that the file can't hold.
@@ -69,12 +83,18 @@ def settings(
         "listen_port": str(POOLER_PORT),
         "unix_socket_dir": "",
         "auth_type": "hba",
-        "auth_file": userlist_path,
-        "auth_hba_file": hba_path,
+        "auth_file": paths.userlist,
+        "auth_hba_file": paths.hba,
         "admin_users": CONSOLE_LOGIN,
         "ignore_startup_parameters": ",".join(_IGNORED_STARTUP_PARAMETERS),
         "server_tls_sslmode": target.sslmode,
-        "server_tls_ca_file": ca_path,
+        "server_tls_ca_file": paths.upstream_ca,
+        # Offered, not demanded: inside a cluster most apps connect in the clear. (The CA would verify clients'
+        # certificates, which nobody asks for; but PgBouncer fails without one.)
+        "client_tls_sslmode": "allow",
+        "client_tls_ca_file": paths.tls_ca,
+        "client_tls_cert_file": paths.tls_certificate,
+        "client_tls_key_file": paths.tls_key,
         "verbose": "0",  # anything more writes passwords into the log
     }
     if taken := sorted(forced.keys() & parameters.keys()):
@@ -87,21 +107,23 @@ def render(
     target: Target,
     entries: Iterable[Entry],
     parameters: Mapping[str, str],
-    *,
-    userlist_path: str,
-    hba_path: str,
-    ca_path: str,
+    paths: Paths,
+    peers: Mapping[int, str],
 ) -> str:
-    """The file. Raises ValueError for whatever PgBouncer would read as something else.
+    """The file; `peers` are the addresses of all poolers by peer_id.
+
+    Raises ValueError for whatever PgBouncer would read as something else.
 
     [databases] stands first: PgBouncer gives up at the first line that it doesn't understand, so that new
     settings shown by its console prove that every entry was read.
     """
-    chosen = settings(target, parameters, userlist_path=userlist_path, hba_path=hba_path, ca_path=ca_path)
+    chosen = settings(target, parameters, paths)
     lines = ["[databases]"]
     lines += [_entry(target, entry) for entry in sorted(entries, key=lambda entry: entry.name)]
     lines += ["", "[pgbouncer]"]
     lines += [f"{name} = {value}".rstrip() for name, value in chosen.items()]
+    lines += [f"%include {paths.pod}", "", "[peers]"]
+    lines += [f"{peer} = host={_address(host)} port={POOLER_PORT}" for peer, host in sorted(peers.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -125,6 +147,10 @@ def _entry(target: Target, entry: Entry) -> str:
         "application_name": entry.application_name,
     }
     return f"{entry.name} = " + " ".join(f"{name}={_quoted(name, value)}" for name, value in parts.items())
+
+
+def _address(host: str) -> str:
+    return str(ipaddress.ip_address(host))
 
 
 def _quoted(name: str, value: str) -> str:

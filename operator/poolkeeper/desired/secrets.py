@@ -69,8 +69,11 @@ def consumer(database: PooledDatabase, consumer: Consumer, login: Login, entry: 
     }
 
 
-def binding(database: PooledDatabase, consumer: Consumer, login: Login, entry: str) -> Object:
-    """The Service Binding Secret (https://servicebinding.io/spec/core/1.1.0/, well-known entries)."""
+def binding(database: PooledDatabase, consumer: Consumer, login: Login, entry: str, authority: str) -> Object:
+    """The Service Binding Secret (https://servicebinding.io/spec/core/1.1.0/, well-known entries).
+
+    `require` encrypts and verifies nothing, which works with every client; who wants more has `authority`, PEM.
+    """
     host, port = service.host(database), names.POOLER_PORT
     name = names.binding_name(consumer.secret_name)
     return {
@@ -93,7 +96,8 @@ def binding(database: PooledDatabase, consumer: Consumer, login: Login, entry: s
                 "jdbc-url": jdbc_url(host, port, login.name, login.password, entry),
                 "r2dbc-url": r2dbc_url(host, port, login.name, login.password, entry),
                 "pgpass": pgpass_line(host, port, login.name, login.password, entry),
-                "sslmode": "disable",
+                "sslmode": "require",
+                "ca.crt": authority,
             }
         ),
     }

@@ -22,6 +22,8 @@ _VERIFIER = re.compile(r"SCRAM-SHA-256[$][^\\\"]+")
 _RESTART_DIGEST = re.compile(
     r'restart-digest": "[0-9a-f]{12}"'
 )  # covers the console's verifier, which has a salt
+_PEM = re.compile(r"-----BEGIN ([A-Z ]+)-----.*?-----END [A-Z ]+-----")
+_CONTENT_FILE = re.compile(r"\b(ca|tls|tls-ca)-[0-9a-f]{12}\b")  # named after certificates and keys
 Snapshot = dict[str, str]
 
 
@@ -29,13 +31,13 @@ def snapshot(lane: Lane, consumers: tuple[Consumer, ...]) -> Snapshot:
     """Every object of the lane as text, and the Events of removed consumers (those of transitions hang on how
     soon the upstream answers). Raises AssertionError for what contradicts itself."""
     objects = lane.objects()
-    try:
-        assert_consistent(lane, objects, consumers)
-    except (KeyError, ValueError) as error:
-        raise AssertionError(f"{error!r}: something is missing or damaged") from error
     removals = [event["message"] for event in lane.events() if event["reason"] == "ConsumerRemoved"]
     whole = {_title(obj): _plain(obj) for obj in objects}
-    return _without_chance(lane, objects, consumers, {**whole, "Removals": sorted(removals)})
+    try:
+        assert_consistent(lane, objects, consumers)
+        return _without_chance(lane, objects, consumers, {**whole, "Removals": sorted(removals)})
+    except (KeyError, ValueError) as error:
+        raise AssertionError(f"{error!r}: something is missing or damaged") from error
 
 
 def difference(wanted: Snapshot, found: Snapshot) -> str:
@@ -69,6 +71,8 @@ def assert_consistent(lane: Lane, objects: list[Object], consumers: tuple[Consum
         assert proves(stored["verifier"], stored["password"]), f"verifier of {consumer}"
         assert f'"{login}" "{stored["verifier"]}"\n' in userlist, f"userlist lacks {consumer}"
         assert app["PGDATABASE"] in config["pgbouncer.ini"]
+        keeper = secrets[consumer.namespace, names.keeper_name(consumer.secret_name)]["pgbouncer.ini"]
+        assert f"user='{login}' password='{stored['password']}'" in keeper, f"keeper of {consumer}"
 
 
 def proves(verifier: str, password: str) -> bool:
@@ -117,7 +121,7 @@ def _without_chance(
                     if part in secret and key != "upstream":
                         login = key.removeprefix("consumer.")
                         words[secret[part]] = f"<{part} of {words.get(login, login)}>"
-        if obj["metadata"]["name"] == "shop-pooler-config":
+        if obj["metadata"]["name"].endswith(("-pooler-config", "-keeper")):
             config = decoded(obj)
             current = current_generation(config)
             files = sorted(name[9:21] for name in config if name.startswith("userlist-"))
@@ -132,6 +136,7 @@ def _without_chance(
         text = _RESTART_DIGEST.sub(
             'restart-digest": "<digest>"', _VERIFIER.sub("<verifier of one who left>", text)
         )
+        text = _CONTENT_FILE.sub(r"\1-<digest>", _PEM.sub(r"<\1>", text))
         text = _TIMES.sub(r'"\1": "<time>"', text.replace(lane.name, "<lane>"))
         result[title.replace(lane.name, "<lane>")] = (
             "\n".join(sorted(line.rstrip(",") for line in text.splitlines())) if _is_map(title) else text
@@ -141,4 +146,4 @@ def _without_chance(
 
 def _is_map(title: str) -> bool:
     """Objects whose order of lines hangs on digests in their keys."""
-    return "pooler-logins" in title or "pooler-config" in title
+    return title.endswith(("pooler-logins", "pooler-config", "-keeper"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from poolkeeper import names
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import entries
+from poolkeeper.desired.pgbouncer_config import POD_FILE
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import Lane, Object, Site, eventually, history, path
@@ -433,6 +435,10 @@ def test_consumers_secrets_are_right_or_absent_and_never_half_made_during_churn(
             if state["metadata"]["name"].endswith("-binding"):
                 assert values["password"] in values["uri"]
                 assert {"host", "port", "database", "username", "password", "uri", "type"} <= values.keys()
+            elif state["metadata"]["name"].endswith("-keeper"):
+                named = set(re.findall(r"/etc/poolkeeper/(\S+)", values["pgbouncer.ini"]))
+                assert named - {POD_FILE} <= values.keys()
+                assert len(named) == 6
             else:
                 assert values["PGPASSWORD"] in values["DATABASE_URL"]
                 assert values["PGPASSWORD"] in values["DATABASE_SESSION_URL"]

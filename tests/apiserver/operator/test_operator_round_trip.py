@@ -105,7 +105,7 @@ def test_every_child_and_every_pod_setting_settles_without_a_further_write_also_
         "Service": 1,
         "PodDisruptionBudget": 1,
         "NetworkPolicy": 1,
-        "Secret": 4,
+        "Secret": 5,
     }
     time.sleep(1)
     before = lane.writes()

@@ -1,0 +1,106 @@
+"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, keepers are reconfigured.
+
+Both take as long as apps and networks please, and a run must not wait for them. Each tells the queue when it is
+over, and the next run reports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from poolkeeper import console
+from poolkeeper.clients import KeeperConsole
+from poolkeeper.cluster import ClusterError
+from poolkeeper.drain import Departure, Keepers
+from poolkeeper.processes import Leaving, Reload
+from poolkeeper.queue import Queue
+from poolkeeper.store import Store
+from poolkeeper.world import Key, Shown
+
+log = logging.getLogger(__name__)
+
+UPDATES = 32
+"""Keepers that are brought to a configuration at one time."""
+UPDATE_SECONDS = 4.0
+PATIENCE_SECONDS = 1.5
+"""How long a run waits for keepers to follow: those that can be reached take half a second."""
+
+Annotate = Callable[[str, str, str, Mapping[str, str]], Awaitable[bool]]
+"""Annotates a pod by namespace, name and UID; answers whether it is still there."""
+
+
+class Beside:
+    """The tasks under way: at most one per pooler pod that leaves, one per PooledDatabase for its keepers."""
+
+    def __init__(self, store: Store, queue: Queue[Key], annotate: Annotate) -> None:
+        self._store = store
+        self._queue = queue
+        self._annotate = annotate
+        self._keepers = Keepers()
+        self._drains: dict[Key, dict[str, asyncio.Task[None]]] = {}
+        self._moving: dict[Key, tuple[KeeperConsole, ...]] = {}
+        self._updates: dict[Key, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(UPDATES)
+
+    def drain(self, key: Key, leaving: Iterable[Leaving], moving: tuple[KeeperConsole, ...]) -> None:
+        """Have these pods drained: all of the PooledDatabase that terminate now. One is drained once only."""
+        present = {pod.uid: pod for pod in leaving}
+        known = self._drains.pop(key, {})
+        drains = {uid: task for uid, task in known.items() if uid in present or not task.done()}
+        for uid, pod in present.items():
+            if uid not in drains:
+                drains[uid] = asyncio.create_task(self._drain(key, pod))
+        self._moving.pop(key, None)
+        if drains:
+            self._drains[key] = drains
+            self._moving[key] = moving
+
+    async def _drain(self, key: Key, pod: Leaving) -> None:
+        now = asyncio.get_running_loop().time()
+        departure = Departure(pod.access, now - pod.since, now + pod.left)
+        log.info("%s/%s: drains pooler pod %s", key.namespace, key.name, pod.name)
+        try:
+            outcome = await self._keepers.drain(departure, lambda: self._moving.get(key, ()))
+        except Exception:
+            log.exception("%s/%s: drain of pod %s", key.namespace, key.name, pod.name)
+            return
+        text = "is empty" if outcome.empty else "was not seen empty"
+        log.info("%s/%s: pooler pod %s %s", key.namespace, key.name, pod.name, text)
+        for keeper, problem in outcome.unreached.items():
+            log.warning("%s/%s: keeper %s: %s", key.namespace, key.name, keeper.name, problem)
+            self._store.unshow(keeper.process)  # looked at again, it gets into the status
+        self._queue.add((key,))
+
+    async def update(self, key: Key, reloads: Iterable[Reload]) -> bool:
+        """Have these keepers show their configuration. False if that takes longer: it starts another run."""
+        task = self._updates.get(key)
+        if task is None:
+            task = self._updates[key] = asyncio.create_task(self._update(reloads))
+            task.add_done_callback(lambda _: self._updates.pop(key))
+        _, late = await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+        if late:
+            task.add_done_callback(lambda _: self._queue.add((key,)))
+        return not late
+
+    async def _update(self, reloads: Iterable[Reload]) -> None:
+        await asyncio.gather(*(self._update_one(reload) for reload in reloads))
+
+    async def _update_one(self, reload: Reload) -> None:
+        config = reload.configuration
+        try:
+            where = (reload.namespace, reload.pod, reload.uid)
+            # All of them first, so that every node brings the files while others are looked at.
+            if reload.annotations and not await self._annotate(*where, reload.annotations):
+                return
+            async with self._slots, self._keepers.alone(reload.access):
+                problem = await console.apply(reload.access, config, UPDATE_SECONDS)
+        except ClusterError as error:
+            problem = error.message
+        except KeyError as error:
+            problem = f"its console's tables lack {error}; it is no keeper"
+        except Exception:
+            log.exception("keeper of pod %s/%s", reload.namespace, reload.pod)
+            problem = "the operator failed here; its log says why"
+        self._store.show(reload.process, Shown(config.generation, reload.restarts, problem or ""))

@@ -1,0 +1,183 @@
+"""What one consumer's keepers read: a PgBouncer on the app's loopback whose upstream is the pooler Service.
+
+One configuration serves every keeper of the consumer. The port, the one thing that may differ from pod to pod,
+comes from a file of the pod's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from poolkeeper.api import PooledDatabase
+from poolkeeper.certificates import Certificate
+from poolkeeper.consent import Consumer
+from poolkeeper.desired import entries, pgbouncer_ini, service, userlist
+from poolkeeper.desired.deployment import CONFIG_DIRECTORY
+from poolkeeper.desired.entries import NAME_LIMIT, SESSION_SUFFIX, Entry
+from poolkeeper.desired.hba import CONSOLE_DATABASE
+from poolkeeper.desired.pgbouncer_config import (
+    INI,
+    PLACEHOLDER,
+    POD_FILE,
+    Configuration,
+    content_file,
+    digest,
+)
+from poolkeeper.keeper_template import APP_USER
+from poolkeeper.logins import Login
+from poolkeeper.names import CONSOLE_LOGIN, POOLER_PORT
+from poolkeeper.target import Target
+
+SHARED_PARAMETERS = frozenset(
+    {"max_prepared_statements", "server_reset_query", "server_reset_query_always", "track_extra_parameters"}
+)
+"""Parameters of the pooler that both tiers must have alike: what they keep track of, or reset, for a client."""
+
+_LOOPBACK = ("127.0.0.1/32", "::1/128")
+"""Exactly these: service meshes use other addresses of 127.0.0.0/8 for traffic from outside the pod."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/-]+")
+
+
+def database_names(upstream_database: str) -> tuple[str, str]:
+    """The database names at the keeper: for transactions and for sessions.
+
+    They are the upstream's own name, and with a suffix, where PgBouncer can hold it; else one derived from it.
+    """
+    limit = NAME_LIMIT - len(SESSION_SUFFIX)
+    held = _NAME.fullmatch(upstream_database) and upstream_database != CONSOLE_DATABASE
+    if held and len(upstream_database) <= limit:
+        name = upstream_database
+    else:
+        name = entries.derived_name(upstream_database, ["keeper", upstream_database], limit)
+    return name, name + SESSION_SUFFIX
+
+
+def configuration(
+    database: PooledDatabase,
+    upstream_database: str,
+    consumer: Consumer,
+    login: Login,
+    console: Login,
+    certificate: Certificate,
+    authority: str,
+) -> Configuration:
+    """The files of one consumer's keepers, and what their consoles must show of them.
+
+    `login` is the consumer's at the poolers, `console` the operator's at these keepers; `certificate` is what
+    they show to the operator, `authority` (PEM) what the poolers' certificates are verified with. The setting
+    listen_port is not among what must be shown. Raises ValueError for what can't be written.
+    """
+    rows = _entries(database, upstream_database, consumer)
+    target = Target(
+        host=service.host(database),
+        port=POOLER_PORT,
+        database=upstream_database,
+        user=login.name,
+        password=login.password,
+        sslmode="verify-full",
+        ca=authority,
+    )
+    parameters = _parameters(database)
+    rules = _rules(rows)
+    ca = content_file("ca", authority, "crt")
+    tls_certificate = content_file("tls", certificate.certificate, "crt")
+    tls_key = content_file("tls", certificate.key, "key")
+
+    def settings(generation: str) -> dict[str, str]:
+        paths = pgbouncer_ini.Paths(
+            userlist=f"{CONFIG_DIRECTORY}/userlist-{generation}.txt",
+            hba=f"{CONFIG_DIRECTORY}/hba-{generation}.conf",
+            upstream_ca=f"{CONFIG_DIRECTORY}/{ca[0]}",
+            tls_ca=f"{CONFIG_DIRECTORY}/{ca[0]}",
+            tls_certificate=f"{CONFIG_DIRECTORY}/{tls_certificate[0]}",
+            tls_key=f"{CONFIG_DIRECTORY}/{tls_key[0]}",
+            pod=f"{CONFIG_DIRECTORY}/{POD_FILE}",
+        )
+        shared = pgbouncer_ini.settings(target, parameters, paths)
+        return {name: value for name, value in shared.items() if name != "listen_port"}
+
+    def files(generation: str) -> dict[str, str]:
+        return {
+            INI: _ini(target, rows, settings(generation)),
+            # An empty password: nobody can log in with it, but `trust` admits only users that it knows.
+            f"userlist-{generation}.txt": f'"{APP_USER}" ""\n' + userlist.render([console], generation),
+            f"hba-{generation}.conf": rules,
+            **dict((ca, tls_certificate, tls_key)),
+        }
+
+    generation = digest(console.password, files(PLACEHOLDER))
+    return Configuration(
+        generation=generation,
+        files=files(generation),
+        settings=settings(generation),
+        databases={row.name: _shown(target, row) for row in rows},
+        users=frozenset({APP_USER, console.name, userlist.marker(generation)}),
+    )
+
+
+def _entries(database: PooledDatabase, upstream_database: str, consumer: Consumer) -> tuple[Entry, Entry]:
+    """Here `database` of an entry is that of the poolers: the consumer's entries there."""
+    main, session = database_names(upstream_database)
+    shown = entries.application_name(consumer)
+    return (
+        Entry(main, entries.entry_name(upstream_database, consumer), APP_USER, database.pooler.mode, shown),
+        Entry(session, entries.session_entry_name(upstream_database, consumer), APP_USER, "session", shown),
+    )
+
+
+def _parameters(database: PooledDatabase) -> dict[str, str]:
+    # A pooler that is to go waits drainSeconds for its clients. By then every keeper has retired its
+    # connections to it, also where no operator runs that tells it to.
+    lifetime = max(1, database.pooler.drain_seconds * 2 // 3)
+    shared = {name: value for name, value in database.pooler.parameters.items() if name in SHARED_PARAMETERS}
+    return {
+        **shared,
+        "default_pool_size": str(database.keeper.pool_size),
+        "server_lifetime": str(lifetime),
+    }
+
+
+def _ini(target: Target, rows: tuple[Entry, ...], settings: Mapping[str, str]) -> str:
+    lines = ["[databases]"]
+    lines += [f"{row.name} = {_connection(target, row)}" for row in rows]
+    lines += ["", "[pgbouncer]"]
+    lines += [f"{name} = {value}".rstrip() for name, value in settings.items()]
+    lines += [f"%include {CONFIG_DIRECTORY}/{POD_FILE}"]
+    return "\n".join(lines) + "\n"
+
+
+def _connection(target: Target, row: Entry) -> str:
+    """The operator made all of it, of an alphabet that needs no quoting. Raises ValueError if it isn't so."""
+    parts = {
+        "host": target.host,
+        "port": str(target.port),
+        "dbname": row.database,
+        "user": target.user,
+        "password": target.password,
+        "pool_mode": row.pool_mode,
+        "application_name": row.application_name,
+    }
+    for name, value in parts.items():
+        if not _PLAIN.fullmatch(value):
+            raise ValueError(f"the {name} of a keeper's entry holds characters that it can't have")
+    return " ".join(f"{name}='{value}'" for name, value in parts.items())
+
+
+def _rules(rows: tuple[Entry, ...]) -> str:
+    """The app from inside the pod without a password, the operator's console over TLS; nothing else."""
+    names = ",".join(f'"{row.name}"' for row in rows)
+    lines = [f'host {names} "{APP_USER}" {address} trust' for address in _LOOPBACK]
+    lines += [f'hostssl "{CONSOLE_DATABASE}" "{CONSOLE_LOGIN}" all scram-sha-256']
+    return "\n".join(lines) + "\n"
+
+
+def _shown(target: Target, row: Entry) -> dict[str, str]:
+    return {
+        "host": target.host,
+        "port": str(target.port),
+        "database": row.database,
+        "force_user": target.user,
+        "pool_mode": row.pool_mode,
+    }

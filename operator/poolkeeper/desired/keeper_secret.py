@@ -1,0 +1,50 @@
+"""The Secret that a consumer's keepers mount: their configuration, and what injection has to know."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+
+from poolkeeper import names
+from poolkeeper.api import PooledDatabase
+from poolkeeper.consent import Consumer
+from poolkeeper.desired.keeper_config import database_names
+from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.desired.pgbouncer_config import Configuration
+from poolkeeper.keeper_template import KeeperTemplate, dump
+from poolkeeper.settings import Settings
+
+
+def template(database: PooledDatabase, upstream_database: str, settings: Settings) -> KeeperTemplate:
+    """What a keeper injected now looks like."""
+    main, session = database_names(upstream_database)
+    return KeeperTemplate(
+        image=database.keeper.image or settings.keeper_image,
+        image_pull_policy=settings.keeper_image_pull_policy,
+        resources=database.keeper.resources,
+        database=main,
+        session_database=session,
+    )
+
+
+def render(
+    database: PooledDatabase,
+    consumer: Consumer,
+    template: KeeperTemplate,
+    configuration: Configuration,
+    previous: Mapping[str, str],
+) -> Object:
+    """The current files and, in `previous`, those of the generation before (pgbouncer_config.kept_files)."""
+    name = names.keeper_name(consumer.secret_name)
+    meta = metadata(database, names.ROLE_KEEPER, name, consumer.namespace)
+    files = {**previous, **configuration.files}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            **meta,
+            "annotations": {**meta["annotations"], names.KEEPER_ANNOTATION: dump(template)},
+        },
+        "type": "Opaque",
+        "data": {key: base64.b64encode(text.encode()).decode() for key, text in files.items()},
+    }

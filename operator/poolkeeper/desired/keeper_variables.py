@@ -1,0 +1,87 @@
+"""The variables that lead an app to its keeper, and how they go together with what a container sets itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from poolkeeper.desired.database_url import url
+from poolkeeper.desired.metadata import Object
+from poolkeeper.keeper_template import APP_USER, KeeperTemplate
+
+_HOST = "127.0.0.1"
+_URL = "DATABASE_URL"
+_URLS = (_URL, "DATABASE_SESSION_URL")
+_ELSEWHERE = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
+"""libpq's variables that say where to connect: a container with one of them means another server."""
+
+
+def prefixes(secret_names: Sequence[str]) -> dict[str, str]:
+    """What each database's variables begin with: nothing for the first, `ORDERS_DB_` for orders-db, and so on.
+
+    Raises ValueError, to be shown to the pod's owner, where two databases would share one.
+    """
+    made = {secret_names[0]: ""}
+    for name in secret_names[1:]:
+        readable = re.sub(r"[^A-Z0-9]", "_", name.upper())
+        # The name of a variable can't begin with a digit.
+        prefix = f"_{readable}_" if readable[0].isdigit() else f"{readable}_"
+        for other in (other for other, taken in made.items() if taken == prefix):
+            raise ValueError(
+                f"the variables of {other} and {name} would both begin with {prefix}; rename one of the two "
+                "consumers' Secrets (spec.consumers.secretName)"
+            )
+        made[name] = prefix
+    return made
+
+
+def variables(prefix: str, port: int, template: KeeperTemplate) -> dict[str, str]:
+    """The URLs, and the same for what reads libpq's variables.
+
+    No password: the keeper trusts its own pod. No TLS, written out: libpq would try it first.
+    """
+    main, session = (
+        url(_HOST, port, APP_USER, "", database, sslmode="disable")
+        for database in (template.database, template.session_database)
+    )
+    unprefixed = {
+        **dict(zip(_URLS, (main, session), strict=True)),
+        "PGHOST": _HOST,
+        "PGPORT": str(port),
+        "PGUSER": APP_USER,
+        "PGDATABASE": template.database,
+        "PGSSLMODE": "disable",
+    }
+    return {f"{prefix}{name}": value for name, value in unprefixed.items()}
+
+
+def put(container: Object, prefix: str, ours: Mapping[str, str]) -> set[str]:
+    """Add `ours` where the container doesn't set them itself; returns those of them that it does.
+
+    Half of ours beside half of its own would lead to neither database. So a container with a URL of its own
+    gets nothing (PGSSLMODE would change what that URL means), and one whose libpq variables name a server gets
+    the URLs alone. What envFrom brings does not count: `env` goes before it.
+    """
+    env = container.get("env") or []
+    own = {item["name"] for item in env}
+    if f"{prefix}{_URL}" in own:
+        wanted: Iterable[str] = ()
+    elif any(f"{prefix}{name}" in own for name in _ELSEWHERE):
+        wanted = [f"{prefix}{name}" for name in _URLS]
+    else:
+        wanted = ours
+    added = [{"name": name, "value": ours[name]} for name in wanted if name not in own]
+    if added:
+        # First, so that the container's own variables can refer to them as $(DATABASE_URL).
+        container["env"] = [*added, *env]
+    return own & (ours.keys() | {f"{prefix}{name}" for name in _ELSEWHERE})
+
+
+def take_out(container: Object, ours: Mapping[str, str]) -> None:
+    """Undo put() for exactly these values."""
+    if container.get("env"):
+        container["env"] = [
+            item
+            for item in container["env"]
+            if ours.get(item["name"]) is None or item.get("value") != ours[item["name"]]
+        ]

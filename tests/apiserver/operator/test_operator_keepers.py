@@ -1,0 +1,165 @@
+"""Keepers under a running operator: a real PgBouncer on the files of the Secret, in a pod that only the API
+server knows. The test does kubelet's part."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolkeeper import injection, keeper_template, names
+from poolkeeper.desired.keeper_container import listen
+from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from tests.apiserver.operator.site import Lane, Site, eventually, path
+from tests.pgbouncer.keeper_process import keeper_command
+from tests.pgbouncer.processes import USER, free_port, running
+
+Object = dict[str, Any]
+GENERATION = "poolkeeper.io/keeper-generation"
+
+
+class AppPod:
+    """A pod with a keeper; `place` is where its files are mounted."""
+
+    def __init__(self, lane: Lane, name: str, place: Path, *, keeper: bool = True) -> None:
+        self.lane, self.name, self.place, self.port = lane, name, place, free_port()
+        place.mkdir()
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+        lane.api.apply(f"/api/v1/namespaces/{lane.web}/serviceaccounts/default", account)
+        pod: Object = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "labels": {names.DATABASE_LABEL: "database"},
+                "annotations": {injection.KEEPER_PORT_ANNOTATION: str(self.port)},
+            },
+            "spec": {"containers": [{"name": "app", "image": "app:1"}]},
+        }
+        status: Object = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
+        if keeper:
+            secret = lane.get("Secret", "database-keeper", lane.web)
+            template = keeper_template.parse(secret["metadata"]["annotations"][names.KEEPER_ANNOTATION])
+            pod = injection.inject(pod, {"database": template}).pod
+            status["initContainerStatuses"] = [
+                {
+                    "name": "keeper",
+                    "ready": True,
+                    "restartCount": 0,
+                    "image": template.image,
+                    "imageID": "",
+                    "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+                }
+            ]
+        lane.api.create(path("Pod", lane.web), pod)
+        lane.api.merge(path("Pod", lane.web, name, "status"), {"status": status})
+
+    def mount(self) -> None:
+        """Bring what the Secret holds now."""
+        files = self.lane.secret(self.lane.web, "database-keeper")
+        assert files is not None
+        for name, text in sorted(
+            {**files, POD_FILE: listen(self.port)}.items(), key=lambda item: item[0] == INI
+        ):
+            new = self.place / f".{name}"
+            new.write_text(text)
+            os.chown(new, USER, USER)
+            new.rename(self.place / name)
+
+    def generation(self) -> str:
+        pod = self.lane.get("Pod", self.name, self.lane.web)
+        return str(pod["metadata"].get("annotations", {}).get(GENERATION, ""))
+
+    @contextmanager
+    def keeper(self) -> Iterator[None]:
+        self.mount()
+        os.chown(self.place, USER, USER)
+        log = self.place / "pgbouncer.log"
+        with running(keeper_command(self.place), log, signal.SIGQUIT):
+            eventually(lambda: "process up" in log.read_text(), 10)
+            yield
+
+
+@pytest.fixture
+def settled(site: Site, lane: Lane) -> Lane:
+    site.operator(lane.namespaces).start()
+    lane.apply(keeper={"enabled": True})
+    lane.expect("KeepersCurrent", "True", "NoKeepers", seconds=20)
+    return lane
+
+
+def test_keepers_follow_every_change_and_are_reported_when_they_cannot(settled: Lane, tmp_path: Path) -> None:
+    lane, pod = settled, AppPod(settled, "app", tmp_path / "app")
+    with pod.keeper():
+        message = lane.expect("KeepersCurrent", "True", "Current")
+        assert message == "1 keeper shows its configuration"
+        first = pod.generation()
+        lane.apply(keeper={"enabled": True, "poolSize": 7})
+        eventually(lambda: pod.generation() != first, 10)
+        pod.mount()
+        lane.expect("KeepersCurrent", "True", "Current")
+        assert "default_pool_size = 7" in (pod.place / INI).read_text()
+    lane.apply(keeper={"enabled": True, "poolSize": 8})
+    message = lane.expect("KeepersCurrent", "False", "NotShown")
+    assert f"{lane.web}/app" in message
+    assert "Connection refused" in message
+    assert "NetworkPolicies" in message
+    time.sleep(1)
+    before = lane.writes()
+    time.sleep(16)
+    assert lane.writes() == before, "it is tried again and again, and told once"
+    with pod.keeper():
+        lane.expect("KeepersCurrent", "True", "Current", seconds=30)
+
+
+def test_pods_without_their_keeper_and_of_another_image_are_reported(settled: Lane, tmp_path: Path) -> None:
+    lane = settled
+    AppPod(lane, "bare", tmp_path / "bare", keeper=False)
+    assert f"{lane.web}/bare" in lane.expect("KeepersCurrent", "False", "KeeperMissing")
+    remove(lane, "bare")
+    pod = AppPod(lane, "app", tmp_path / "app")
+    with pod.keeper():
+        lane.expect("KeepersCurrent", "True", "Current")
+        lane.apply(keeper={"enabled": True, "image": "another:1"})
+        assert "another:1" in lane.expect("KeepersCurrent", "False", "ImageOutdated")
+    remove(lane, "app")
+    lane.expect("KeepersCurrent", "True", "NoKeepers")
+
+
+def test_a_pooler_that_terminates_is_drained_also_after_a_restart_of_the_operator(
+    site: Site, lane: Lane
+) -> None:
+    operator = site.operator(lane.namespaces).start()
+    lane.apply(consumers=[{"namespace": lane.web}])
+    lane.synced(1, seconds=20)
+    for name in ("one", "two"):
+        lane.make_pod(name)
+        bind(lane, name)
+    lane.api.request("DELETE", path("Pod", lane.data, "one"), gracePeriodSeconds="30")
+    eventually(lambda: "drains pooler pod one" in operator.said(), 20)
+    operator.kill()
+    operator.reap()
+    operator.start()
+    eventually(lambda: operator.said().count("drains pooler pod one") == 2, 20)
+    assert "pooler pod two" not in operator.said()
+
+
+def remove(lane: Lane, name: str) -> None:
+    lane.api.request("DELETE", path("Pod", lane.web, name), gracePeriodSeconds="0")
+
+
+def bind(lane: Lane, name: str) -> None:
+    """To a node, which is what makes the API server wait with a deletion."""
+    binding = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": name},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": "node"},
+    }
+    lane.api.create(path("Pod", lane.data, name, "binding"), binding)

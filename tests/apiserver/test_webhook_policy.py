@@ -1,0 +1,102 @@
+"""The policy on the operator's webhook configuration: RBAC can't limit a patch to one field, this does."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e.cluster.control_plane import ControlPlane
+from poolkeeper.certificates import authority
+from poolkeeper.mint import authority_key
+from tests.apiserver.client import Api, Refused
+from tests.fast.helm_chart import NAMESPACE, render
+
+PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/poolkeeper-webhook"
+KINDS = (
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "MutatingWebhookConfiguration",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+)
+PATHS = {
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": (
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane: ControlPlane, api: Api) -> Iterator[Api]:
+    """Access with the operator's name and rights, once the policy is in force."""
+    made = [
+        obj
+        for obj in render()
+        if obj["kind"] in KINDS and "helm.sh/hook" not in obj["metadata"].get("annotations", {})
+    ]
+    for obj in made:
+        api.apply(f"{PATHS[obj['kind']]}/{obj['metadata']['name']}", obj)
+    operator = Api(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
+    deadline = time.monotonic() + 30
+    while True:  # the API server takes up policies and rights from its own watches
+        try:
+            operator.merge(PATH, {"metadata": {"labels": {"round": f"{time.monotonic()}"}}})
+        except Refused as refusal:
+            if "ValidatingAdmissionPolicy" in refusal.message:
+                break
+        assert time.monotonic() < deadline, "the policy never refused anything"
+        time.sleep(0.2)
+    yield operator
+    for obj in made:
+        if obj["kind"] == "MutatingWebhookConfiguration":  # nobody serves it here
+            api.delete(PATH)
+
+
+def json_patch(api: Api, *operations: dict[str, Any]) -> Any:
+    return api.request("PATCH", PATH, list(operations), content_type="application/json-patch+json")
+
+
+def test_the_operator_may_set_the_bundle_and_replace_it(operator: Api) -> None:
+    for name in ("first", "second"):
+        certificate = authority(name, authority_key()).certificate
+        bundle = base64.b64encode(certificate.encode()).decode()
+        operation = {"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}
+        assert json_patch(operator, operation)["webhooks"][0]["clientConfig"]["caBundle"] == bundle
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("/webhooks/0/rules/0/resources", ["*/*"]),
+        ("/webhooks/0/rules/0/operations", ["*"]),
+        ("/webhooks/0/objectSelector", {}),
+        ("/webhooks/0/namespaceSelector", {}),
+        ("/webhooks/0/failurePolicy", "Ignore"),
+        ("/webhooks/0/clientConfig/service/namespace", "web"),
+        ("/webhooks/0/name", "another.poolkeeper.io"),
+        ("/webhooks/0/matchConditions", [{"name": "all", "expression": "true"}]),
+        ("/metadata/annotations", {"a": "b"}),
+    ],
+    ids=str,
+)
+def test_the_operator_may_change_nothing_else_of_it(operator: Api, path: str, value: Any) -> None:
+    with pytest.raises(Refused, match="only the caBundle"):
+        json_patch(operator, {"op": "add", "path": path, "value": value})
+
+
+def test_the_operator_may_neither_add_nor_remove_a_webhook(operator: Api, api: Api) -> None:
+    [webhook] = api.get(PATH)["webhooks"]
+    more = {**webhook, "name": "another.poolkeeper.io"}
+    for change in ({"webhooks": []}, {"webhooks": [webhook, more]}):
+        with pytest.raises(Refused, match="only the caBundle"):
+            operator.merge(PATH, change)
+    with pytest.raises(Refused, match="cannot delete resource"):
+        operator.delete(PATH)

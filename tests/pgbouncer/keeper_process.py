@@ -1,0 +1,124 @@
+"""A keeper as a process of this machine, on the files that kubelet mounts in a pod, before a real pooler."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from poolkeeper.api import PooledDatabase, parse
+from poolkeeper.certificates import issue
+from poolkeeper.desired import keeper_config
+from poolkeeper.desired.keeper_container import listen
+from poolkeeper.desired.keeper_variables import variables
+from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
+from poolkeeper.keeper_template import KeeperTemplate
+from poolkeeper.logins import Login, keeper_certificate_name, keeper_console
+from poolkeeper.world import ConsoleAccess
+from tests import specs
+from tests.pgbouncer.processes import USER, eventually, free_port, running
+from tests.pgbouncer.rootfs import rootfs
+from tests.pgbouncer.shop import NAME, WEB, Shop
+
+# As in a pod: the files at their own path, the pooler Service's name in the pod's DNS.
+_ENTER = f"""
+set -eu
+root=$1 directory=$2
+shift 2
+mount -t tmpfs tmpfs "$root/etc"
+mkdir "$root/etc/poolkeeper"
+echo '127.0.0.1 {NAME}' > "$root/etc/hosts"
+echo 'hosts: files' > "$root/etc/nsswitch.conf"
+mount --bind "$directory" "$root/etc/poolkeeper"
+exec chroot --userspec={USER}:{USER} "$root" "$@"
+"""
+
+
+@dataclass
+class Keeper:
+    """A PgBouncer on the files of a configuration; `behind` is the port of the pooler, 6432 in a cluster."""
+
+    directory: Path
+    port: int
+    behind: int
+    shop: Shop
+
+    def write(self, whole: Configuration, keep: Mapping[str, str] | None = None) -> Configuration:
+        ini = whole.files[INI].replace("port='6432'", f"port='{self.behind}'")
+        databases = {name: {**row, "port": str(self.behind)} for name, row in whole.databases.items()}
+        files = {**(keep or {}), **whole.files, INI: ini, POD_FILE: listen(self.port)}
+        for name, text in sorted(files.items(), key=lambda item: item[0] == INI):
+            path = self.directory / name
+            # A userlist that took over the inode of one written in the same second would count as read.
+            if path.exists() and path.read_text() == text:
+                continue
+            path.with_suffix(".new").write_text(text)
+            path.with_suffix(".new").rename(path)
+            os.chown(path, USER, USER)
+        return replace(whole, databases=databases)
+
+    @property
+    def access(self) -> ConsoleAccess:
+        login = self.shop.login(WEB).name
+        authority = self.shop.authorities.keepers
+        password = keeper_console(authority, login).password
+        name = keeper_certificate_name(login)
+        return ConsoleAccess("127.0.0.1", self.port, password, name, authority.certificate)
+
+    def connect(self, database: str = "shop", **parameters: Any) -> psycopg.Connection[Any]:
+        """As an app does: by the URL that it finds in its environment."""
+        template = KeeperTemplate("", "", None, database, f"{database}.session")
+        url = variables("", self.port, template)["DATABASE_URL"]
+        return psycopg.connect(url, **{"autocommit": True, "connect_timeout": 5, **parameters})
+
+    def log(self) -> str:
+        return (self.directory / "pgbouncer.log").read_text()
+
+
+def resource(**spec: Any) -> PooledDatabase:
+    return parse(specs.body({**specs.MINIMAL, **spec}))
+
+
+def keeper_files(
+    shop: Shop, database: PooledDatabase | None = None, name: str = "shop", authority: str | None = None
+) -> Configuration:
+    login: Login = shop.login(WEB)
+    keepers = shop.authorities.keepers
+    return keeper_config.configuration(
+        database or resource(),
+        name,
+        WEB,
+        login,
+        keeper_console(keepers, login.name),
+        issue(keepers, keeper_certificate_name(login.name), datetime.now(UTC)),
+        authority or shop.authorities.poolers.certificate,
+    )
+
+
+def keeper_command(directory: Path) -> list[str]:
+    """The command line of a keeper that finds the files of `directory` where they are mounted in a pod."""
+    enter = ["unshare", "--mount", "sh", "-c", _ENTER, "sh", str(rootfs("pgbouncer")), str(directory)]
+    return [*enter, "pgbouncer", f"/etc/poolkeeper/{INI}"]
+
+
+@contextmanager
+def keeper(directory: Path, shop: Shop, behind: int, whole: Configuration) -> Iterator[Keeper]:
+    directory.mkdir()
+    made = Keeper(directory, free_port(), behind, shop)
+    made.write(whole)
+    os.chown(directory, USER, USER)
+    with running(keeper_command(directory), directory / "pgbouncer.log", signal.SIGQUIT) as process:
+
+        def listens() -> bool:
+            assert process.poll() is None, made.log()
+            return "process up" in made.log()
+
+        eventually(listens)
+        yield made
