@@ -1,4 +1,4 @@
-"""The NetworkPolicy: poolers admit their consumers' namespaces and the operator, nobody else."""
+"""The NetworkPolicy: poolers admit their consumers' namespaces, one another and the operator, nobody else."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def render(database: PooledDatabase, consumer_namespaces: Iterable[str], setting
             }
         },
     }
+    peers = {"podSelector": {"matchLabels": names.pod_selector(database.uid)}}  # with cancel requests
     consumers = {
         "namespaceSelector": {
             "matchExpressions": [{"key": _NAMESPACE_NAME, "operator": "In", "values": namespaces}]
@@ -38,7 +39,7 @@ def render(database: PooledDatabase, consumer_namespaces: Iterable[str], setting
             "policyTypes": ["Ingress"],
             "ingress": [
                 {
-                    "from": [operator, *([consumers] if namespaces else [])],
+                    "from": [operator, peers, *([consumers] if namespaces else [])],
                     "ports": [{"port": names.POOLER_PORT, "protocol": "TCP"}],
                 }
             ],
