@@ -1,4 +1,4 @@
-"""``python -m e2e.bench reconcile | reload | all``"""
+"""``python -m e2e.bench reconcile | reload | keeper | all``"""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from e2e.bench import figures, reconcile, reload
+from e2e.bench import admission, figures, moving, ratios, reconcile, reload, rollouts
 from e2e.bench.figures import Figure
 from e2e.cluster.shell import ClusterError, say
 
-BENCHES: dict[str, Callable[[], list[Figure]]] = {"reconcile": reconcile.run, "reload": reload.run}
+
+def keeper() -> list[Figure]:
+    """Everything about keepers: what no cluster is needed for comes first."""
+    return [figure for part in (ratios, moving, admission, rollouts) for figure in part.run()]
+
+
+BENCHES: dict[str, Callable[[], list[Figure]]] = {
+    "reconcile": reconcile.run,
+    "reload": reload.run,
+    "keeper": keeper,
+}
 
 
 def main(arguments: list[str]) -> int:

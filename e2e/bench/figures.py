@@ -17,17 +17,20 @@ RESULTS = ROOT / ".bench"
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value. `target` is the most that is accepted; None for what is only told."""
+    """One measured value. `target` is the most that is accepted, or the least; None for what is only told."""
 
     name: str
     value: float
     unit: str
     target: float | None = None
+    at_least: bool = False
 
     @property
     def ok(self) -> bool | None:
         """Whether the target is met; None where there is none."""
-        return None if self.target is None else self.value <= self.target
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -49,7 +52,7 @@ def table(figures: Sequence[Figure]) -> str:
     """The figures as aligned columns."""
     rows = [("figure", "value", "unit", "target", "")]
     for figure in figures:
-        target = "" if figure.target is None else f"<= {figure.target:g}"
+        target = "" if figure.target is None else f"{'>=' if figure.at_least else '<='} {figure.target:g}"
         verdict = {None: "", True: "met", False: "MISSED"}[figure.ok]
         rows.append((figure.name, f"{figure.value:.3g}", figure.unit, target, verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]

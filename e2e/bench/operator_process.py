@@ -16,10 +16,14 @@ STOP_SECONDS = 10.0
 
 
 class OperatorProcess:
-    """`python -m poolkeeper` with a kubeconfig; use it as a context manager. Its log goes to a file."""
+    """`python -m poolkeeper` with a kubeconfig; use it as a context manager. Its log goes to a file.
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
+    `environment` holds more variables for it.
+    """
+
+    def __init__(self, kubeconfig: Path, log: Path, **environment: str) -> None:
         self._kubeconfig = kubeconfig
+        self._more = environment
         self.log = log
 
     def __enter__(self) -> OperatorProcess:
@@ -29,7 +33,8 @@ class OperatorProcess:
             "PYTHONPATH": str(ROOT / "operator"),
             "POOLKEEPER_NAMESPACE": "poolkeeper",
             "POOLKEEPER_POD": "bench",
-            "POOLKEEPER_HEALTH_PORT": str(_free_port()),
+            "POOLKEEPER_HEALTH_PORT": str(free_port()),
+            **self._more,
         }
         command = [sys.executable, "-m", "poolkeeper"]
         with self.log.open("ab") as log:
@@ -68,7 +73,7 @@ class OperatorProcess:
         raise RuntimeError(f"the kernel does not tell {key}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -11,9 +11,9 @@ from e2e.cluster.paths import ROOT
 from e2e.cluster.shell import ClusterError
 from e2e.images.dockerfile import Copy, Stage, parse
 
-NAMES = ("operator", "pgbouncer", "postgres", "demo-app")
+NAMES = ("operator", "pgbouncer", "postgres", "demo-app", "clients", "nextjs-app")
 # Made by tools that run on the sources, and no part of them.
-_IGNORED = {"__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+_IGNORED = {"__pycache__", "node_modules", ".next", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
 
 @dataclass(frozen=True)
