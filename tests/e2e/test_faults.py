@@ -120,7 +120,7 @@ KEYS = {
     },
     "database-binding": {
         *("type", "provider", "host", "port", "database", "dbname", "username", "user", "password", "uri"),
-        *("jdbc-url", "r2dbc-url", "pgpass", "sslmode"),
+        *("jdbc-url", "r2dbc-url", "pgpass", "sslmode", "ca.crt"),
     },
 }
 _NO_IMAGE = [{"op": "remove", "path": "/spec/pooler/image"}]

@@ -50,7 +50,8 @@ def test_poolers_run_restricted_and_without_a_service_account_token(shop: Place)
     for pod in shop.pods():
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
-        assert [volume for volume in spec["volumes"] if "projected" in volume] == []
+        sources = [set(source) for volume in spec["volumes"] for source in volume["projected"]["sources"]]
+        assert sources == [{"secret"}, {"downwardAPI"}], "anything else could be a token"
         (container,) = spec["containers"]
         assert container.get("env", []) == container.get("envFrom", []) == []
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -75,6 +76,12 @@ def secret_parts(place: Place) -> dict[str, str]:
     for key, value in logins.items():
         login = json.loads(value)
         found |= {f"{key}'s {part}": login[part] for part in ("password", "verifier") if part in login}
+        # Of a key one line of its text: in JSON its line ends look otherwise.
+        found |= {
+            f"{key}'s key of {part}": text.splitlines()[1]
+            for part, text in login.items()
+            if str(text).startswith("-----BEGIN PRIVATE KEY-----")
+        }
     found["DATABASE_URL's password"] = place.secret()["PGPASSWORD"]
     assert all(len(value) >= SHORTEST_SECRET for value in found.values())
     return found
