@@ -22,34 +22,11 @@ from poolkeeper.cluster import Cluster, ClusterError
 from poolkeeper.cluster import Refused as ClusterRefused
 from poolkeeper.settings import Settings, Webhook
 from poolkeeper.world import Ref
+from tests.apiserver.chart_paths import path
 from tests.apiserver.conftest import Api, Refused
 from tests.fast.helm_chart import BOTH_MODES, CHART, NAMESPACE, WATCHING, Object, render
 
-_COLLECTIONS = {
-    "Service": "/api/v1/namespaces/{namespace}/services",
-    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
-    "Pod": "/api/v1/namespaces/{namespace}/pods",
-    "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
-    "Job": "/apis/batch/v1/namespaces/{namespace}/jobs",
-    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
-    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
-    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
-    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-    "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
-    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
-    "ValidatingAdmissionPolicyBinding": (
-        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
-    ),
-    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-}
 _POOLED_DATABASES = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
-
-
-def path(obj: Object) -> str:
-    collection = _COLLECTIONS[obj["kind"]].format(namespace=obj["metadata"].get("namespace"))
-    return f"{collection}/{obj['metadata']['name']}"
 
 
 @pytest.fixture(scope="module")

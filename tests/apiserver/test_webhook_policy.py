@@ -12,6 +12,7 @@ import pytest
 from e2e.cluster.control_plane import ControlPlane
 from poolkeeper.certificates import authority
 from poolkeeper.mint import authority_key
+from tests.apiserver.chart_paths import path
 from tests.apiserver.client import Api, Refused
 from tests.fast.helm_chart import NAMESPACE, render
 
@@ -23,15 +24,6 @@ KINDS = (
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
 )
-PATHS = {
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-    "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
-    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
-    "ValidatingAdmissionPolicyBinding": (
-        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +35,7 @@ def operator(control_plane: ControlPlane, api: Api) -> Iterator[Api]:
         if obj["kind"] in KINDS and "helm.sh/hook" not in obj["metadata"].get("annotations", {})
     ]
     for obj in made:
-        api.apply(f"{PATHS[obj['kind']]}/{obj['metadata']['name']}", obj)
+        api.apply(path(obj), obj)
     operator = Api(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
     deadline = time.monotonic() + 30
     while True:  # the API server takes up policies and rights from its own watches

@@ -23,7 +23,7 @@ from poolkeeper.keeper_template import KeeperTemplate
 from poolkeeper.logins import Login, keeper_certificate_name, keeper_console
 from poolkeeper.world import ConsoleAccess
 from tests import specs
-from tests.pgbouncer.processes import USER, eventually, free_port, running
+from tests.pgbouncer.processes import USER, free_port, running, wait_until_it_listens
 from tests.pgbouncer.rootfs import rootfs
 from tests.pgbouncer.shop import NAME, WEB, Shop
 
@@ -115,10 +115,5 @@ def keeper(directory: Path, shop: Shop, behind: int, whole: Configuration) -> It
     made.write(whole)
     os.chown(directory, USER, USER)
     with running(keeper_command(directory), directory / "pgbouncer.log", signal.SIGQUIT) as process:
-
-        def listens() -> bool:
-            assert process.poll() is None, made.log()
-            return "process up" in made.log()
-
-        eventually(listens)
+        wait_until_it_listens(process, made.log)
         yield made

@@ -25,7 +25,7 @@ from poolkeeper.certificates import issue
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.logins import Login, keeper_console
 from poolkeeper.world import ConsoleAccess
-from tests.pgbouncer.processes import DIRECTORY, USER, Pooler, eventually, inside, running
+from tests.pgbouncer.processes import DIRECTORY, USER, Pooler, inside, running, wait_until_it_listens
 from tests.pgbouncer.shop import WEB, Shop
 
 PORT = 6432
@@ -197,12 +197,7 @@ def keeper(
     command = inside("pgbouncer", made.directory, "pgbouncer", f"{DIRECTORY}/pgbouncer.ini")
     with running(command, made.directory / "pgbouncer.log", signal.SIGQUIT) as process:
         made.process = process
-
-        def listens() -> bool:
-            assert process.poll() is None, made.log()
-            return "process up" in made.log()
-
-        eventually(listens)
+        wait_until_it_listens(process, made.log)
         yield made
 
 

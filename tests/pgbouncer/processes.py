@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,13 +249,18 @@ def pooler(directory: Path, configuration: Configuration) -> Iterator[Pooler]:
     command = inside("pgbouncer", directory, "pgbouncer", f"{DIRECTORY}/{INI}")
     with running(command, log, signal.SIGQUIT) as process:
         made.process = process
-
-        def listens() -> bool:
-            assert process.poll() is None, made.log()
-            return "process up" in made.log()
-
-        eventually(listens)
+        wait_until_it_listens(process, made.log)
         yield made
+
+
+def wait_until_it_listens(process: subprocess.Popen[bytes], log: Callable[[], str]) -> None:
+    """Wait for a PgBouncer, by what it logs; fails with its log if it ends instead."""
+
+    def listens() -> bool:
+        assert process.poll() is None, log()
+        return "process up" in log()
+
+    eventually(listens)
 
 
 def _give(directory: Path) -> None:

@@ -23,6 +23,8 @@ from poolkeeper.desired.pgbouncer_config import (
     Configuration,
     content_file,
     digest,
+    paths_in,
+    shown_columns,
 )
 from poolkeeper.keeper_template import APP_USER
 from poolkeeper.logins import Login
@@ -86,15 +88,7 @@ def configuration(
     tls_key = content_file("tls", certificate.key, "key")
 
     def settings(generation: str) -> dict[str, str]:
-        paths = pgbouncer_ini.Paths(
-            userlist=f"{CONFIG_DIRECTORY}/userlist-{generation}.txt",
-            hba=f"{CONFIG_DIRECTORY}/hba-{generation}.conf",
-            upstream_ca=f"{CONFIG_DIRECTORY}/{ca[0]}",
-            tls_ca=f"{CONFIG_DIRECTORY}/{ca[0]}",
-            tls_certificate=f"{CONFIG_DIRECTORY}/{tls_certificate[0]}",
-            tls_key=f"{CONFIG_DIRECTORY}/{tls_key[0]}",
-            pod=f"{CONFIG_DIRECTORY}/{POD_FILE}",
-        )
+        paths = paths_in(CONFIG_DIRECTORY, generation, ca[0], ca[0], tls_certificate[0], tls_key[0])
         shared = pgbouncer_ini.settings(target, parameters, paths)
         return {name: value for name, value in shared.items() if name != "listen_port"}
 
@@ -112,7 +106,7 @@ def configuration(
         generation=generation,
         files=files(generation),
         settings=settings(generation),
-        databases={row.name: _shown(target, row) for row in rows},
+        databases={row.name: shown_columns(target, row) for row in rows},
         users=frozenset({APP_USER, console.name, userlist.marker(generation)}),
     )
 
@@ -171,13 +165,3 @@ def _rules(rows: tuple[Entry, ...]) -> str:
     lines = [f'host {names} "{APP_USER}" {address} trust' for address in _LOOPBACK]
     lines += [f'hostssl "{CONSOLE_DATABASE}" "{CONSOLE_LOGIN}" all scram-sha-256']
     return "\n".join(lines) + "\n"
-
-
-def _shown(target: Target, row: Entry) -> dict[str, str]:
-    return {
-        "host": target.host,
-        "port": str(target.port),
-        "database": row.database,
-        "force_user": target.user,
-        "pool_mode": row.pool_mode,
-    }

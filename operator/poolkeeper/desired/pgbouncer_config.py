@@ -76,15 +76,8 @@ def configuration(
     addresses = dict(peers or {})
 
     def paths(generation: str) -> Paths:
-        return Paths(
-            userlist=f"{directory}/userlist-{generation}.txt",
-            hba=f"{directory}/hba-{generation}.conf",
-            upstream_ca=f"{directory}/{upstream_ca[0]}",
-            tls_ca=f"{directory}/{tls_ca[0]}",
-            tls_certificate=f"{directory}/{tls_certificate[0]}",
-            tls_key=f"{directory}/{tls_key[0]}",
-            pod=f"{directory}/{POD_FILE}",
-        )
+        tls = (tls_ca[0], tls_certificate[0], tls_key[0])
+        return paths_in(directory, generation, upstream_ca[0], *tls)
 
     def files(generation: str) -> dict[str, str]:
         return {
@@ -99,9 +92,24 @@ def configuration(
         generation=generation,
         files=files(generation),
         settings=pgbouncer_ini.settings(target, parameters, paths(generation)),
-        databases={row.name: _shown(target, row) for row in rows},
+        databases={row.name: shown_columns(target, row) for row in rows},
         users=frozenset({login.name for login in known} | {userlist.marker(generation)}),
         peers={str(peer): {"host": host, "port": str(POOLER_PORT)} for peer, host in addresses.items()},
+    )
+
+
+def paths_in(
+    directory: str, generation: str, upstream_ca: str, tls_ca: str, tls_certificate: str, tls_key: str
+) -> Paths:
+    """Where a process finds its files; the last four are names of content_file()."""
+    return Paths(
+        userlist=f"{directory}/userlist-{generation}.txt",
+        hba=f"{directory}/hba-{generation}.conf",
+        upstream_ca=f"{directory}/{upstream_ca}",
+        tls_ca=f"{directory}/{tls_ca}",
+        tls_certificate=f"{directory}/{tls_certificate}",
+        tls_key=f"{directory}/{tls_key}",
+        pod=f"{directory}/{POD_FILE}",
     )
 
 
@@ -130,7 +138,8 @@ def digest(key: str, files: Mapping[str, str]) -> str:
     return hmac.new(key.encode(), content.encode(), hashlib.sha256).hexdigest()[:12]
 
 
-def _shown(target: Target, entry: Entry) -> dict[str, str]:
+def shown_columns(target: Target, entry: Entry) -> dict[str, str]:
+    """What SHOW DATABASES must show of an entry."""
     return {
         "host": target.host,
         "port": str(target.port),
