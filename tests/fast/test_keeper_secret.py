@@ -127,8 +127,8 @@ def test_the_rules_admit_the_app_from_loopback_and_the_console_over_tls() -> Non
 
 def test_the_userlist_has_the_app_without_a_password_and_the_console_as_a_verifier() -> None:
     whole = made()
-    assert whole.files[f"userlist-{whole.generation}.txt"] == (
-        f'"app" ""\n"poolkeeper" "{VERIFIER}"\n"pk.{whole.generation}" ""\n'
+    assert whole.files[f"userlist-{whole.generation}.txt"].rstrip("\n") == (
+        f'"app" ""\n"poolkeeper" "{VERIFIER}"\n"pk.{whole.generation}" ""'
     )
     assert whole.users == {"app", "poolkeeper", f"pk.{whole.generation}"}
 

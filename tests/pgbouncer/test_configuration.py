@@ -68,6 +68,24 @@ async def test_a_changed_parameter_and_a_new_consumer_arrive_by_reload_in_the_sa
         assert (await trial_login(running.host, running.port, login, shop.entry(API), 5)).reachable
 
 
+async def test_a_userlist_with_the_inode_and_the_time_of_the_one_before_is_read_all_the_same(
+    shop: Shop, tmp_path: Path
+) -> None:
+    with pooler(tmp_path, shop.configuration()) as running:
+        first = running.write(shop.configuration(parameters={"default_pool_size": "6"}))
+        assert await running.apply(first, shop.console(running)) is None
+        old = tmp_path / "old"
+        os.link(running.directory / f"userlist-{first.generation}.txt", old)
+        read = old.stat()
+        changed = running.write(shop.configuration(parameters={"default_pool_size": "7"}))
+        new = running.directory / f"userlist-{changed.generation}.txt"
+        old.write_text(new.read_text())
+        old.rename(new)
+        os.utime(new, (read.st_atime, read.st_mtime))
+        assert (new.stat().st_ino, new.stat().st_mtime) == (read.st_ino, read.st_mtime)
+        assert await running.apply(changed, shop.console(running)) is None
+
+
 async def _unapplied(running: Pooler, shop: Shop, configuration: object) -> str | None:
     tables = [await rows(running, shop, table) for table in ("CONFIG", "DATABASES", "USERS", "PEERS")]
     return console.unapplied(configuration, *tables)  # type: ignore[arg-type]
