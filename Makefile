@@ -49,7 +49,8 @@ test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server
 	$(MAKE) install
 	$(PYTEST) tests/fast -n auto
 	$(PYTEST) tests/apiserver -n 2 --dist loadfile --durations=10
-	$(PYTEST) tests/pgbouncer tests/e2e --durations=15
+	$(PYTEST) tests/pgbouncer -n 2 --dist loadfile --durations=10
+	$(PYTEST) tests/e2e --durations=15
 
 bench: $(VENV)/.installed ## Benchmarks, all or BENCH=<name>
 	$(PYTHON) -m e2e.bench $(BENCH)
