@@ -133,7 +133,7 @@ class Pauser:
 
     async def _warm(self, key: Key, uid: str, entry: str) -> None:
         """Log in once through an entry that nobody is connected to. PgBouncer learns there what a server tells
-        its clients; without that knowledge a paused entry lets logins wait, and keepers' logins time out."""
+        its clients; without that knowledge a paused entry lets logins wait, until the client gives up."""
         login = self._orders[key].logins.get(entry)
         access = self._pooler(key, uid).access
         if login is not None:
