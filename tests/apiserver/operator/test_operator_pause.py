@@ -1,5 +1,5 @@
-"""Planned pauses under a running operator: real poolers before a real PostgreSQL, in pods that only the API server
-knows. The test does kubelet's part."""
+"""Planned pauses under a running operator: real poolers before a real PostgreSQL, in pods that only the API
+server knows. The test does kubelet's part."""
 
 from __future__ import annotations
 
