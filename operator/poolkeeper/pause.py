@@ -141,4 +141,4 @@ def _whole(time: datetime) -> datetime:
 
 
 def _time(text: str) -> datetime:
-    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    return datetime.fromisoformat(text).astimezone(UTC)

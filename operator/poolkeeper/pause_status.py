@@ -17,6 +17,8 @@ from poolkeeper.world import ConsoleAccess, Key, Pod, World
 
 KIND = "Paused"
 PAUSING, TIMED_OUT, RESUMING, RESUMED = "Pausing", "TimedOut", "Resuming", "Resumed"
+AT_ONCE_SECONDS = 0.05
+"""How soon to go on once the status records the next step."""
 ENDING_SECONDS = 7.0
 """So long before a terminating pod is killed it resumes: who waits there would fail for certain."""
 
@@ -106,6 +108,16 @@ def _may_hold(pod: Pod, world: World) -> bool:
         return False
     # One that does not serve may not have begun to listen, or be shutting down and listen no more.
     return serves(pod) or (seen is not None and not seen.problem)
+
+
+def requeue(world: World, now: datetime) -> float | None:
+    """In how many seconds the pause wants to be looked at again."""
+    assert world.resource is not None
+    known = pause.recorded(world.resource)
+    if pause.advance(world.resource, resumed(world), now) != known:
+        return AT_ONCE_SECONDS
+    left = known.next_change(pause.asked(world.resource), now) if known is not None else None
+    return None if left is None else max(left, AT_ONCE_SECONDS)
 
 
 def condition(wanted: Wanted, world: World, found: Pause | None, now: datetime) -> Condition | None:

@@ -17,24 +17,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import consent, names, pause, status
+from poolkeeper import consent, names, pause_status, status
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
 from poolkeeper.events import Event
 from poolkeeper.logins import Login
 from poolkeeper.ownership import desired_digest
-from poolkeeper.pause_status import Pausing, pausing, resumed
+from poolkeeper.pause_status import Pausing, pausing
 from poolkeeper.processes import Leaving, Reload, keepers_behind, leaving, moving, poolers_behind, serves
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target
 from poolkeeper.wanted import Wanted, want
-from poolkeeper.world import Child, Key, Pod, Ref, Resource, World
+from poolkeeper.world import Child, Key, Pod, Ref, World
 
 Object = dict[str, Any]
 
-AT_ONCE_SECONDS = 0.05
-"""How soon to go on with a pause once the status records its next step."""
 RECHECK_SECONDS = 5.0
 """How soon what no event will tell is looked at again: a missing Secret, a refusal, a console that differs."""
 
@@ -114,7 +112,7 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         held = pausing(key, world, now, None, begin=False)
         if revoked:
             return Plan(delete=revoked, pausing=held)
-        return Plan(status=reported, events=events, pausing=held, requeue=_pause_requeue(resource, world, now))
+        return Plan(status=reported, events=events, pausing=held, requeue=pause_status.requeue(world, now))
     database = resource.spec
     wanted = want(database, world, settings, now)
     going = leaving(wanted, world, now)
@@ -135,7 +133,7 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         pausing=replace(held, begin=not behind) if held else None,
         status=reported,
         events=events,
-        requeue=_sooner(_requeue(wanted, world), _pause_requeue(resource, world, now)),
+        requeue=_sooner(_requeue(wanted, world), pause_status.requeue(world, now)),
     )
 
 
@@ -290,14 +288,6 @@ def _requeue(wanted: Wanted, world: World) -> float | None:
     if wanted.fault is not None or world.refusals or shown_wrong:
         return RECHECK_SECONDS
     return world.next_probe_seconds
-
-
-def _pause_requeue(resource: Resource, world: World, now: datetime) -> float | None:
-    known = pause.recorded(resource)
-    if pause.advance(resource, resumed(world), now) != known:
-        return AT_ONCE_SECONDS
-    left = known.next_change(pause.asked(resource), now) if known is not None else None
-    return None if left is None else max(left, AT_ONCE_SECONDS)
 
 
 def _sooner(one: float | None, other: float | None) -> float | None:

@@ -16,8 +16,8 @@ NAME = "pg"
 _STARTED = ["psql", "-U", "postgres", "-h", "/tmp", "-Atc", "SELECT pg_postmaster_start_time()"]
 _RESTART_SECONDS = 20.0
 _AGAIN = ["sh", "-c", 'while entrypoint.sh "$@"; do sleep 2; done', "sh"]
-"""Starts it again, 2 s after it was stopped in order. The pod has to stay, since its data live as long, and kubelet
-waits ever longer before it starts a container again."""
+"""Starts it again, 2 s after it was stopped in order. The pod has to stay, since its data live as long, and
+kubelet waits ever longer before it starts a container again."""
 
 
 def start(namespace: str, password: str, certificate: Pair | None = None, replicas: int = 1) -> str:
