@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from poolkeeper import console, pauser
+from poolkeeper.drain import Departure, Keepers
 from poolkeeper.pause_status import HeldPooler, Pausing
 from poolkeeper.pauser import Pauser
 from poolkeeper.queue import Queue
@@ -339,6 +340,36 @@ async def test_who_waits_at_a_pooler_that_is_told_to_end_is_served_after_all(fle
     await asyncio.wait_for(waiting, 2)
     await client.close()
     assert await in_thread(lambda: going.process and going.process.wait(5)) == 0
+
+
+async def test_a_pooler_that_goes_in_the_middle_of_a_pause_costs_keepers_nothing(fleet: Fleet) -> None:
+    going, staying = fleet.poolers
+    load = Load()
+    async with contextlib.AsyncExitStack() as stack:
+        for item in fleet.keepers:
+            await stack.enter_async_context(load.on(6, 0.005, **item.connection()))
+        await asyncio.sleep(0.7)
+        await fleet.operator.pause()
+        before = load.done
+        fleet.balancer.serving = [(staying.host, staying.port)]
+        fleet.operator.leaving.append(going)
+        fleet.operator.order(hold=True)
+        now = asyncio.get_running_loop().time()
+        departure = Departure(fleet.shop.console(going), now, now + 25)
+        draining = asyncio.create_task(
+            Keepers().drain(departure, lambda: [item.seen for item in fleet.keepers])
+        )
+        await asyncio.sleep(2)
+        assert going.process is not None
+        going.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(1.5)
+        assert load.done == before
+        fleet.operator.order(hold=False)
+        await fleet.operator.until(lambda seen: seen[1] == RESUMED)
+        assert (await draining).empty
+        assert await in_thread(lambda: going.process and going.process.wait(5)) == 0
+        assert load.done > before + 50
+    assert load.failures == []
 
 
 async def test_another_operator_ends_what_one_has_begun(fleet: Fleet) -> None:
