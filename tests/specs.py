@@ -73,6 +73,8 @@ BY_HOST: Spec = {
         "poolSize": 5,
     },
     "consumers": [{"namespace": "web", "secretName": "shop-database"}],
+    "paused": True,
+    "pauseTimeoutSeconds": 300,
 }
 BY_URL: Spec = {
     "upstream": {"uriSecretRef": {"name": "shop-url", "key": "url"}, "tls": {"mode": "require"}},
@@ -425,6 +427,9 @@ KEEPERS = (
     Bad("pool of 0", changed("keeper.poolSize", 0), ("spec.keeper.poolSize", "1")),
     Bad("pool of 1001", changed("keeper.poolSize", 1001), ("spec.keeper.poolSize", "1000")),
     Bad("quoted pool", changed("keeper.poolSize", "10"), ("spec.keeper.poolSize",)),
+    Bad("quoted pause", changed("paused", "true"), ("spec.paused",)),
+    Bad("pause of 4 s", changed("pauseTimeoutSeconds", 4), ("spec.pauseTimeoutSeconds", "5")),
+    Bad("pause of 1801 s", changed("pauseTimeoutSeconds", 1801), ("spec.pauseTimeoutSeconds", "1800")),
     Bad("word for enabled", changed("keeper.enabled", "yes"), ("spec.keeper.enabled",)),
     Bad("keeper's image", changed("keeper.image", "pgbouncer 1.26"), ("spec.keeper.image", "without spaces")),
     Bad("keeper's quantity", changed("keeper.resources.limits", {"memory": "64 MB"}), _KEEPER_QUANTITY),

@@ -82,6 +82,8 @@ def parse(body: Mapping[str, Any]) -> PooledDatabase:
         pooler=_pooler(spec.object("pooler")),
         keeper=_keeper(spec.object("keeper")),
         consumers=_consumers(spec, namespace, upstream),
+        paused=spec.boolean("paused", default=False),
+        pause_timeout_seconds=spec.integer("pauseTimeoutSeconds", 5, 1800, default=60),
     )
 
 

@@ -1,7 +1,7 @@
-"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, keepers are reconfigured.
+"""What goes on beside the runs of a PooledDatabase: pooler pods are drained and paused, keepers reconfigured.
 
-Both take as long as apps and networks please, and a run must not wait for them. Each tells the queue when it is
-over, and the next run reports it.
+All of it takes as long as apps and networks please, and a run must not wait for them. Each tells the queue
+when it is over, and the next run reports it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from poolkeeper import console
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.cluster import ClusterError
 from poolkeeper.drain import Departure, Keepers
+from poolkeeper.pauser import Pauser
 from poolkeeper.processes import Leaving, Reload
 from poolkeeper.queue import Queue
 from poolkeeper.store import Store
@@ -43,6 +44,7 @@ class Beside:
         self._moving: dict[Key, tuple[KeeperConsole, ...]] = {}
         self._updates: dict[Key, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(UPDATES)
+        self.pauser = Pauser(store, queue)
 
     def drain(self, key: Key, leaving: Iterable[Leaving], moving: tuple[KeeperConsole, ...]) -> None:
         """Have these pods drained: all of the PooledDatabase that terminate now. One is drained once only."""

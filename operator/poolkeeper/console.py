@@ -50,12 +50,16 @@ class Console:
         """A table as the console prints it, such as CONFIG or DATABASES; NULL reads as the empty text."""
         return await self.execute(f"SHOW {table}")
 
-    async def execute(self, command: str) -> list[dict[str, str]]:
-        """Run one command; returns its rows, if it has any. Raises ConsoleError."""
+    async def execute(self, command: str, timeout: float | None = None) -> list[dict[str, str]]:
+        """Run one command; returns its rows, if it has any. `timeout`: another one than the connection's.
+
+        Raises ConsoleError. Without an answer in time the command may go on, but the connection is dead.
+        """
+        limit = self._timeout if timeout is None else timeout
         try:
-            cursor = await libpq.execute(self._connection, command, self._timeout)
+            cursor = await libpq.execute(self._connection, command, limit)
         except TimeoutError:
-            raise ConsoleError(faults.TIMEOUT, f"{command}: no answer within {self._timeout:.2g} s") from None
+            raise ConsoleError(faults.TIMEOUT, f"{command}: no answer within {limit:.2g} s") from None
         except psycopg.Error as error:
             alive = not self._connection.closed
             reason = COMMAND_FAILED if alive else faults.UNAVAILABLE

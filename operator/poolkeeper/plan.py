@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import consent, names, status
+from poolkeeper import consent, names, pause_status, status
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
 from poolkeeper.events import Event
 from poolkeeper.logins import Login
 from poolkeeper.ownership import desired_digest
+from poolkeeper.pause_status import Pausing, pausing
 from poolkeeper.processes import Leaving, Reload, keepers_behind, leaving, moving, poolers_behind, serves
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target
@@ -67,6 +68,8 @@ class Plan:
     """Pooler pods to be drained, beside the runs as well."""
     moving: tuple[KeeperConsole, ...] = ()
     """The keepers that may have to leave them."""
+    pausing: Pausing | None = None
+    """A planned pause, which is seen to beside the runs too."""
     probe: Target | None = None
     trial: Trial | None = None
     """What to try where the operator itself can't reach the upstream."""
@@ -100,31 +103,37 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
     if resource is None:
         return Plan(delete=_all_children(world))
     if resource.deleting:
-        return _teardown(world)
+        return replace(_teardown(world), pausing=pausing(key, world, now, None, begin=False))
     if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
         return Plan()  # nothing can be made there any more; the resource's own deletion follows
     if isinstance(resource.spec, SpecError):
         revoked = _revoked(key, world)
         reported, events = status.of_invalid_spec(resource, resource.spec, world, now)
-        return Plan(delete=revoked) if revoked else Plan(status=reported, events=events)
+        held = pausing(key, world, now, None, begin=False)
+        if revoked:
+            return Plan(delete=revoked, pausing=held)
+        return Plan(status=reported, events=events, pausing=held, requeue=pause_status.requeue(world, now))
     database = resource.spec
     wanted = want(database, world, settings, now)
     going = leaving(wanted, world, now)
     moved = moving(wanted, world) if going else ()
+    held = pausing(key, world, now, wanted, begin=False)
     for group in (_foundations, _poolers, _proofs, _consumers):
         steps = group(database, wanted, world)
         if not steps.settled:
-            return replace(steps, leaving=going, moving=moved)
+            return replace(steps, leaving=going, moving=moved, pausing=held)
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
+    behind = keepers_behind(wanted, world)
     return Plan(
-        keepers=keepers_behind(wanted, world),
+        keepers=behind,
         leaving=going,
         moving=moved,
+        pausing=replace(held, begin=not behind) if held else None,
         status=reported,
         events=events,
-        requeue=_requeue(wanted, world),
+        requeue=_sooner(_requeue(wanted, world), pause_status.requeue(world, now)),
     )
 
 
@@ -279,3 +288,7 @@ def _requeue(wanted: Wanted, world: World) -> float | None:
     if wanted.fault is not None or world.refusals or shown_wrong:
         return RECHECK_SECONDS
     return world.next_probe_seconds
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((seconds for seconds in (one, other) if seconds is not None), default=None)

@@ -73,6 +73,7 @@ class Reconciler:
             for _ in range(ROUNDS):
                 steps = plan(key, await self._gather(key, run), self._settings, datetime.now(UTC))
                 self._beside.drain(key, steps.leaving, steps.moving)
+                self._beside.pauser.order(key, steps.pausing)
                 if steps.settled:
                     if steps.keepers and await self._beside.update(key, steps.keepers):
                         continue

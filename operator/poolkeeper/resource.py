@@ -129,3 +129,5 @@ class PooledDatabase:
     pooler: Pooler
     keeper: Keeper
     consumers: tuple[ConsumerRule, ...]
+    paused: bool
+    pause_timeout_seconds: int

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import names
+from poolkeeper import names, pause, pause_status
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
@@ -22,6 +22,8 @@ from poolkeeper.world import Pod, Ref, Resource, World
 FAILING_CONSUMERS_LISTED = 10
 _MESSAGE_LIMIT = 1024
 _FAULTS_FROM_THE_START = ("SpecValid", "UpstreamReachable", "ConsumersSynced")
+_FALSE_AS_PLANNED = frozenset({pause_status.PAUSING, pause_status.RESUMING, pause_status.RESUMED})
+"""Reasons that are no warning."""
 
 
 def of(
@@ -36,11 +38,14 @@ def of(
         pooler_available(database, world),
         config_applied(wanted, world),
     )
+    pausing = pause.advance(resource, pause_status.resumed(world), now)
+    paused = pause_status.condition(wanted, world, pausing, now)
     conditions = (
         ready(data_path),
         *data_path,
         consumers_synced(wanted, world),
         keepers_current(wanted, world),
+        *([paused] if paused is not None else []),
     )
     pods = [pod for pod in world.pods if not pod.terminating]
     config = wanted.configuration
@@ -59,6 +64,7 @@ def of(
         },
         **({"appliedConfig": config.generation} if config and conditions[4].status == TRUE else {}),
         **({"binding": {"name": names.binding_name(own[0].secret_name)}} if own else {}),
+        **({pause.FIELD: pause.to_record(pausing)} if pausing is not None else {}),
     }
     return _written(resource, body, conditions, now)
 
@@ -71,6 +77,9 @@ def of_invalid_spec(
     kept = {key: value for key, value in resource.status.items() if key != "conditions"}
     pods = [pod for pod in world.pods if not pod.terminating]
     counts = {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods)}
+    pausing = pause.advance(resource, pause_status.resumed(world), now)
+    if pausing is not None:
+        kept = {**kept, pause.FIELD: pause.to_record(pausing)}
     others = tuple(
         Condition(item["type"], item["status"], item["reason"], item["message"])
         for item in resource.status.get("conditions", ())
@@ -298,7 +307,7 @@ def _transition(resource: Resource, before: Mapping[str, Any] | None, condition:
     seed += [before["lastTransitionTime"], before["reason"]] if before else []
     return Event(
         name=hashlib.sha256("/".join(seed).encode()).hexdigest()[:16],
-        type="Warning" if condition.status == FALSE else "Normal",
+        type="Warning" if condition.status == FALSE and condition.reason not in _FALSE_AS_PLANNED else "Normal",
         reason=condition.type if condition.status == TRUE else condition.reason,
         message=_short(f"{condition.type} is {condition.status}: {condition.message}"),
     )

@@ -25,6 +25,7 @@ from poolkeeper.world import (
     Child,
     Key,
     Namespace,
+    PauseSeen,
     Pod,
     Probe,
     Ref,
@@ -67,6 +68,8 @@ class Store:
         self._sources = Sources()
         self._shown: dict[str, tuple[Shown, float]] = {}
         """By World.shown's key, with the monotonic time."""
+        self._paused: dict[str, PauseSeen] = {}
+        """By pod UID."""
         self._probes: dict[Key, tuple[Probe, float, float]] = {}
         """Outcome, monotonic time, seconds until the next."""
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
@@ -292,6 +295,7 @@ class Store:
             pod = self._pods[key_of].pop(ref, None)
             if pod is not None:
                 self._shown.pop(pod.uid, None)
+                self._paused.pop(pod.uid, None)
             if not self._pods[key_of]:
                 del self._pods[key_of]
         else:
@@ -314,6 +318,16 @@ class Store:
     def unshow(self, process: str) -> None:
         """Nobody knows what it shows now: it has to be looked at again."""
         self._shown.pop(process, None)
+
+    def see_pause(self, uid: str, seen: PauseSeen) -> bool:
+        """What a pooler showed of a pause; whether that is news."""
+        news = self._paused.get(uid) != seen
+        self._paused[uid] = seen
+        return news
+
+    def forget_pause(self, uid: str) -> None:
+        """The pause is over."""
+        self._paused.pop(uid, None)
 
     def probed(self, key: Key, probe: Probe) -> None:
         """The outcome of a login to the upstream. Failures are tried again soon, then ever later."""
@@ -396,6 +410,7 @@ class Store:
             logins=logins,
             files=dict(self._files.get(key, {})),
             shown={process: self._shown[process][0] for process in processes if process in self._shown},
+            paused={pod.uid: self._paused[pod.uid] for pod in pods if pod.uid in self._paused},
             probe=probe,
             probe_due=interval is not None and age >= interval,
             next_probe_seconds=None if interval is None else max(interval - age, 0.1),

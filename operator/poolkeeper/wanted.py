@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import certificates, consent, names, peers
+from poolkeeper import certificates, consent, names, pause, peers
 from poolkeeper.api import PooledDatabase
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import (
@@ -94,6 +94,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     if target is None or logins.console is None or logins.authorities is None:
         return wanted
     peer_ids = peers.assign(world.pods)
+    patience = pause.wait_seconds(world.resource, now) if world.resource is not None else None
     authority = logins.authorities.poolers
     try:
         config = configuration(
@@ -101,11 +102,19 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             entries.entries(target, granted.granted, database.pooler.mode),
             logins,
             certificates.issue(authority, wanted.host, now),
-            database.pooler.parameters,
+            pause.with_patience(database.pooler.parameters, patience),
             deployment.CONFIG_DIRECTORY,
             {peer_ids[pod.uid]: pod.ip for pod in world.pods if pod.uid in peer_ids},
         )
-        keepers = _keepers(database, granted.granted, target, logins.consumers, logins.authorities, now)
+        keepers = _keepers(
+            database,
+            granted.granted,
+            target,
+            logins.consumers,
+            logins.authorities,
+            max(keeper_config.QUERY_WAIT_SECONDS, patience or 0),
+            now,
+        )
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
@@ -152,6 +161,7 @@ def _keepers(
     target: Target,
     logins: Mapping[str, Login],
     authorities: Authorities,
+    wait: int,
     now: datetime,
 ) -> dict[Consumer, Configuration]:
     return {
@@ -163,6 +173,7 @@ def _keepers(
             keeper_console(authorities.keepers, name),
             certificates.issue(authorities.keepers, keeper_certificate_name(name), now),
             authorities.poolers.certificate,
+            wait,
         )
         for consumer in (consumers if database.keeper.enabled else ())
         for name in [entries.login_name(consumer)]

@@ -140,6 +140,18 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class PauseSeen:
+    """What a pooler's console showed last of a pause. `held`: every transaction entry is paused and has no
+    server connection left, else `waits_for` is one that has. `resumed`: told to resume, it holds nobody back.
+    `problem`: why its console could not be asked."""
+
+    held: bool = False
+    waits_for: str = ""
+    resumed: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Probe:
     """The outcome of the last login to an upstream target, by the operator or through a pooler pod."""
 
@@ -196,6 +208,8 @@ class World:
     """The stored logins, completed by freshly minted ones where a consumer has none yet."""
     shown: Mapping[str, Shown] = field(default_factory=dict)
     """By pod UID, or AppPod.process()."""
+    paused: Mapping[str, PauseSeen] = field(default_factory=dict)
+    """By pod UID, while a pause goes on."""
     probe: Probe | None = None
     probe_due: bool = False
     """The last probe is older than its interval."""

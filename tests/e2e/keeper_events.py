@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from e2e import install, kube
 from e2e.install import NAMESPACE, RELEASE
 from e2e.kube import kubectl
+from tests.e2e import postgres
 from tests.e2e.kit import Place, setting, wait_until
 
 SETTLES_SECONDS = 180.0
@@ -70,6 +72,7 @@ HOT_PARAMETERS: dict[str, int | str] = {
     "stats_period": 30,
 }
 """A value for every parameter that needs no restart. None of them may end what a well-behaved app does."""
+PAUSE_SECONDS = 5.0
 _AT_ONCE = 10
 _RETIREMENT_SECONDS = 1.0
 _LOGIN_RETRY_SECONDS = 1.0
@@ -145,6 +148,36 @@ def rotate_upstream_password(place: Place) -> None:
     retire_upstream_connections(place)
 
 
+def pause_and_resume(place: Place) -> None:
+    """Transactions wait for 5 s."""
+    with _paused(place):
+        time.sleep(PAUSE_SECONDS)
+
+
+def restart_database(place: Place) -> None:
+    """PostgreSQL is stopped and started again while transactions wait."""
+    with _paused(place):
+        postgres.restart(place.server.host.split(".")[1])
+
+
+@contextmanager
+def _paused(place: Place) -> Iterator[None]:
+    """A planned pause, seen to be in force; afterwards nothing is left of it."""
+    place.patch({"paused": True})
+    try:
+        place.wait_condition("Paused", "True", "Paused", within=SETTLES_SECONDS)
+        with place.consoles() as consoles:
+            for console in consoles:
+                rows = console.execute("SHOW DATABASES")
+                held = [row for row in rows if row["pool_mode"] == "transaction" and row["name"] != "pgbouncer"]
+                assert held, f"{console.name} has no transaction entry"
+                assert {(row["paused"], row["current_connections"]) for row in held} == {("1", "0")}
+        yield
+    finally:
+        place.patch({"paused": False})
+    place.wait_settled(SETTLES_SECONDS)
+
+
 def retire_upstream_connections(place: Place) -> None:
     """Have every pooler log in anew, connection by connection. RECONNECT would break off logins that go on."""
     with place.consoles() as consoles:
@@ -164,6 +197,8 @@ EVENTS: dict[str, Callable[[Place], None]] = {
     "operator killed in a rollout": kill_operator_in_mid_rollout,
     "operator upgrade": upgrade_operator,
     "upstream password": rotate_upstream_password,
+    "pause of 5 s": pause_and_resume,
+    "database restart in a pause": restart_database,
 }
 
 

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from e2e import kube
 from e2e.cluster.pki import Pair
+from e2e.cluster.shell import ClusterError
 from e2e.images.catalog import recipe
 from e2e.kube import Object, kubectl
-from tests.e2e.kit import restricted_pod
+from tests.e2e.kit import restricted_pod, wait_until
 
 NAME = "pg"
+_STARTED = ["psql", "-U", "postgres", "-h", "/tmp", "-Atc", "SELECT pg_postmaster_start_time()"]
+_RESTART_SECONDS = 20.0
+_AGAIN = ["sh", "-c", 'while entrypoint.sh "$@"; do sleep 2; done', "sh"]
+"""Starts it again, 2 s after it was stopped in order. The pod has to stay, since its data live as long, and
+kubelet waits ever longer before it starts a container again."""
 
 
 def start(namespace: str, password: str, certificate: Pair | None = None, replicas: int = 1) -> str:
@@ -39,6 +45,14 @@ def wait(namespace: str) -> None:
     kubectl("-n", namespace, "rollout", "status", f"deployment/{NAME}", "--timeout=60s", timeout=70)
 
 
+def restart(namespace: str) -> None:
+    """Stop it as for maintenance, which ends every connection; it is back some seconds later."""
+    pod = ("-n", namespace, "exec", f"deployment/{NAME}", "--")
+    begun = kubectl(*pod, *_STARTED)
+    kubectl(*pod, "pg_ctl", "stop", "--mode=fast", "--no-wait", "--silent")
+    wait_until(lambda: _started(pod) not in ("", begun), _RESTART_SECONDS, "PostgreSQL to be back")
+
+
 def service(namespace: str, name: str) -> Object:
     """A Service for it, under any name."""
     return {
@@ -52,7 +66,7 @@ def service(namespace: str, name: str) -> Object:
 def _deployment(namespace: str, arguments: list[str]) -> Object:
     pod = restricted_pod(
         recipe("postgres").reference,
-        [],
+        _AGAIN,
         args=arguments,
         env=[{"name": "POSTGRES_PASSWORD_FILE", "value": "/run/pg/password"}],
         readinessProbe={"tcpSocket": {"port": 5432}, "periodSeconds": 1},
@@ -79,6 +93,14 @@ def _deployment(namespace: str, arguments: list[str]) -> Object:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
+
+
+def _started(pod: tuple[str, ...]) -> str:
+    """When the server that takes connections now was started, empty if there is none."""
+    try:
+        return kubectl(*pod, *_STARTED)
+    except ClusterError:
+        return ""
 
 
 def _text(path: Path) -> str:

@@ -15,7 +15,20 @@ from poolkeeper.desired.entries import login_name
 from poolkeeper.logins import Login, Logins, from_secret
 from poolkeeper.plan import Plan, plan
 from poolkeeper.settings import Settings
-from poolkeeper.world import AppPod, Child, Key, Namespace, Pod, Probe, Ref, Resource, Rollout, Shown, World
+from poolkeeper.world import (
+    AppPod,
+    Child,
+    Key,
+    Namespace,
+    PauseSeen,
+    Pod,
+    Probe,
+    Ref,
+    Resource,
+    Rollout,
+    Shown,
+    World,
+)
 
 SETTINGS = Settings(namespace="poolkeeper", identity="test")
 KEY = Key("data", "shop")
@@ -76,6 +89,8 @@ class Simulation:
     pods: tuple[Pod, ...] = ()
     app_pods: tuple[AppPod, ...] = ()
     shown: dict[str, Shown] = field(default_factory=dict)
+    paused: dict[str, PauseSeen] = field(default_factory=dict)
+    now: datetime = NOW
     probe: Probe | None = None
     accepts: Mapping[str, str] = field(default_factory=dict)
     """Password -> reason of refusal; what is not listed logs in."""
@@ -118,13 +133,14 @@ class Simulation:
             marked=frozenset(self.marked),
             logins=logins,
             shown=self.shown,
+            paused=self.paused,
             probe=self.probe,
             files=self._files(),
             refusals={},
         )
 
     def plan(self) -> Plan:
-        return plan(KEY, self.world(), SETTINGS, NOW)
+        return plan(KEY, self.world(), SETTINGS, self.now)
 
     def step(self) -> Plan:
         steps = self.plan()

@@ -143,6 +143,12 @@ class Postgres:
 @contextmanager
 def postgres(directory: Path) -> Iterator[Postgres]:
     """Make a database cluster in `directory` and serve it."""
+    with serving(initialised(directory)) as made:
+        yield made
+
+
+def initialised(directory: Path) -> Postgres:
+    """A database cluster in `directory` that nobody serves yet."""
     password, port = "superuser's password", free_port()
     make_certificates(directory)
     (directory / "pw").write_text(password)
@@ -168,11 +174,18 @@ def postgres(directory: Path) -> Iterator[Postgres]:
     }
     with (directory / "data/postgresql.conf").open("a") as conf:
         conf.writelines(f"{name} = '{value}'\n" for name, value in (settings | changeable).items())
+    return Postgres(port, password, directory, 0)
+
+
+@contextmanager
+def serving(cluster: Postgres) -> Iterator[Postgres]:
+    """Serve it while the block runs; then its clients' connections are closed."""
+    directory = cluster.directory
     log = directory / "postgres.log"
     with running(
         inside("postgres", directory, "postgres", "-D", f"{DIRECTORY}/data"), log, signal.SIGINT
     ) as server:
-        made = Postgres(port, password, directory, server.pid)
+        made = replace(cluster, pid=server.pid)
 
         def answers() -> bool:
             assert server.poll() is None, log.read_text()

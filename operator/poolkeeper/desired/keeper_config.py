@@ -36,6 +36,8 @@ SHARED_PARAMETERS = frozenset(
 )
 """Parameters of the pooler that both tiers must have alike: what they keep track of, or reset, for a client."""
 
+QUERY_WAIT_SECONDS = 120
+"""PgBouncer's own default."""
 _LOOPBACK = ("127.0.0.1/32", "::1/128")
 """Exactly these: service meshes use other addresses of 127.0.0.0/8 for traffic from outside the pod."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -64,12 +66,14 @@ def configuration(
     console: Login,
     certificate: Certificate,
     authority: str,
+    query_wait_seconds: int = QUERY_WAIT_SECONDS,
 ) -> Configuration:
     """The files of one consumer's keepers, and what their consoles must show of them.
 
     `login` is the consumer's at the poolers, `console` the operator's at these keepers; `certificate` is what
-    they show to the operator, `authority` (PEM) what the poolers' certificates are verified with. The setting
-    listen_port is not among what must be shown. Raises ValueError for what can't be written.
+    they show to the operator, `authority` (PEM) what the poolers' certificates are verified with;
+    `query_wait_seconds` is how long a client may wait for a connection to a pooler. The setting listen_port is
+    not among what must be shown. Raises ValueError for what can't be written.
     """
     rows = _entries(database, upstream_database, consumer)
     target = Target(
@@ -81,7 +85,7 @@ def configuration(
         sslmode="verify-full",
         ca=authority,
     )
-    parameters = _parameters(database)
+    parameters = {**_parameters(database), "query_wait_timeout": str(query_wait_seconds)}
     rules = _rules(rows)
     ca = content_file("ca", authority, "crt")
     tls_certificate = content_file("tls", certificate.certificate, "crt")
