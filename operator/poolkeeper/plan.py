@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import consent, names, status
+from poolkeeper import consent, names, status, upstream_addresses
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
@@ -27,7 +27,8 @@ from poolkeeper.ownership import desired_digest
 from poolkeeper.processes import Leaving, Reload, keepers_behind, leaving, moving, poolers_behind, serves
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target
-from poolkeeper.wanted import Wanted, want
+from poolkeeper.upstream_addresses import Place, Reconnect
+from poolkeeper.wanted import Wanted, want, without_spec
 from poolkeeper.world import Child, Key, Pod, Ref, World
 
 Object = dict[str, Any]
@@ -67,6 +68,10 @@ class Plan:
     """Pooler pods to be drained, beside the runs as well."""
     moving: tuple[KeeperConsole, ...] = ()
     """The keepers that may have to leave them."""
+    observe: Place | None = None
+    """The upstream whose failovers are to be noticed."""
+    reconnect: tuple[Reconnect, ...] = ()
+    """Poolers to be led to where the upstream is now, beside the runs too."""
     probe: Target | None = None
     trial: Trial | None = None
     """What to try where the operator itself can't reach the upstream."""
@@ -104,27 +109,40 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
     if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
         return Plan()  # nothing can be made there any more; the resource's own deletion follows
     if isinstance(resource.spec, SpecError):
+        running = without_spec(key, world)
         revoked = _revoked(key, world)
-        reported, events = status.of_invalid_spec(resource, resource.spec, world, now)
-        return Plan(delete=revoked) if revoked else Plan(status=reported, events=events)
+        if revoked:
+            return _beside(Plan(delete=revoked), running, world, now)
+        reported, events = status.of_invalid_spec(resource, resource.spec, running, world, now)
+        return _beside(Plan(status=reported, events=events), running, world, now)
     database = resource.spec
     wanted = want(database, world, settings, now)
-    going = leaving(wanted, world, now)
-    moved = moving(wanted, world) if going else ()
     for group in (_foundations, _poolers, _proofs, _consumers):
         steps = group(database, wanted, world)
         if not steps.settled:
-            return replace(steps, leaving=going, moving=moved)
+            return _beside(steps, wanted, world, now)
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
-    return Plan(
+    settled = Plan(
         keepers=keepers_behind(wanted, world),
-        leaving=going,
-        moving=moved,
         status=reported,
         events=events,
         requeue=_requeue(wanted, world),
+    )
+    return _beside(settled, wanted, world, now)
+
+
+def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime) -> Plan:
+    """With what goes on beside the runs, whatever group of steps is next."""
+    going = leaving(wanted, world, now)
+    host = wanted.target.host if wanted.target is not None else None
+    return replace(
+        steps,
+        leaving=going,
+        moving=moving(wanted, world) if going else (),
+        observe=upstream_addresses.place(host, wanted.namespace) if host is not None else None,
+        reconnect=upstream_addresses.reconnects(wanted, world),
     )
 
 

@@ -9,7 +9,12 @@ from poolkeeper.desired.metadata import Object, metadata
 
 def host(database: PooledDatabase) -> str:
     """Name of the Service in URLs. Without the cluster's domain: every pod's resolver completes it."""
-    return f"{names.pooler_name(database.name)}.{database.namespace}.svc"
+    return host_of(database.namespace, database.name)
+
+
+def host_of(namespace: str, name: str) -> str:
+    """The same, by the PooledDatabase's namespace and name."""
+    return f"{names.pooler_name(name)}.{namespace}.svc"
 
 
 def render(database: PooledDatabase) -> Object:
