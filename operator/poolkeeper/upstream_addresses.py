@@ -146,7 +146,7 @@ def reconnects(wanted: Wanted, world: World) -> tuple[Reconnect, ...]:
         return ()
     config = wanted.configuration
     kept = config.settings.get("dns_max_ttl", "") if config is not None else ""
-    lookup = min(float(kept), LONGEST_LOOKUP_SECONDS) if kept.isdecimal() else LOOKUP_SECONDS
+    lookup = min(float(kept), LONGEST_LOOKUP_SECONDS) if kept else LOOKUP_SECONDS
     return tuple(
         Reconnect(
             pod.uid,

@@ -27,6 +27,8 @@ LOOKUP_SECONDS = 1.0
 """How often a name is looked up, with few of them."""
 LOOKUPS_PER_SECOND = 10.0
 """With many, so many a second are enough."""
+ANSWER_SECONDS = 1.0
+"""A name whose first answer takes longer counts as unknown until then."""
 LOOKUPS = 8
 """At one time. They have threads of their own: a resolver that is silent must not hold up anything else."""
 PAUSE_SECONDS = 0.1
@@ -104,8 +106,11 @@ class UpstreamWatch:
     async def _look_up(self, name: str, source: _Source) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            answer = await loop.run_in_executor(self._threads, self._resolve, name)
-            self._take(source, answer)
+            asked = loop.run_in_executor(self._threads, self._resolve, name)
+            _, late = await asyncio.wait({asked}, timeout=ANSWER_SECONDS)
+            if late:  # nobody waits for what may take half a minute
+                self._take(source, frozenset())
+            self._take(source, await asked)
             await asyncio.sleep(max(LOOKUP_SECONDS, len(self._names) / LOOKUPS_PER_SECOND))
 
     async def _follow(self, service: ServiceName, source: _Source) -> None:

@@ -15,7 +15,21 @@ from poolkeeper.desired.entries import login_name
 from poolkeeper.logins import Login, Logins, from_secret
 from poolkeeper.plan import Plan, plan
 from poolkeeper.settings import Settings
-from poolkeeper.world import AppPod, Child, Key, Namespace, Pod, Probe, Ref, Resource, Rollout, Shown, World
+from poolkeeper.world import (
+    AppPod,
+    Child,
+    Key,
+    Moved,
+    Namespace,
+    Pod,
+    Probe,
+    Ref,
+    Resource,
+    Rollout,
+    Shown,
+    Whereabouts,
+    World,
+)
 
 SETTINGS = Settings(namespace="poolkeeper", identity="test")
 KEY = Key("data", "shop")
@@ -77,6 +91,8 @@ class Simulation:
     app_pods: tuple[AppPod, ...] = ()
     shown: dict[str, Shown] = field(default_factory=dict)
     probe: Probe | None = None
+    whereabouts: Whereabouts | None = None
+    moved: dict[str, Moved] = field(default_factory=dict)
     accepts: Mapping[str, str] = field(default_factory=dict)
     """Password -> reason of refusal; what is not listed logs in."""
     log: list[str] = field(default_factory=list)
@@ -119,6 +135,8 @@ class Simulation:
             logins=logins,
             shown=self.shown,
             probe=self.probe,
+            whereabouts=self.whereabouts,
+            moved=self.moved,
             files=self._files(),
             refusals={},
         )
@@ -150,6 +168,9 @@ class Simulation:
         for reload in steps.keepers:
             self.shown[reload.process] = Shown(reload.configuration.generation, reload.restarts, "")
             self.log.append(f"keeper {reload.pod} {reload.configuration.generation}")
+        for item in steps.reconnect:
+            self.moved[item.uid] = Moved(item.whereabouts, 0.5, 0)
+            self.log.append(f"reconnect {item.name}")
         if steps.probe is not None:
             reason = self.accepts.get(steps.probe.password, "")
             self.probe = Probe(steps.probe, not reason, reason or "Reachable", reason or "logged in")
@@ -163,7 +184,7 @@ class Simulation:
         """Step until nothing is left to do; fails if that takes more steps than a plan has groups."""
         for _ in range(10):
             steps = self.step()
-            if steps.settled and steps.status is None:
+            if steps.settled and steps.status is None and not steps.reconnect:
                 return steps
         raise AssertionError(f"never settles: {self.log[-20:]}")
 
