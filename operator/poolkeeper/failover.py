@@ -16,10 +16,12 @@ from poolkeeper.upstream_addresses import Reconnect
 
 CONSOLE_SECONDS = 3.0
 POLL_SECONDS = 0.1
-PROXY_SECONDS = 2.0
-"""How long it takes, usually, until every node leads new connections to the new endpoints of a Service."""
+PROXY_SECONDS = (0.7, 2.0)
+"""Most nodes lead new connections to the new endpoints of a Service after the first, usually all of them after
+the last."""
 FIRST_PAUSE_SECONDS = 0.5
-"""Before RECONNECT is said again where connections went to the old address once more; it doubles each time."""
+"""At least, before RECONNECT is said again where connections went to the old address once more. About four times
+while the process may remember that address, then ever later."""
 LAST_PAUSE_SECONDS = 8.0
 PATIENCE_SECONDS = 25.0
 """Connections that still go elsewhere after that go where the pooler's own resolver leads them."""
@@ -36,26 +38,28 @@ async def follow(task: Reconnect) -> int:
     """
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    pause = FIRST_PAUSE_SECONDS
+    pause = max(FIRST_PAUSE_SECONDS, task.lookup_seconds / 4)
     # An address that the process still has in its memory, or rules that a node has, lead back until then.
-    certain = begun + max(task.lookup_seconds, PROXY_SECONDS) + _MARGIN_SECONDS
+    certain = begun + max(task.lookup_seconds, PROXY_SECONDS[-1]) + _MARGIN_SECONDS
     async with console.connect(task.access, CONSOLE_SECONDS) as pooler:
         await _reconnect(pooler)
-        said, again = loop.time(), task.behind_service
+        said = loop.time()
+        again = [begun + seconds for seconds in PROXY_SECONDS] if task.behind_service else []
         while True:
             await asyncio.sleep(POLL_SECONDS)
             addresses = await _connected(pooler)
             stale = sum(map(task.stale, addresses))
             now = loop.time()
-            if again and now >= begun + PROXY_SECONDS:
+            hidden = False
+            if again and now >= max(again[0], said + FIRST_PAUSE_SECONDS):
                 # Through a Service's own address nobody sees which endpoint is at the other end.
-                again = False
+                del again[0]
                 hidden = any(address not in task.whereabouts.endpoints for address in addresses)
-            else:
-                hidden = False
             if hidden or (stale and now >= said + pause):
                 await _reconnect(pooler)
-                said, pause = loop.time(), min(pause * 2, LAST_PAUSE_SECONDS)
+                said = loop.time()
+                if now >= begun + task.lookup_seconds:
+                    pause = min(pause * 2, max(pause, LAST_PAUSE_SECONDS))
             elif not stale and not again and now >= certain:
                 return 0
             elif now >= certain + PATIENCE_SECONDS:

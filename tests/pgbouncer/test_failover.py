@@ -194,10 +194,11 @@ async def test_a_resolver_that_never_learns_is_given_up(place: Place, monkeypatc
     assert load.failures == []
 
 
+@pytest.mark.parametrize("late", [0.0, 0.5, 1.8])
 async def test_new_endpoints_behind_an_address_that_stays(
-    shop: Shop, old: Postgres, new: Postgres, tmp_path: Path
+    shop: Shop, old: Postgres, new: Postgres, tmp_path: Path, late: float
 ) -> None:
-    """What kube-proxy does: it leads new connections to the new endpoint, on this node half a second late."""
+    """What kube-proxy does: it leads new connections to the new endpoint, so many seconds late on this node."""
     load = Load()
     async with Balancer().running() as service:
         service.serving = [(old.host, old.port)]
@@ -212,7 +213,7 @@ async def test_new_endpoints_behind_an_address_that_stays(
                 now = Whereabouts(HOST, frozenset({SERVICE_ADDRESS}), frozenset({new.host}))
                 task = replace(place.task(), whereabouts=now, left=frozenset({old.host}), behind_service=True)
                 following = asyncio.create_task(failover.follow(task))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(late)
                 service.serving = [(new.host, new.port)]
                 assert await asyncio.wait_for(following, 6) == 0
                 assert backends(old, shop) == 0
