@@ -17,11 +17,11 @@ from poolkeeper.upstream_addresses import Reconnect
 CONSOLE_SECONDS = 3.0
 POLL_SECONDS = 0.1
 PROXY_SECONDS = (0.7, 2.0)
-"""Most nodes lead new connections to the new endpoints of a Service after the first, usually all of them after
-the last."""
+"""Most nodes lead new connections to a Service's new endpoints after the first, usually all of them after the
+last."""
 FIRST_PAUSE_SECONDS = 0.5
-"""At least, before RECONNECT is said again where connections went to the old address once more. About four times
-while the process may remember that address, then ever later."""
+"""At least, before RECONNECT is said again where connections went to the old address once more: about four
+times while the process may remember that address, then ever later."""
 LAST_PAUSE_SECONDS = 8.0
 PATIENCE_SECONDS = 25.0
 """Connections that still go elsewhere after that go where the pooler's own resolver leads them."""
