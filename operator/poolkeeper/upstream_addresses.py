@@ -72,7 +72,7 @@ def place(host: str, namespace: str) -> Place | None:
 
 
 @dataclass(frozen=True)
-class Sightings:
+class Answers:
     """What one source told of one name over time; `addresses` is what it comes to.
 
     An address that is missing in an answer has left at once. But some names answer with another address every
@@ -91,7 +91,7 @@ class Sightings:
     def addresses(self) -> frozenset[str]:
         return frozenset(self.seen)
 
-    def take(self, answer: frozenset[str], now: float) -> Sightings:
+    def take(self, answer: frozenset[str], now: float) -> Answers:
         """Take in an answer. An empty one says nothing: a failover in progress looks like that."""
         if not answer or len(answer) > MOST:
             return self
@@ -106,7 +106,7 @@ class Sightings:
         seen |= dict.fromkeys(answer, now)
         left = self.seen.keys() - seen.keys()
         came_back = (answer - self.last) & self.seen.keys()
-        return Sightings(
+        return Answers(
             seen,
             answer,
             departures + bool(left),

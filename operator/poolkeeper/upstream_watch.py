@@ -18,7 +18,7 @@ from poolkeeper.cluster import Cluster, ClusterError, Expired, Refused
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
 from poolkeeper.store import Store
-from poolkeeper.upstream_addresses import Place, ServiceName, Sightings
+from poolkeeper.upstream_addresses import Answers, Place, ServiceName
 from poolkeeper.world import Key, Whereabouts
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class _Source:
 
     task: asyncio.Task[None] | None = None
     users: set[Key] = field(default_factory=set)
-    seen: Sightings = field(default_factory=Sightings)
+    seen: Answers = field(default_factory=Answers)
     answered: bool = False
     """Something is known of it, if only that nothing can be learned."""
 

@@ -14,9 +14,9 @@ from poolkeeper.upstream_addresses import (
     CALM_SECONDS,
     LAST_PATIENCE_SECONDS,
     MOST,
+    Answers,
     Place,
     ServiceName,
-    Sightings,
     place,
 )
 from poolkeeper.world import Moved, Whereabouts
@@ -76,8 +76,8 @@ def test_the_host_in_use_is_observed_and_not_one_that_is_not_proved() -> None:
 # What one name comes to over time
 
 
-def taken(*answers: str, every: float = 1.0, since: Sightings | None = None, start: float = 0.0) -> Sightings:
-    seen = since or Sightings()
+def taken(*answers: str, every: float = 1.0, since: Answers | None = None, start: float = 0.0) -> Answers:
+    seen = since or Answers()
     for number, answer in enumerate(answers):
         seen = seen.take(frozenset(answer), start + number * every)
     return seen
@@ -101,7 +101,7 @@ def test_three_departures_are_quick_and_the_fourth_is_waited_for() -> None:
 
 
 def test_a_name_that_answers_with_another_address_every_time_soon_has_them_all() -> None:
-    seen, changes, before = Sightings(), 0, frozenset[str]()
+    seen, changes, before = Answers(), 0, frozenset[str]()
     for second in range(3 * 3600):
         seen = seen.take(frozenset("ABC"[second // 7 % 3]), float(second))
         changes += not seen.addresses >= before
@@ -121,7 +121,7 @@ def test_what_was_restless_is_forgotten_after_ten_quiet_minutes() -> None:
 def test_the_last_answer_is_always_in_and_nothing_stays_for_ever(
     steps: list[tuple[frozenset[str], float]],
 ) -> None:
-    seen, now, last = Sightings(), 0.0, frozenset[str]()
+    seen, now, last = Answers(), 0.0, frozenset[str]()
     for answer, pause in steps:
         now += pause
         seen = seen.take(answer, now)

@@ -163,6 +163,25 @@ async def test_a_session_stays_until_it_ends(place: Place) -> None:
         assert await where(session) == NEW_ADDRESS
 
 
+async def test_a_session_is_closed_after_its_transaction_where_the_parameters_say_so(
+    shop: Shop, old: Postgres, new: Postgres, tmp_path: Path
+) -> None:
+    with (
+        serving(pg_data_svc=old.host) as names,
+        named(shop, tmp_path, names, old.port, server_fast_close="1") as running,
+    ):
+        place = Place(shop, running, names, old, new)
+        async with app(place, shop.session_entry(WEB)) as session:
+            async with session.transaction():
+                assert await where(session) == old.host
+                names.addresses[HOST] = (NEW_ADDRESS,)
+                assert await asyncio.wait_for(failover.follow(place.task()), 5) == 0
+                assert await where(session) == old.host
+            await asyncio.sleep(1)
+            with pytest.raises(psycopg.OperationalError):
+                await where(session)
+
+
 async def test_a_resolver_that_still_tells_the_old_address_is_asked_until_it_does_not(place: Place) -> None:
     """What the operator knows already the poolers' resolver may learn later."""
     load = Load()
