@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from poolkeeper.desired.deployment import CONFIG_DIRECTORY
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import PASSWORD, Lane, Site, eventually, path
-from tests.pgbouncer.names import serving
+from tests.pgbouncer.names import Names, serving
 from tests.pgbouncer.processes import USER, Postgres, inside, postgres, running, wait_until_it_listens
 
 FIRST, SECOND, THIRD = "10.1.0.1", "10.1.0.2", "10.1.0.3"
@@ -45,13 +46,10 @@ class Scene:
     server: Postgres
     directory: Path
     operator: Operator
+    host: str
     address: str = field(
         default_factory=lambda: f"127.{150 + os.getpid() % 50}.{os.getpid() // 50 % 250}.{next(_numbers)}"
     )
-
-    @property
-    def host(self) -> str:
-        return f"pg.{self.lane.data}.svc"
 
     def lead_to(self, *ready: str, others: tuple[str, ...] = ()) -> None:
         """What the endpoints controller writes."""
@@ -91,21 +89,50 @@ class Scene:
         for item in (self.directory, *self.directory.rglob("*")):
             os.chown(item, USER, USER)
 
+    @contextmanager
+    def serving(self, dns: Names) -> Iterator[None]:
+        """Everything is in place and has settled while the block runs."""
+        dns.addresses[self.host] = (self.server.host,)
+        if not (self.directory / "etc").exists():
+            dns.etc(self.directory)
+        self.apply()
+        eventually(lambda: INI in self.files(), 20)
+        self.mount()
+        command = inside("pgbouncer", self.directory, "pgbouncer", f"{CONFIG_DIRECTORY}/{INI}")
+        with running(command, self.directory / "pgbouncer.log", signal.SIGQUIT) as process:
+            wait_until_it_listens(process, self.log)
+            self.lane.make_pod("one", self.address)
+            # The pod is its own peer, too.
+            eventually(lambda: self.peer() != "" and f"host={self.address} " in self.files()[INI], 10)
+            self.mount(self.peer())
+            self.lane.expect("UpstreamReachable", "True", "Reachable", seconds=20)
+            eventually(self.answers, 10)
+            yield
+        assert "Traceback" not in self.operator.said(), self.operator.said()[-5000:]
+
+    def answers(self) -> bool:
+        try:
+            self.query()
+        except psycopg.OperationalError:
+            return False
+        return True
+
     def log(self) -> str:
         return (self.directory / "pgbouncer.log").read_text()
 
     def reconnects(self) -> int:
         return self.log().count("RECONNECT command issued")
 
-    def query(self) -> None:
-        """What an app does; it leaves a server connection in the pool."""
+    def query(self) -> str:
+        """What an app does; it leaves a server connection in the pool. Returns the address of the server."""
         secret = self.lane.secret(self.lane.web, "database")
         assert secret is not None
         login = {key: secret[f"PG{key.upper()}"] for key in ("user", "password")}
         with psycopg.connect(
             host=self.address, port=6432, dbname=secret["PGDATABASE"], sslmode="disable", **login
         ) as app:
-            app.execute("SELECT 1")
+            [(address,)] = app.execute("SELECT host(inet_server_addr())").fetchall()
+            return str(address)
 
     def backends(self) -> set[int]:
         """Of the poolers: the operator's own logins come and go."""
@@ -123,35 +150,32 @@ class Scene:
 
 
 @pytest.fixture
-def scene(site: Site, lane: Lane, server: Postgres, tmp_path: Path) -> Iterator[Scene]:
-    made = Scene(site, lane, server, tmp_path, site.operator(lane.namespaces).start())
+def dns() -> Iterator[Names]:
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def scene(site: Site, lane: Lane, server: Postgres, dns: Names, tmp_path: Path) -> Iterator[Scene]:
+    """With a Service, whose address only the pooler learns."""
+    operator = site.operator(lane.namespaces).start()
+    made = Scene(site, lane, server, tmp_path, operator, f"pg.{lane.data}.svc")
     made.lead_to(FIRST)
-    made.apply()
-    eventually(lambda: INI in made.files(), 20)
-    with serving() as dns:
-        dns.addresses[made.host] = (server.host,)
-        dns.etc(tmp_path)
-        made.mount()
-        command = inside("pgbouncer", tmp_path, "pgbouncer", f"{CONFIG_DIRECTORY}/{INI}")
-        with running(command, tmp_path / "pgbouncer.log", signal.SIGQUIT) as process:
-            wait_until_it_listens(process, made.log)
-            lane.make_pod("one", made.address)
-            # The pod is its own peer, too.
-            eventually(lambda: made.peer() != "" and f"host={made.address} " in made.files()[INI], 10)
-            made.mount(made.peer())
-            made.recorded(FIRST)
-            lane.expect("UpstreamReachable", "True", "Reachable", seconds=20)
-            eventually(lambda: answers(made), 10)
-            yield made
-    assert "Traceback" not in made.operator.said(), made.operator.said()[-5000:]
+    with made.serving(dns):
+        made.recorded(FIRST)
+        yield made
 
 
-def answers(scene: Scene) -> bool:
-    try:
-        scene.query()
-    except psycopg.OperationalError:
-        return False
-    return True
+@pytest.fixture
+def named(site: Site, lane: Lane, server: Postgres, dns: Names, tmp_path: Path) -> Iterator[Scene]:
+    """With a name outside of the cluster, which operator and pooler look up at the same server."""
+    dns.etc(tmp_path)
+    bind = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", bind, str(tmp_path / "etc/resolv.conf"))
+    operator = site.operator(lane.namespaces, fresh=True, prefix=prefix).start()
+    made = Scene(site, lane, server, tmp_path, operator, "db.example.test")
+    with made.serving(dns):
+        yield made
 
 
 def test_connections_leave_at_once_when_the_endpoints_change(scene: Scene) -> None:
@@ -231,3 +255,25 @@ def test_with_an_invalid_spec_the_poolers_follow_all_the_same(scene: Scene) -> N
     scene.lead_to(SECOND)
     eventually(lambda: not scene.backends() & old, 3, every=0.02)
     scene.recorded(SECOND)
+
+
+def test_a_name_that_leads_elsewhere_is_followed(named: Scene, dns: Names, tmp_path: Path) -> None:
+    directory, old, new = tmp_path / "second", named.server.host, "127.0.0.77"
+    directory.mkdir()
+    eventually(lambda: named.upstream().get("addresses") == [old], 10)
+    with postgres(directory, new, named.server.port) as second:
+        second.create_role("o", PASSWORD)
+        second.create_database("shop")
+        connections = named.backends()
+        assert named.query() == old
+        began = time.monotonic()
+        dns.addresses[named.host] = (new,)
+        eventually(lambda: not named.backends() & connections, 10, every=0.02)
+        print(f"the connections are gone after {time.monotonic() - began:.2f} s")
+        eventually(lambda: named.query() == new, 10, every=0.02)
+        took = time.monotonic() - began
+        print(f"the new server answers after {took:.2f} s")
+        assert took < 5
+        eventually(lambda: named.upstream().get("addresses") == [new], 10)
+        [event] = [item for item in named.lane.events() if item["reason"] == "UpstreamMoved"]
+        assert f"address {old} became {new}" in event["message"]
