@@ -1,7 +1,8 @@
-"""What goes on beside the runs of a PooledDatabase: pooler pods are drained and paused, keepers reconfigured.
+"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, paused and led to where their
+upstream is; keepers are reconfigured.
 
-All of it takes as long as apps and networks please, and a run must not wait for them. Each tells the queue
-when it is over, and the next run reports it.
+All of it takes as long as apps and networks please, and a run must not wait for it. Each tells the queue when
+it is over, and the next run reports it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from poolkeeper import console
+from poolkeeper import console, failover
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.cluster import ClusterError
+from poolkeeper.console import ConsoleError
 from poolkeeper.drain import Departure, Keepers
 from poolkeeper.pauser import Pauser
 from poolkeeper.processes import Leaving, Reload
 from poolkeeper.queue import Queue
 from poolkeeper.store import Store
+from poolkeeper.upstream_addresses import Reconnect, listed
 from poolkeeper.world import Key, Shown
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 UPDATES = 32
 """Keepers that are brought to a configuration at one time."""
 UPDATE_SECONDS = 4.0
+RECONNECT_RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 1.5
 """How long a run waits for keepers to follow: those that can be reached take half a second."""
 
@@ -33,7 +37,8 @@ Annotate = Callable[[str, str, str, Mapping[str, str]], Awaitable[bool]]
 
 
 class Beside:
-    """The tasks under way: at most one per pooler pod that leaves, one per PooledDatabase for its keepers."""
+    """The tasks under way: at most one per pooler pod that leaves or follows its upstream, one per
+    PooledDatabase for its keepers."""
 
     def __init__(self, store: Store, queue: Queue[Key], annotate: Annotate) -> None:
         self._store = store
@@ -43,6 +48,7 @@ class Beside:
         self._drains: dict[Key, dict[str, asyncio.Task[None]]] = {}
         self._moving: dict[Key, tuple[KeeperConsole, ...]] = {}
         self._updates: dict[Key, asyncio.Task[None]] = {}
+        self._reconnects: dict[Key, dict[str, tuple[Reconnect, asyncio.Task[None]]]] = {}
         self._slots = asyncio.Semaphore(UPDATES)
         self.pauser = Pauser(store, queue)
 
@@ -73,6 +79,41 @@ class Beside:
         for keeper, problem in outcome.unreached.items():
             log.warning("%s/%s: keeper %s: %s", key.namespace, key.name, keeper.name, problem)
             self._store.unshow(keeper.process)  # looked at again, it gets into the status
+        self._queue.add((key,))
+
+    def reconnect(self, key: Key, wanted: Iterable[Reconnect]) -> None:
+        """Have these poolers led to where the upstream is: all that may still be elsewhere. What is under way
+        goes on, unless the upstream has moved again."""
+        known = self._reconnects.pop(key, {})
+        tasks: dict[str, tuple[Reconnect, asyncio.Task[None]]] = {}
+        for item in wanted:
+            before, task = known.pop(item.uid, (None, None))
+            if task is not None and before == item and not task.done():
+                tasks[item.uid] = (item, task)
+                continue
+            interrupted = task is not None and task.cancel()
+            tasks[item.uid] = (item, asyncio.create_task(self._reconnect(key, item, interrupted)))
+        for _, task in known.values():
+            task.cancel()
+        if tasks:
+            self._reconnects[key] = tasks
+
+    async def _reconnect(self, key: Key, item: Reconnect, interrupted: bool) -> None:
+        if interrupted:  # just after a RECONNECT, maybe
+            await asyncio.sleep(failover.FIRST_PAUSE_SECONDS)
+        log.info("%s/%s: pooler %s leaves %s", key.namespace, key.name, item.name, listed(item.left))
+        try:
+            left = await failover.follow(item)
+        except (ConsoleError, KeyError, ValueError) as error:
+            log.warning("%s/%s: pooler %s: %s", key.namespace, key.name, item.name, error)
+            # Of one that doesn't serve nothing else is expected, and nothing waits for it.
+            if item.serves:
+                self._queue.add_later(key, RECONNECT_RETRY_SECONDS)
+            return
+        except Exception:
+            log.exception("%s/%s: reconnecting pooler %s", key.namespace, key.name, item.name)
+            return
+        self._store.moved(key, item.uid, item.whereabouts, left)
         self._queue.add((key,))
 
     async def update(self, key: Key, reloads: Iterable[Reload]) -> bool:

@@ -60,6 +60,7 @@ RESOURCES: Mapping[str, Resource] = {
     "Pod": Resource("v1", "pods"),
     "Service": Resource("v1", "services"),
     "Event": Resource("v1", "events"),
+    "EndpointSlice": Resource("discovery.k8s.io/v1", "endpointslices"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Deployment": Resource("apps/v1", "deployments"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),

@@ -53,8 +53,7 @@ class Pausing:
 def pausing(key: Key, world: World, now: datetime, wanted: Wanted | None, *, begin: bool) -> Pausing | None:
     """The orders for the pause that the status records, None where it records none that goes on.
 
-    `wanted` is None where the spec makes no sense or the resource is being deleted: poolers that run are then
-    resumed all the same.
+    `wanted` is None where the resource is being deleted: poolers that run are then resumed all the same.
     """
     resource = world.resource
     found = pause.recorded(resource) if resource is not None else None

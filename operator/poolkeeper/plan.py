@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import consent, names, pause_status, status
+from poolkeeper import consent, names, pause_status, status, upstream_addresses
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
@@ -28,7 +28,8 @@ from poolkeeper.pause_status import Pausing, pausing
 from poolkeeper.processes import Leaving, Reload, keepers_behind, leaving, moving, poolers_behind, serves
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target
-from poolkeeper.wanted import Wanted, want
+from poolkeeper.upstream_addresses import Place, Reconnect
+from poolkeeper.wanted import Wanted, want, without_spec
 from poolkeeper.world import Child, Key, Pod, Ref, World
 
 Object = dict[str, Any]
@@ -70,6 +71,10 @@ class Plan:
     """The keepers that may have to leave them."""
     pausing: Pausing | None = None
     """A planned pause, which is seen to beside the runs too."""
+    observe: Place | None = None
+    """The upstream whose failovers are to be noticed."""
+    reconnect: tuple[Reconnect, ...] = ()
+    """Poolers to be led to where the upstream is now, beside the runs too."""
     probe: Target | None = None
     trial: Trial | None = None
     """What to try where the operator itself can't reach the upstream."""
@@ -107,33 +112,43 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
     if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
         return Plan()  # nothing can be made there any more; the resource's own deletion follows
     if isinstance(resource.spec, SpecError):
+        running = without_spec(key, world)
         revoked = _revoked(key, world)
-        reported, events = status.of_invalid_spec(resource, resource.spec, world, now)
-        held = pausing(key, world, now, None, begin=False)
         if revoked:
-            return Plan(delete=revoked, pausing=held)
-        return Plan(status=reported, events=events, pausing=held, requeue=pause_status.requeue(world, now))
+            return _beside(Plan(delete=revoked), key, running, world, now)
+        reported, events = status.of_invalid_spec(resource, resource.spec, running, world, now)
+        steps = Plan(status=reported, events=events, requeue=pause_status.requeue(world, now))
+        return _beside(steps, key, running, world, now)
     database = resource.spec
     wanted = want(database, world, settings, now)
-    going = leaving(wanted, world, now)
-    moved = moving(wanted, world) if going else ()
-    held = pausing(key, world, now, wanted, begin=False)
     for group in (_foundations, _poolers, _proofs, _consumers):
         steps = group(database, wanted, world)
         if not steps.settled:
-            return replace(steps, leaving=going, moving=moved, pausing=held)
+            return _beside(steps, key, wanted, world, now)
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
     behind = keepers_behind(wanted, world)
-    return Plan(
+    settled = Plan(
         keepers=behind,
-        leaving=going,
-        moving=moved,
-        pausing=replace(held, begin=not behind) if held else None,
         status=reported,
         events=events,
         requeue=_sooner(_requeue(wanted, world), pause_status.requeue(world, now)),
+    )
+    return _beside(settled, key, wanted, world, now, pause=not behind)
+
+
+def _beside(steps: Plan, key: Key, wanted: Wanted, world: World, now: datetime, *, pause: bool = False) -> Plan:
+    """With what goes on beside the runs, whatever group of steps is next; `pause`: a pause may begin."""
+    going = leaving(wanted, world, now)
+    host = wanted.target.host if wanted.target is not None else None
+    return replace(
+        steps,
+        leaving=going,
+        moving=moving(wanted, world) if going else (),
+        pausing=pausing(key, world, now, wanted, begin=pause),
+        observe=upstream_addresses.place(host, wanted.namespace) if host is not None else None,
+        reconnect=upstream_addresses.reconnects(wanted, world),
     )
 
 

@@ -23,6 +23,7 @@ from poolkeeper.queue import Queue, RetryLater
 from poolkeeper.settings import Settings
 from poolkeeper.store import Store
 from poolkeeper.target import Target
+from poolkeeper.upstream_watch import UpstreamWatch
 from poolkeeper.world import ApiRefusal, Key, Pod, Probe, Ref, Shown, World
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Reconciler:
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
         self._beside = Beside(store, self.queue, self._annotate)
+        self._upstreams = UpstreamWatch(cluster, store, self.queue, settings)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one PooledDatabase to what its spec asks for. Answers in how many seconds to look again."""
@@ -74,6 +76,8 @@ class Reconciler:
                 steps = plan(key, await self._gather(key, run), self._settings, datetime.now(UTC))
                 self._beside.drain(key, steps.leaving, steps.moving)
                 self._beside.pauser.order(key, steps.pausing)
+                self._beside.reconnect(key, steps.reconnect)
+                self._upstreams.observe(key, steps.observe)
                 if steps.settled:
                     if steps.keepers and await self._beside.update(key, steps.keepers):
                         continue

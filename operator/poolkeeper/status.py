@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import names, pause, pause_status
+from poolkeeper import names, pause, pause_status, upstream_addresses
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
 from poolkeeper.events import Event
 from poolkeeper.keeper_status import keepers_current
 from poolkeeper.wanted import Wanted
-from poolkeeper.world import Pod, Ref, Resource, World
+from poolkeeper.world import Pod, Ref, Resource, Whereabouts, World
 
 FAILING_CONSUMERS_LISTED = 10
 _MESSAGE_LIMIT = 1024
@@ -66,15 +66,18 @@ def of(
         **({"binding": {"name": names.binding_name(own[0].secret_name)}} if own else {}),
         **({pause.FIELD: pause.to_record(pausing)} if pausing is not None else {}),
     }
-    return _written(resource, body, conditions, now)
+    where, moved = _upstream(resource, wanted, world, now)
+    written, events = _written(resource, {**body, **where}, conditions, now)
+    return written, (*events, *moved)
 
 
 def of_invalid_spec(
-    resource: Resource, error: SpecError, world: World, now: datetime
+    resource: Resource, error: SpecError, wanted: Wanted, world: World, now: datetime
 ) -> tuple[dict[str, Any] | None, tuple[Event, ...]]:
     """The status while the spec makes no sense: what runs is left as it is, and so is what it reported."""
     invalid = spec_valid(error)
-    kept = {key: value for key, value in resource.status.items() if key != "conditions"}
+    where, moved = _upstream(resource, wanted, world, now)
+    kept = {key: value for key, value in resource.status.items() if key != "conditions"} | where
     pods = [pod for pod in world.pods if not pod.terminating]
     counts = {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods)}
     pausing = pause.advance(resource, pause_status.resumed(world), now)
@@ -85,7 +88,8 @@ def of_invalid_spec(
         for item in resource.status.get("conditions", ())
         if item["type"] not in ("Ready", "SpecValid")
     )
-    return _written(resource, {**kept, **counts}, (ready((invalid,)), invalid, *others), now)
+    written, events = _written(resource, {**kept, **counts}, (ready((invalid,)), invalid, *others), now)
+    return written, (*events, *moved)
 
 
 def spec_valid(error: SpecError | None) -> Condition:
@@ -298,6 +302,54 @@ def consumer_removed(ref: Ref, uid: str) -> Event:
         reason="ConsumerRemoved",
         message=f"the Secrets of consumer {ref.namespace}/{ref.name} are removed, and its login ends",
     )
+
+
+def _upstream(
+    resource: Resource, wanted: Wanted, world: World, now: datetime
+) -> tuple[dict[str, Any], tuple[Event, ...]]:
+    """Where the poolers were brought to, and the Event that they left another place."""
+    record = upstream_addresses.to_record(wanted, world)
+    if record is None:
+        return {}, ()
+    before = upstream_addresses.recorded(wanted, world)
+    if record == before:
+        return {"upstream": resource.status["upstream"]}, ()
+    body = {
+        "host": record.host,
+        "addresses": sorted(record.addresses),
+        "endpoints": sorted(record.endpoints),
+        "since": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    gone = upstream_addresses.left(before, record) if before is not None else frozenset()
+    if before is None or not gone:
+        return {"upstream": body}, ()
+    seed = f"{resource.uid}/moved/{resource.status['upstream'].get('since')}/{sorted(gone)}"
+    return {"upstream": body}, (
+        Event(
+            name=hashlib.sha256(seed.encode()).hexdigest()[:16],
+            type="Normal",
+            reason="UpstreamMoved",
+            message=_short(_moved_message(before, record, world)),
+        ),
+    )
+
+
+def _moved_message(before: Whereabouts, record: Whereabouts, world: World) -> str:
+    changes = [
+        f"{what} {upstream_addresses.listed(old)} became {upstream_addresses.listed(new)}"
+        for what, old, new in (
+            ("address", before.addresses, record.addresses),
+            ("endpoint", before.endpoints, record.endpoints),
+        )
+        if old - new
+    ]
+    moved = [item for item in world.moved.values() if item.whereabouts.host == record.host]
+    took = f" within {max(item.seconds for item in moved):.1f} s" if moved else ""
+    left = sum(item.left for item in moved)
+    remain = (
+        f"; {left} connections still lead elsewhere: check what the poolers' own DNS answers" if left else ""
+    )
+    return f"the upstream {record.host} moved: {', '.join(changes)}; the poolers followed{took}{remain}"
 
 
 def _transition(resource: Resource, before: Mapping[str, Any] | None, condition: Condition) -> Event:

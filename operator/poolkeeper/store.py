@@ -24,6 +24,7 @@ from poolkeeper.world import (
     AppPod,
     Child,
     Key,
+    Moved,
     Namespace,
     PauseSeen,
     Pod,
@@ -32,6 +33,7 @@ from poolkeeper.world import (
     Resource,
     Rollout,
     Shown,
+    Whereabouts,
     World,
 )
 
@@ -72,6 +74,9 @@ class Store:
         """By pod UID."""
         self._probes: dict[Key, tuple[Probe, float, float]] = {}
         """Outcome, monotonic time, seconds until the next."""
+        self._whereabouts: dict[Key, tuple[Whereabouts, float]] = {}
+        """With the monotonic time of its last change."""
+        self._moved: dict[str, Moved] = {}
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
 
     # Observations of the cluster
@@ -278,6 +283,7 @@ class Store:
             key = Key(ref.namespace, ref.name)
             self._probes.pop(key, None)
             self._refusals.pop(key, None)
+            self._whereabouts.pop(key, None)
             # They outlive their Secret, which is made again with the same logins, but not the resource.
             self._logins.pop(key, None)
             self._sources.reads(key, frozenset())
@@ -296,6 +302,7 @@ class Store:
             if pod is not None:
                 self._shown.pop(pod.uid, None)
                 self._paused.pop(pod.uid, None)
+                self._moved.pop(pod.uid, None)
             if not self._pods[key_of]:
                 del self._pods[key_of]
         else:
@@ -337,6 +344,20 @@ class Store:
             again = before is not None and not before[0].reachable and before[0].target == probe.target
             interval = min(before[2] * 2, interval / 2) if again and before else FIRST_RETRY_SECONDS
         self._probes[key] = (probe, time.monotonic(), interval)
+
+    def locate(self, key: Key, whereabouts: Whereabouts) -> Keys:
+        """Where the upstream's host was found to be. Returns the key if that is news."""
+        known = self._whereabouts.get(key)
+        if known is not None and known[0] == whereabouts:
+            return _NOBODY
+        self._whereabouts[key] = (whereabouts, time.monotonic())
+        return frozenset({key})
+
+    def moved(self, key: Key, pod: str, whereabouts: Whereabouts, left: int) -> None:
+        """A pooler, by its UID, was led to where the upstream is; `left` connections are still elsewhere."""
+        seen = self._whereabouts.get(key)
+        seconds = time.monotonic() - seen[1] if seen is not None else 0.0
+        self._moved[pod] = Moved(whereabouts, seconds, left)
 
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
         """The API server refused a write."""
@@ -414,6 +435,8 @@ class Store:
             probe=probe,
             probe_due=interval is not None and age >= interval,
             next_probe_seconds=None if interval is None else max(interval - age, 0.1),
+            whereabouts=self._whereabouts[key][0] if key in self._whereabouts else None,
+            moved={pod.uid: self._moved[pod.uid] for pod in pods if pod.uid in self._moved},
             refusals=dict(self._refusals.get(key, {})),
         )
 

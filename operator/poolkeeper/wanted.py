@@ -25,7 +25,7 @@ from poolkeeper.keeper_template import KeeperTemplate
 from poolkeeper.logins import Authorities, Login, Logins, keeper_certificate_name, keeper_console
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target, TargetError, resolve
-from poolkeeper.world import ConsoleAccess, Ref, World
+from poolkeeper.world import ConsoleAccess, Key, Ref, World
 
 Object = dict[str, Any]
 
@@ -140,6 +140,28 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         + tuple(
             _keeper_secret(database, consumer, template, config, world) for consumer, config in keepers.items()
         ),
+    )
+
+
+def without_spec(key: Key, world: World) -> Wanted:
+    """What is known of what runs while the spec makes no sense: enough for what goes on at running processes.
+
+    The target is the one that was proved last, and consumers are those that have their Secrets.
+    """
+    known = (
+        consent.Consumer(ref.namespace, ref.name)
+        for ref, child in world.children.items()
+        if child.role == names.ROLE_CONSUMER
+    )
+    granted = sorted(item for item in known if entries.login_name(item) in world.logins.consumers)
+    return Wanted(
+        key.namespace,
+        service.host_of(key.namespace, key.name),
+        resolved=None,
+        fault=None,
+        target=world.logins.upstream,
+        consumers=consent.Consumers(granted=tuple(granted), refused=()),
+        logins=world.logins,
     )
 
 

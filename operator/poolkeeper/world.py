@@ -167,6 +167,26 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Whereabouts:
+    """Where an upstream's host is: the addresses of its name, and the ready endpoints of the Service that it
+    names. Empty where nothing is known."""
+
+    host: str
+    addresses: frozenset[str] = frozenset()
+    endpoints: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A pooler whose connections were led to where the upstream is: how long that took since it was seen, and
+    how many were still elsewhere when it was given up."""
+
+    whereabouts: Whereabouts
+    seconds: float
+    left: int
+
+
+@dataclass(frozen=True)
 class ApiRefusal:
     """The API server's permanent-looking answer to one of our writes; goes when a later write succeeds."""
 
@@ -216,6 +236,10 @@ class World:
     probing: Target | None = None
     """What a probe that is under way logs in to; its answer starts another run."""
     next_probe_seconds: float | None = None
+    whereabouts: Whereabouts | None = None
+    """Of the host that is observed; None until something is known."""
+    moved: Mapping[str, Moved] = field(default_factory=dict)
+    """By pod UID."""
     files: Mapping[Ref, Mapping[str, str]] = field(default_factory=dict)
     """What is in the Secrets that pods mount: the poolers' one and those of keepers."""
     refusals: Mapping[Ref, ApiRefusal] = field(default_factory=dict)

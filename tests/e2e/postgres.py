@@ -20,7 +20,9 @@ _AGAIN = ["sh", "-c", 'while entrypoint.sh "$@"; do sleep 2; done', "sh"]
 kubelet waits ever longer before it starts a container again."""
 
 
-def start(namespace: str, password: str, certificate: Pair | None = None, replicas: int = 1) -> str:
+def start(
+    namespace: str, password: str, certificate: Pair | None = None, replicas: int = 1, name: str = NAME
+) -> str:
     """Create the server; with ``replicas`` 0 it is there by name and down. Returns its host name."""
     files = {"password": password}
     arguments = ["-c", "fsync=off", "-c", "max_connections=200"]
@@ -34,15 +36,19 @@ def start(namespace: str, password: str, certificate: Pair | None = None, replic
             "-c",
             "ssl_key_file=/run/pg/tls.key",
         ]
-    bodies = [kube.secret(namespace, NAME, files), service(namespace, NAME), _deployment(namespace, arguments)]
+    bodies = [
+        kube.secret(namespace, name, files),
+        service(namespace, name, name),
+        _deployment(namespace, name, arguments),
+    ]
     bodies[-1]["spec"]["replicas"] = replicas
     kube.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": bodies}))
-    return f"{NAME}.{namespace}.svc"
+    return f"{name}.{namespace}.svc"
 
 
-def wait(namespace: str) -> None:
+def wait(namespace: str, name: str = NAME) -> None:
     """Wait until it takes connections."""
-    kubectl("-n", namespace, "rollout", "status", f"deployment/{NAME}", "--timeout=60s", timeout=70)
+    kubectl("-n", namespace, "rollout", "status", f"deployment/{name}", "--timeout=60s", timeout=70)
 
 
 def restart(namespace: str) -> None:
@@ -53,17 +59,17 @@ def restart(namespace: str) -> None:
     wait_until(lambda: _started(pod) not in ("", begun), _RESTART_SECONDS, "PostgreSQL to be back")
 
 
-def service(namespace: str, name: str) -> Object:
+def service(namespace: str, name: str, server: str = NAME) -> Object:
     """A Service for it, under any name."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"namespace": namespace, "name": name},
-        "spec": {"selector": {"app": NAME}, "ports": [{"port": 5432}]},
+        "spec": {"selector": {"app": server}, "ports": [{"port": 5432}]},
     }
 
 
-def _deployment(namespace: str, arguments: list[str]) -> Object:
+def _deployment(namespace: str, name: str, arguments: list[str]) -> Object:
     pod = restricted_pod(
         recipe("postgres").reference,
         _AGAIN,
@@ -80,13 +86,13 @@ def _deployment(namespace: str, arguments: list[str]) -> Object:
         {"name": "data", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         # PostgreSQL takes a key that belongs to root if only its group may read it.
-        {"name": "files", "secret": {"secretName": NAME, "defaultMode": 0o440}},
+        {"name": "files", "secret": {"secretName": name, "defaultMode": 0o440}},
     ]
-    labels = {"app": NAME}
+    labels = {"app": name}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"namespace": namespace, "name": NAME},
+        "metadata": {"namespace": namespace, "name": name},
         "spec": {
             "strategy": {"type": "Recreate"},
             "selector": {"matchLabels": labels},

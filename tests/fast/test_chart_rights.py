@@ -31,6 +31,7 @@ WORK_RIGHTS = {
     "/secrets": CHILD,
     "/pods": READ,
     "/pods/status": frozenset({"patch"}),
+    "discovery.k8s.io/endpointslices": frozenset({"list", "watch"}),
     "/events": frozenset({"create"}),
 }
 NAMESPACE_RIGHTS = {"/namespaces": READ}

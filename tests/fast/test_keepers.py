@@ -206,6 +206,20 @@ def test_a_drain_begins_although_other_work_is_to_be_done_first(cluster: Simulat
 # --- the tasks beside the runs -------------------------------------------------------------------------------
 
 
+def test_a_pooler_that_leaves_is_drained_while_the_spec_makes_no_sense(cluster: Simulation) -> None:
+    cluster.app_pods = (app(1), app(2))
+    cluster.settle()
+    killed_at = NOW + timedelta(seconds=30)
+    cluster.pods = (replace(ready_pod(1), terminating=True, grace=35.0, killed_at=killed_at), ready_pod(2))
+    before = cluster.plan()
+    cluster.edit(pooler={"replicas": -1})
+    steps = cluster.plan()
+    assert steps.status is not None
+    assert {item["type"]: item["status"] for item in steps.status["conditions"]}["SpecValid"] == "False"
+    assert steps.leaving == before.leaving != ()
+    assert steps.moving == before.moving != ()
+
+
 class Annotations:
     """Takes every annotation, but for pods that are gone or refused."""
 

@@ -66,6 +66,8 @@ def test_the_ini_file() -> None:
         "client_tls_key_file = /c/tls.key\n"
         "client_tls_sslmode = allow\n"
         "default_pool_size = 7\n"
+        "dns_max_ttl = 2\n"
+        "dns_nxdomain_ttl = 2\n"
         "ignore_startup_parameters = extra_float_digits,idle_in_transaction_session_timeout,lock_timeout,"
         "options,statement_timeout\n"
         "listen_addr = *\n"

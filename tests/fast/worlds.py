@@ -19,6 +19,7 @@ from poolkeeper.world import (
     AppPod,
     Child,
     Key,
+    Moved,
     Namespace,
     PauseSeen,
     Pod,
@@ -27,6 +28,7 @@ from poolkeeper.world import (
     Resource,
     Rollout,
     Shown,
+    Whereabouts,
     World,
 )
 
@@ -92,6 +94,8 @@ class Simulation:
     paused: dict[str, PauseSeen] = field(default_factory=dict)
     now: datetime = NOW
     probe: Probe | None = None
+    whereabouts: Whereabouts | None = None
+    moved: dict[str, Moved] = field(default_factory=dict)
     accepts: Mapping[str, str] = field(default_factory=dict)
     """Password -> reason of refusal; what is not listed logs in."""
     log: list[str] = field(default_factory=list)
@@ -135,6 +139,8 @@ class Simulation:
             shown=self.shown,
             paused=self.paused,
             probe=self.probe,
+            whereabouts=self.whereabouts,
+            moved=self.moved,
             files=self._files(),
             refusals={},
         )
@@ -166,6 +172,9 @@ class Simulation:
         for reload in steps.keepers:
             self.shown[reload.process] = Shown(reload.configuration.generation, reload.restarts, "")
             self.log.append(f"keeper {reload.pod} {reload.configuration.generation}")
+        for item in steps.reconnect:
+            self.moved[item.uid] = Moved(item.whereabouts, 0.5, 0)
+            self.log.append(f"reconnect {item.name}")
         if steps.probe is not None:
             reason = self.accepts.get(steps.probe.password, "")
             self.probe = Probe(steps.probe, not reason, reason or "Reachable", reason or "logged in")
@@ -179,7 +188,7 @@ class Simulation:
         """Step until nothing is left to do; fails if that takes more steps than a plan has groups."""
         for _ in range(10):
             steps = self.step()
-            if steps.settled and steps.status is None:
+            if steps.settled and steps.status is None and not steps.reconnect:
                 return steps
         raise AssertionError(f"never settles: {self.log[-20:]}")
 

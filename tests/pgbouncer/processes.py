@@ -36,13 +36,17 @@ set -eu
 root=$1 directory=$2
 shift 2
 mount --bind "$directory" "$root/tmp"
+if [ -d "$directory/etc" ]; then mount --bind "$directory/etc" "$root/etc"; fi
 if [ -d "$root/dev" ]; then mount --rbind /dev "$root/dev"; fi
 exec chroot --userspec={user}:{user} "$root" "$@"
 """
 
 
 def inside(image: str, directory: Path, *command: str) -> list[str]:
-    """The command line that runs `command` in the image, with `directory` as its /tmp. Needs root."""
+    """The command line that runs `command` in the image, with `directory` as its /tmp. Needs root.
+
+    A directory `etc` in there becomes its /etc: a resolver of its own, say.
+    """
     if os.geteuid() != 0:
         raise RuntimeError("these tests start servers in a chroot as an unprivileged user: run them as root")
     script = _ENTER.replace("{user}", str(USER))
@@ -141,15 +145,15 @@ class Postgres:
 
 
 @contextmanager
-def postgres(directory: Path) -> Iterator[Postgres]:
-    """Make a database cluster in `directory` and serve it."""
-    with serving(initialised(directory)) as made:
+def postgres(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Postgres]:
+    """Make a database cluster in `directory` and serve it, at this address of loopback and at ::1."""
+    with serving(initialised(directory, host, port)) as made:
         yield made
 
 
-def initialised(directory: Path) -> Postgres:
+def initialised(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Postgres:
     """A database cluster in `directory` that nobody serves yet."""
-    password, port = "superuser's password", free_port()
+    password, port = "superuser's password", port or free_port()
     make_certificates(directory)
     (directory / "pw").write_text(password)
     _give(directory)
@@ -159,7 +163,7 @@ def initialised(directory: Path) -> Postgres:
         inside("postgres", directory, *initdb), env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL
     )
     settings = {
-        "listen_addresses": "127.0.0.1,::1",
+        "listen_addresses": f"{host},::1" if host == "127.0.0.1" else host,
         "port": str(port),
         "unix_socket_directories": "",
         "fsync": "off",
@@ -174,7 +178,7 @@ def initialised(directory: Path) -> Postgres:
     }
     with (directory / "data/postgresql.conf").open("a") as conf:
         conf.writelines(f"{name} = '{value}'\n" for name, value in (settings | changeable).items())
-    return Postgres(port, password, directory, 0)
+    return Postgres(port, password, directory, 0, host)
 
 
 @contextmanager

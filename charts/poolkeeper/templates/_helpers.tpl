@@ -96,6 +96,10 @@ capabilities:
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
+# Where the Service that an upstream names leads to: a failover shows nowhere else.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

@@ -27,6 +27,10 @@ DEFAULTS: Mapping[str, str] = {
     "tcp_keepidle": "30",
     "tcp_keepintvl": "10",
     "tcp_keepcnt": "3",
+    # A name that leads elsewhere after a failover is looked up again at once, not after 15 s. That costs a
+    # look-up where a new server connection is opened, every two seconds at most.
+    "dns_max_ttl": "2",
+    "dns_nxdomain_ttl": "2",
     # Two lines per connection, and per readiness probe, drown what matters.
     "log_connections": "0",
     "log_disconnections": "0",

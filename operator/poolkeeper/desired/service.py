@@ -13,7 +13,7 @@ def host(database: PooledDatabase) -> str:
 
 
 def host_of(namespace: str, name: str) -> str:
-    """The same where nothing else is known of the PooledDatabase."""
+    """The same, by the PooledDatabase's namespace and name."""
     return f"{names.pooler_name(name)}.{namespace}.svc"
 
 

@@ -24,7 +24,8 @@ _numbers = itertools.count(1)
 class Operator:
     """One replica: forked from the nursery, or without one `python -m poolkeeper`.
 
-    Every start takes another Lease unless `lease` is given: a killed holder delays nobody then.
+    Every start takes another Lease unless `lease` is given: a killed holder delays nobody then. `prefix`: what
+    the command line of one without a nursery begins with.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Operator:
         *,
         lease: str | None = None,
         log_level: str = "INFO",
+        prefix: tuple[str, ...] = (),
         **environment: str,
     ) -> None:
         number = next(_numbers)
@@ -45,6 +47,7 @@ class Operator:
         kubeconfig = directory / f"{self.identity}.kubeconfig"
         kubeconfig.write_text(json.dumps(_kubeconfig(gate.port)))
         self._lease = lease
+        self._prefix = prefix
         self._nursery = nursery
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
@@ -70,7 +73,7 @@ class Operator:
             return self
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "poolkeeper"],
+                [*self._prefix, sys.executable, "-m", "poolkeeper"],
                 env=self._environment | own,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

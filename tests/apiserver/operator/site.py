@@ -35,6 +35,7 @@ _GROUPS = {
     "Secret": "/api/v1/namespaces/{}/secrets",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Event": "/api/v1/namespaces/{}/events",
+    "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     "ResourceQuota": "/api/v1/namespaces/{}/resourcequotas",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
@@ -119,7 +120,7 @@ class Site:
         self.api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     def operator(
-        self, namespaces: Iterable[str] = (), gate: Gate | None = None, *, fresh: bool = False, **options: str
+        self, namespaces: Iterable[str] = (), gate: Gate | None = None, *, fresh: bool = False, **options: Any
     ) -> Operator:
         """A process that is not started yet; `fresh`: with an interpreter of its own, as in a pod."""
         nursery = None if fresh else self.nursery
