@@ -71,6 +71,7 @@ BY_HOST: Spec = {
         "image": "registry.example:5000/keeper:1.26.1@sha256:00",
         "resources": {"requests": {"cpu": "20m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
         "poolSize": 5,
+        "auth": "Scram",
     },
     "consumers": [{"namespace": "web", "secretName": "shop-database"}],
 }
@@ -425,6 +426,7 @@ KEEPERS = (
     Bad("pool of 0", changed("keeper.poolSize", 0), ("spec.keeper.poolSize", "1")),
     Bad("pool of 1001", changed("keeper.poolSize", 1001), ("spec.keeper.poolSize", "1000")),
     Bad("quoted pool", changed("keeper.poolSize", "10"), ("spec.keeper.poolSize",)),
+    Bad("auth of another name", changed("keeper.auth", "scram"), ("spec.keeper.auth", "Trust", "Scram")),
     Bad("word for enabled", changed("keeper.enabled", "yes"), ("spec.keeper.enabled",)),
     Bad("keeper's image", changed("keeper.image", "pgbouncer 1.26"), ("spec.keeper.image", "without spaces")),
     Bad("keeper's quantity", changed("keeper.resources.limits", {"memory": "64 MB"}), _KEEPER_QUANTITY),

@@ -25,6 +25,7 @@ from poolkeeper.fields import (
     Fields,
     refuse_control_characters,
 )
+from poolkeeper.keeper_template import AUTHS, TRUST
 from poolkeeper.resource import (
     ConsumerRule,
     CredentialsRef,
@@ -183,6 +184,7 @@ def _keeper(fields: Fields) -> Keeper:
         image=fields.text("image", IMAGE),
         resources=_resources(fields.object("resources")),
         pool_size=fields.integer("poolSize", 1, 1000, default=10),
+        auth=fields.choice("auth", AUTHS) or TRUST,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from poolkeeper import names
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.consent import Consumer
+from poolkeeper.keeper_template import TRUST
 from poolkeeper.processes import running_keepers
 from poolkeeper.wanted import Wanted
 from poolkeeper.world import AppPod, Keeper, World
@@ -59,6 +60,7 @@ def _faults(
     yield _behind(wanted, world, keepers)
     yield _lacking(wanted, pods)
     yield _outdated(wanted, keepers)
+    yield _another_auth(wanted, keepers)
 
 
 def _behind(wanted: Wanted, world: World, keepers: Sequence[Running]) -> Fault | None:
@@ -96,14 +98,35 @@ def _lacking(wanted: Wanted, pods: Sequence[AppPod]) -> Fault | None:
 
 def _outdated(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
     """A new image needs a new pod, which is for its owner to decide."""
-    outdated = [item for item in keepers if item[1].image != wanted.keeper_image]
+    assert wanted.keeper is not None
+    outdated = [item for item in keepers if item[1].image != wanted.keeper.image]
     if not outdated:
         return None
     pod, keeper, _ = outdated[0]
     return (
         "ImageOutdated",
-        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.keeper_image}; restart the workloads "
+        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.keeper.image}; restart the workloads "
         f"when it suits them; pod {pod.namespace}/{pod.name}: {keeper.image}",
+    )
+
+
+def _another_auth(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
+    """The variables of its containers go with it, and a pod keeps those for life."""
+    assert wanted.keeper is not None
+    outdated = [item for item in keepers if item[1].auth != wanted.keeper.auth]
+    if not outdated:
+        return None
+    pod = outdated[0][0]
+    if wanted.keeper.auth == TRUST:
+        text = _counted(outdated, "demands a password of its app", "demand a password of their apps")
+    else:
+        text = _counted(
+            outdated, "takes its app in without a password", "take their apps in without a password"
+        )
+    return (
+        "AuthOutdated",
+        f"{text}, from before spec.keeper.auth became {wanted.keeper.auth}; restart the workloads when it "
+        f"suits them; pod {pod.namespace}/{pod.name}",
     )
 
 

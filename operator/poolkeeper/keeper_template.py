@@ -14,6 +14,8 @@ from typing import Any
 APP_USER = "app"
 """The user name that apps send to their keeper. It must differ from every login of the poolers: PgBouncer keeps
 one record per user name, for clients and servers alike."""
+TRUST, SCRAM = AUTHS = ("Trust", "Scram")
+"""Whether an app needs a password at its keeper."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class KeeperTemplate:
     resources: Mapping[str, Any] | None
     database: str
     session_database: str
+    auth: str = TRUST
 
 
 def dump(template: KeeperTemplate) -> str:
@@ -41,7 +44,9 @@ def parse(text: str) -> KeeperTemplate:
             "resources": (dict() | None) as resources,
             "database": str(database),
             "session_database": str(session),
-        }:
-            return KeeperTemplate(image, policy, resources, database, session)
+            **rest,
+        } if (auth := rest.get("auth", TRUST)) in AUTHS:
+            # What is missing was written by a version of the operator that did not know it.
+            return KeeperTemplate(image, policy, resources, database, session, auth)
         case _:
             raise ValueError("it is not a keeper's template")

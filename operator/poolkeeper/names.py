@@ -46,6 +46,9 @@ DATABASES_ANNOTATION = f"{GROUP}/databases"
 KEEPER_ANNOTATION = f"{GROUP}/keeper"
 """On a keeper's Secret: what injection has to know besides the Secret's name."""
 
+APP_PASSWORD_KEY = "app-password"  # noqa: S105
+"""In a keeper's Secret: what the app logs in with at a keeper that demands it. Containers refer to it."""
+
 ROLE_SOURCE = "source"
 ROLE_POOLER = "pooler"
 ROLE_CONFIG = "config"

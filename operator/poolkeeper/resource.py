@@ -69,12 +69,13 @@ class Pooler:
 @dataclass(frozen=True)
 class Keeper:
     """The keepers injected into app pods. `pool_size`: connections that one keeper opens to the poolers, for
-    its transaction endpoint and for its session endpoint each."""
+    its transaction endpoint and for its session endpoint each. `auth` is Trust or Scram."""
 
     enabled: bool
     image: str | None
     resources: dict[str, Any] | None
     pool_size: int
+    auth: str
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def app_pod(obj: Object) -> AppPod | None:
             container=item.container,
             secret_name=item.secret_name,
             image=item.image,
+            auth=item.auth,
             port=item.port,
             running="running" in (states.get(item.container, {}).get("state") or {}),
             restarts=states.get(item.container, {}).get("restartCount", 0),

@@ -94,6 +94,7 @@ class Keeper:
     secret_name: str
     """The consumer's Secret."""
     image: str
+    auth: str
     port: int
     running: bool
     restarts: int

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from poolkeeper import names
 from poolkeeper.desired.deployment import CONFIG_DIRECTORY
+from poolkeeper.desired.keeper_config import start_file
 from poolkeeper.desired.metadata import Object
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from poolkeeper.desired.pgbouncer_config import POD_FILE
 from poolkeeper.keeper_template import KeeperTemplate
 
 DEFAULT_RESOURCES = {"requests": {"cpu": "10m", "memory": "32Mi"}}
@@ -26,7 +27,7 @@ def container(name: str, port: int, template: KeeperTemplate) -> Object:
         "image": template.image,
         "imagePullPolicy": template.image_pull_policy,
         "restartPolicy": "Always",
-        "command": ["pgbouncer", f"{CONFIG_DIRECTORY}/{INI}"],
+        "command": ["pgbouncer", start_file(template.auth)],
         "ports": [{"name": name, "containerPort": port, "protocol": "TCP"}],
         "startupProbe": {
             "tcpSocket": {"port": port},
