@@ -72,6 +72,7 @@ BY_HOST: Spec = {
         "resources": {"requests": {"cpu": "20m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
         "poolSize": 5,
         "auth": "Scram",
+        "imagePullSecrets": [{"name": "registry"}],
     },
     "consumers": [{"namespace": "web", "secretName": "shop-database"}],
 }
@@ -426,6 +427,11 @@ KEEPERS = (
     Bad("pool of 0", changed("keeper.poolSize", 0), ("spec.keeper.poolSize", "1")),
     Bad("pool of 1001", changed("keeper.poolSize", 1001), ("spec.keeper.poolSize", "1000")),
     Bad("quoted pool", changed("keeper.poolSize", "10"), ("spec.keeper.poolSize",)),
+    Bad(
+        "keeper's pull secret",
+        changed("keeper.imagePullSecrets", [{"name": "My_Registry"}]),
+        ("spec.keeper.imagePullSecrets", "lower-case"),
+    ),
     Bad("auth of another name", changed("keeper.auth", "scram"), ("spec.keeper.auth", "Trust", "Scram")),
     Bad("word for enabled", changed("keeper.enabled", "yes"), ("spec.keeper.enabled",)),
     Bad("keeper's image", changed("keeper.image", "pgbouncer 1.26"), ("spec.keeper.image", "without spaces")),

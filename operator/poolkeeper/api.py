@@ -164,9 +164,7 @@ def _pooler(fields: Fields) -> Pooler:
         mode=fields.choice("mode", POOL_MODES) or "transaction",
         parameters={name: parameters.validate(name, value) for name, value in sorted(values.values.items())},
         image=fields.text("image", IMAGE),
-        image_pull_secrets=tuple(
-            item.required("name", OBJECT_NAME) for item in fields.objects("imagePullSecrets")
-        ),
+        image_pull_secrets=_names(fields, "imagePullSecrets"),
         resources=_resources(fields.object("resources")),
         pod_labels=labels,
         pod_annotations=annotations,
@@ -185,7 +183,12 @@ def _keeper(fields: Fields) -> Keeper:
         resources=_resources(fields.object("resources")),
         pool_size=fields.integer("poolSize", 1, 1000, default=10),
         auth=fields.choice("auth", AUTHS) or TRUST,
+        image_pull_secrets=_names(fields, "imagePullSecrets"),
     )
+
+
+def _names(fields: Fields, key: str) -> tuple[str, ...]:
+    return tuple(item.required("name", OBJECT_NAME) for item in fields.objects(key))
 
 
 def _toleration(fields: Fields) -> dict[str, Any]:

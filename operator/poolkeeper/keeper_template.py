@@ -28,6 +28,7 @@ class KeeperTemplate:
     database: str
     session_database: str
     auth: str = TRUST
+    image_pull_secrets: tuple[str, ...] = ()
 
 
 def dump(template: KeeperTemplate) -> str:
@@ -45,8 +46,9 @@ def parse(text: str) -> KeeperTemplate:
             "database": str(database),
             "session_database": str(session),
             **rest,
-        } if (auth := rest.get("auth", TRUST)) in AUTHS:
+        }:
             # What is missing was written by a version of the operator that did not know it.
-            return KeeperTemplate(image, policy, resources, database, session, auth)
-        case _:
-            raise ValueError("it is not a keeper's template")
+            auth, secrets = rest.get("auth", TRUST), rest.get("image_pull_secrets", [])
+            if auth in AUTHS and isinstance(secrets, list) and all(isinstance(name, str) for name in secrets):
+                return KeeperTemplate(image, policy, resources, database, session, auth, tuple(secrets))
+    raise ValueError("it is not a keeper's template")

@@ -69,13 +69,15 @@ class Pooler:
 @dataclass(frozen=True)
 class Keeper:
     """The keepers injected into app pods. `pool_size`: connections that one keeper opens to the poolers, for
-    its transaction endpoint and for its session endpoint each. `auth` is Trust or Scram."""
+    its transaction endpoint and for its session endpoint each. `auth` is Trust or Scram. `image_pull_secrets`
+    are looked for in the app pods' namespaces."""
 
     enabled: bool
     image: str | None
     resources: dict[str, Any] | None
     pool_size: int
     auth: str
+    image_pull_secrets: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert database.pooler.parameters == {}
     assert database.pooler.resources is None
     assert database.pooler.affinity is None
-    assert database.keeper == Keeper(enabled=True, image=None, resources=None, pool_size=10, auth="Trust")
+    assert database.keeper == Keeper(
+        enabled=True, image=None, resources=None, pool_size=10, auth="Trust", image_pull_secrets=()
+    )
     assert database.consumers == (ConsumerRule("web", None, "database"),)
 
 
@@ -96,6 +98,7 @@ def test_every_field_is_read() -> None:
         resources={"requests": {"cpu": "20m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
         pool_size=5,
         auth="Scram",
+        image_pull_secrets=("registry",),
     )
 
 

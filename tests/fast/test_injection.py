@@ -146,6 +146,26 @@ def test_the_templates_image_and_resources_count() -> None:
     assert keeper["resources"] == resources
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ([], ["shared", "shop"]),
+        ([{"name": "web"}], ["web", "shared", "shop"]),
+        ([{"name": "shop"}, {"name": "web"}], ["shop", "web", "shared"]),
+    ],
+)
+def test_pull_secrets_come_beside_the_pods_own_and_each_once(own: list[Pod], expected: list[str]) -> None:
+    templates = {
+        "database": replace(SHOP, image_pull_secrets=("shared", "shop")),
+        "orders-db": replace(ORDERS, image_pull_secrets=("shared",)),
+    }
+    before = pod(annotations=BOTH, **({"imagePullSecrets": own} if own else {}))
+    once = inject(before, templates).pod
+    assert [item["name"] for item in once["spec"]["imagePullSecrets"]] == expected
+    assert inject(once, templates).pod == once
+    assert "imagePullSecrets" not in made(pod())["spec"]
+
+
 # What containers set themselves
 
 

@@ -278,9 +278,18 @@ def test_a_template_of_an_older_version_is_read() -> None:
 
 def test_the_template_is_that_of_the_spec() -> None:
     resources = {"limits": {"memory": "64Mi"}}
-    database = shop(keeper={"image": "registry.example/keeper:2", "resources": resources})
+    secrets = [{"name": "registry"}, {"name": "other"}]
+    database = shop(
+        keeper={
+            "image": "registry.example/keeper:2",
+            "resources": resources,
+            "auth": "Scram",
+            "imagePullSecrets": secrets,
+        }
+    )
     template = keeper_secret.template(database, "shop", SETTINGS)
     assert (template.image, template.resources) == ("registry.example/keeper:2", resources)
+    assert (template.auth, template.image_pull_secrets) == ("Scram", ("registry", "other"))
     assert keeper_template.parse(keeper_template.dump(template)) == template
 
 

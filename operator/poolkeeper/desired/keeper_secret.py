@@ -26,6 +26,7 @@ def template(database: PooledDatabase, upstream_database: str, settings: Setting
         database=main,
         session_database=session,
         auth=database.keeper.auth,
+        image_pull_secrets=database.keeper.image_pull_secrets,
     )
 
 

@@ -144,6 +144,22 @@ def demanding(made: Object) -> tuple[injection.InjectedKeeper, ...]:
     return found
 
 
+def test_the_keepers_pull_secrets_come_beside_those_of_the_service_account(
+    lane: Lane, running: Operator
+) -> None:
+    account = {"imagePullSecrets": [{"name": "accounts"}]}
+    lane.api.merge(f"/api/v1/namespaces/{lane.web}/serviceaccounts/default", account)
+    lane.apply(keeper={"imagePullSecrets": [{"name": "keepers"}, {"name": "accounts"}]})
+
+    def pulled() -> list[str]:
+        made = create(lane, pod(), dry_run=True)
+        return [item["name"] for item in made["spec"].get("imagePullSecrets", [])]
+
+    eventually(lambda: pulled() == ["accounts", "keepers"], 10)
+    with_own = create(lane, pod(imagePullSecrets=[{"name": "own"}]))
+    assert [item["name"] for item in with_own["spec"]["imagePullSecrets"]] == ["own", "keepers", "accounts"]
+
+
 def test_what_comes_out_passes_pod_security_restricted(lane: Lane, running: Operator) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     lane.api.merge(f"/api/v1/namespaces/{lane.web}", {"metadata": {"labels": labels}})
