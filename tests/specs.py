@@ -73,6 +73,7 @@ BY_HOST: Spec = {
         "poolSize": 5,
         "auth": "Scram",
         "imagePullSecrets": [{"name": "registry"}],
+        "rollout": "Workload",
     },
     "consumers": [{"namespace": "web", "secretName": "shop-database"}],
 }
@@ -431,6 +432,11 @@ KEEPERS = (
         "keeper's pull secret",
         changed("keeper.imagePullSecrets", [{"name": "My_Registry"}]),
         ("spec.keeper.imagePullSecrets", "lower-case"),
+    ),
+    Bad(
+        "rollout of another name",
+        changed("keeper.rollout", "Auto"),
+        ("spec.keeper.rollout", "Manual", "Workload"),
     ),
     Bad("auth of another name", changed("keeper.auth", "scram"), ("spec.keeper.auth", "Trust", "Scram")),
     Bad("word for enabled", changed("keeper.enabled", "yes"), ("spec.keeper.enabled",)),

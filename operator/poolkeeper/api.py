@@ -25,7 +25,7 @@ from poolkeeper.fields import (
     Fields,
     refuse_control_characters,
 )
-from poolkeeper.keeper_template import AUTHS, TRUST
+from poolkeeper.keeper_template import AUTHS, MANUAL, ROLLOUTS, TRUST
 from poolkeeper.resource import (
     ConsumerRule,
     CredentialsRef,
@@ -184,6 +184,7 @@ def _keeper(fields: Fields) -> Keeper:
         pool_size=fields.integer("poolSize", 1, 1000, default=10),
         auth=fields.choice("auth", AUTHS) or TRUST,
         image_pull_secrets=_names(fields, "imagePullSecrets"),
+        rollout=fields.choice("rollout", ROLLOUTS) or MANUAL,
     )
 
 

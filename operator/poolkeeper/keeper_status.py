@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from poolkeeper import names
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.consent import Consumer
-from poolkeeper.keeper_template import TRUST
+from poolkeeper.keeper_rollout import restarts
+from poolkeeper.keeper_template import TRUST, WORKLOAD
 from poolkeeper.processes import running_keepers
 from poolkeeper.wanted import Wanted
 from poolkeeper.world import AppPod, Keeper, World
@@ -57,6 +58,7 @@ def _faults(
                 "configuration that changes no more; restart their workloads, or enable keepers again",
             )
         return
+    yield restarts(wanted, world).report
     yield _behind(wanted, world, keepers)
     yield _lacking(wanted, pods)
     yield _outdated(wanted, keepers)
@@ -105,8 +107,8 @@ def _outdated(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
     pod, keeper, _ = outdated[0]
     return (
         "ImageOutdated",
-        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.keeper.image}; restart the workloads "
-        f"when it suits them; pod {pod.namespace}/{pod.name}: {keeper.image}",
+        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.keeper.image}{_remedy(wanted)}; "
+        f"pod {pod.namespace}/{pod.name}: {keeper.image}",
     )
 
 
@@ -125,9 +127,13 @@ def _another_auth(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
         )
     return (
         "AuthOutdated",
-        f"{text}, from before spec.keeper.auth became {wanted.keeper.auth}; restart the workloads when it "
-        f"suits them; pod {pod.namespace}/{pod.name}",
+        f"{text}, from before spec.keeper.auth became {wanted.keeper.auth}{_remedy(wanted)}; "
+        f"pod {pod.namespace}/{pod.name}",
     )
+
+
+def _remedy(wanted: Wanted) -> str:
+    return "" if wanted.keeper_rollout == WORKLOAD else "; restart the workloads when it suits them"
 
 
 def _counted(keepers: Sequence[Running], one: str, several: str) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 APP_USER = "app"
 """The user name that apps send to their keeper. It must differ from every login of the poolers: PgBouncer keeps
 one record per user name, for clients and servers alike."""
+MANUAL, WORKLOAD = ROLLOUTS = ("Manual", "Workload")
+"""Who restarts app pods whose keepers are not what they should be: their owners, or the operator."""
 TRUST, SCRAM = AUTHS = ("Trust", "Scram")
 """Whether an app needs a password at its keeper."""
 

@@ -22,18 +22,22 @@ from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
 from poolkeeper.events import Event
+from poolkeeper.keeper_rollout import Restart, restarts
 from poolkeeper.logins import Login
 from poolkeeper.ownership import desired_digest
 from poolkeeper.processes import Leaving, Reload, keepers_behind, leaving, moving, poolers_behind, serves
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target
 from poolkeeper.wanted import Wanted, want
-from poolkeeper.world import Child, Key, Pod, Ref, World
+from poolkeeper.world import Child, Key, Owner, Pod, Ref, World
 
 Object = dict[str, Any]
 
 RECHECK_SECONDS = 5.0
 """How soon what no event will tell is looked at again: a missing Secret, a refusal, a console that differs."""
+
+WATCH_SECONDS = 2.0
+"""How soon a workload that is being restarted is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class Plan:
     """Pooler pods to be drained, beside the runs as well."""
     moving: tuple[KeeperConsole, ...] = ()
     """The keepers that may have to leave them."""
+    look: tuple[Owner, ...] = ()
+    """Controllers of app pods whose workloads have to be read."""
+    restart: Restart | None = None
+    """The workload of app pods to be restarted. Like the keepers' own, this holds nothing else up."""
     probe: Target | None = None
     trial: Trial | None = None
     """What to try where the operator itself can't reach the upstream."""
@@ -118,13 +126,16 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
+    rollout = restarts(wanted, world)
     return Plan(
         keepers=keepers_behind(wanted, world),
+        look=rollout.look,
+        restart=rollout.next,
         leaving=going,
         moving=moved,
         status=reported,
         events=events,
-        requeue=_requeue(wanted, world),
+        requeue=WATCH_SECONDS if rollout.waiting else _requeue(wanted, world),
     )
 
 

@@ -70,7 +70,7 @@ class Pooler:
 class Keeper:
     """The keepers injected into app pods. `pool_size`: connections that one keeper opens to the poolers, for
     its transaction endpoint and for its session endpoint each. `auth` is Trust or Scram. `image_pull_secrets`
-    are looked for in the app pods' namespaces."""
+    are looked for in the app pods' namespaces. `rollout` is Manual or Workload."""
 
     enabled: bool
     image: str | None
@@ -78,6 +78,7 @@ class Keeper:
     pool_size: int
     auth: str
     image_pull_secrets: tuple[str, ...]
+    rollout: str
 
 
 @dataclass(frozen=True)

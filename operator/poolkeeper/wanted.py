@@ -21,7 +21,7 @@ from poolkeeper.desired import (
     service,
 )
 from poolkeeper.desired.pgbouncer_config import Configuration, configuration, kept_files
-from poolkeeper.keeper_template import SCRAM, KeeperTemplate
+from poolkeeper.keeper_template import MANUAL, SCRAM, KeeperTemplate
 from poolkeeper.logins import Authorities, Login, Logins, keeper_app, keeper_certificate_name, keeper_console
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target, TargetError, resolve
@@ -53,6 +53,7 @@ class Wanted:
     """What keepers have to show; nothing where spec.keeper is not enabled."""
     keeper: KeeperTemplate | None = None
     """What a keeper injected now looks like."""
+    keeper_rollout: str = MANUAL
 
     def console_at(self, ip: str) -> ConsoleAccess:
         """How to log in at the console of the pooler at this address."""
@@ -117,6 +118,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         configuration=config,
         keepers=keepers,
         keeper=template,
+        keeper_rollout=database.keeper.rollout,
         peers=peer_ids,
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),

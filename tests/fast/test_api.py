@@ -66,7 +66,13 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert database.pooler.resources is None
     assert database.pooler.affinity is None
     assert database.keeper == Keeper(
-        enabled=True, image=None, resources=None, pool_size=10, auth="Trust", image_pull_secrets=()
+        enabled=True,
+        image=None,
+        resources=None,
+        pool_size=10,
+        auth="Trust",
+        image_pull_secrets=(),
+        rollout="Manual",
     )
     assert database.consumers == (ConsumerRule("web", None, "database"),)
 
@@ -99,6 +105,7 @@ def test_every_field_is_read() -> None:
         pool_size=5,
         auth="Scram",
         image_pull_secrets=("registry",),
+        rollout="Workload",
     )
 
 

@@ -15,7 +15,22 @@ from poolkeeper.desired.entries import login_name
 from poolkeeper.logins import Login, Logins, from_secret
 from poolkeeper.plan import Plan, plan
 from poolkeeper.settings import Settings
-from poolkeeper.world import AppPod, Child, Key, Namespace, Pod, Probe, Ref, Resource, Rollout, Shown, World
+from poolkeeper.world import (
+    ApiRefusal,
+    AppPod,
+    Child,
+    Key,
+    Namespace,
+    Owner,
+    Pod,
+    Probe,
+    Ref,
+    Resource,
+    Rollout,
+    Shown,
+    Workload,
+    World,
+)
 
 SETTINGS = Settings(namespace="poolkeeper", identity="test")
 KEY = Key("data", "shop")
@@ -75,6 +90,8 @@ class Simulation:
     marked: set[str] = field(default_factory=set)
     pods: tuple[Pod, ...] = ()
     app_pods: tuple[AppPod, ...] = ()
+    workloads: Mapping[Owner, Workload | ApiRefusal | None] = field(default_factory=dict)
+    workloads_due: frozenset[Owner] = frozenset()
     shown: dict[str, Shown] = field(default_factory=dict)
     probe: Probe | None = None
     accepts: Mapping[str, str] = field(default_factory=dict)
@@ -112,6 +129,8 @@ class Simulation:
             },
             pods=self.pods,
             app_pods=self.app_pods,
+            workloads=self.workloads,
+            workloads_due=self.workloads_due,
             rollout=Rollout(True, len(self.pods), len(self.pods), ""),
             namespaces=self.namespaces,
             sources=self.secrets,
