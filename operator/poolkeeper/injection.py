@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,7 +134,9 @@ def inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> I
     spec["initContainers"] = [*new_ones, *others]
     new_ones, others = _overlaid(volumes, spec.get("volumes") or [])
     spec["volumes"] = [*others, *new_ones]
-    _add_pull_secrets(spec, [templates[secret_name] for secret_name in wanted])
+    pulled = keeper_container.missing_pull_secrets(spec, [templates[secret_name] for secret_name in wanted])
+    if pulled:
+        spec["imagePullSecrets"] = [*(spec.get("imagePullSecrets") or []), *pulled]
     _exclude_from_meshes(annotations, ports.values())
     annotations.pop(KEPT_ANNOTATION, None)
     if kept:
@@ -270,15 +272,6 @@ def _first_port(written: str | None) -> int:
 
 def _containers(spec: Object) -> list[Object]:
     return [*(spec.get("initContainers") or ()), *spec["containers"]]
-
-
-def _add_pull_secrets(spec: Object, templates: Iterable[KeeperTemplate]) -> None:
-    """Beside the pod's own, which are those of its service account where it names none itself."""
-    present = spec.get("imagePullSecrets") or []
-    names = {name: None for template in templates for name in template.image_pull_secrets}
-    missing = [{"name": name} for name in names if {"name": name} not in present]
-    if missing:
-        spec["imagePullSecrets"] = [*present, *missing]
 
 
 def _exclude_from_meshes(annotations: dict[str, str], ports: Any) -> None:

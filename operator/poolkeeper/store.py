@@ -358,13 +358,14 @@ class Store:
         owners = {pod.owner for pod in self._app_pods_of(key)}
         known = self._workloads.pop(key, {})
         kept = {owner: item for owner, item in known.items() if owner in owners or _is_restarted(item[0])}
+        self._workloads_due.pop(key, None)
         if kept:
             self._workloads[key] = kept
-        self._workloads_due[key] = {
-            owner
-            for owner, (seen, at) in kept.items()
-            if now - at >= (WORKLOAD_SECONDS if seen is None or _rests(seen) else WORKLOAD_BUSY_SECONDS)
-        }
+            self._workloads_due[key] = {
+                owner
+                for owner, (seen, at) in kept.items()
+                if now - at >= (WORKLOAD_SECONDS if seen is None or _rests(seen) else WORKLOAD_BUSY_SECONDS)
+            }
 
     def _try_again(self, process: str, pause: float) -> None:
         shown, at = self._shown.get(process, (None, 0.0))

@@ -5,6 +5,8 @@ Knows nothing of the pod around them (injection.py), nor of the app's variables 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from poolkeeper import names
 from poolkeeper.desired.deployment import CONFIG_DIRECTORY
 from poolkeeper.desired.keeper_config import start_file
@@ -78,6 +80,14 @@ def volume(name: str, secret_name: str) -> Object:
             ],
         },
     }
+
+
+def missing_pull_secrets(spec: Object, templates: Iterable[KeeperTemplate]) -> list[Object]:
+    """What a pod needs to pull its keepers' images beside its own Secrets, which are those of its service account
+    where it names none itself."""
+    present = spec.get("imagePullSecrets") or []
+    names_of_all = {name: None for template in templates for name in template.image_pull_secrets}
+    return [{"name": name} for name in names_of_all if {"name": name} not in present]
 
 
 def listen_annotation(name: str) -> str:
