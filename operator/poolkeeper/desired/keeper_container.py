@@ -83,8 +83,8 @@ def volume(name: str, secret_name: str) -> Object:
 
 
 def missing_pull_secrets(spec: Object, templates: Iterable[KeeperTemplate]) -> list[Object]:
-    """What a pod needs to pull its keepers' images beside its own Secrets, which are those of its service account
-    where it names none itself."""
+    """What a pod needs to pull its keepers' images beside its own Secrets, which are those of its service
+    account where it names none itself."""
     present = spec.get("imagePullSecrets") or []
     names_of_all = {name: None for template in templates for name in template.image_pull_secrets}
     return [{"name": name} for name in names_of_all if {"name": name} not in present]
