@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast lint cluster cluster-down install demo bench
+.PHONY: help test test-fast lint cluster cluster-down install demo demo-overload bench
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -44,12 +44,16 @@ install: cluster ## Build and load the images, install the chart
 demo: install ## The whole way from nothing to an app that uses a pooled DATABASE_URL
 	$(PYTHON) -m e2e.demo
 
+demo-overload: install ## 40 copies of an app against max_connections = 100, without Poolkeeper and with it
+	$(PYTHON) -m e2e.demo.overload
+
 test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server, real PgBouncer, e2e on the cluster
 	$(MAKE) lint
 	$(MAKE) install
 	$(PYTEST) tests/fast -n auto
 	$(PYTEST) tests/apiserver -n 2 --dist loadfile --durations=10
-	$(PYTEST) tests/pgbouncer tests/e2e --durations=15
+	$(PYTEST) tests/pgbouncer -n 2 --dist loadfile --durations=10
+	$(PYTEST) tests/e2e --durations=15
 
 bench: $(VENV)/.installed ## Benchmarks, all or BENCH=<name>
 	$(PYTHON) -m e2e.bench $(BENCH)

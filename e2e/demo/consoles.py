@@ -31,7 +31,7 @@ def consoles(namespace: str, name: str) -> Iterator[dict[str, Console]]:
     with contextlib.ExitStack() as stack:
         found: dict[str, Console] = {}
         for pod in pooler_pods(namespace, name):
-            port = stack.enter_context(_forwarded(namespace, pod["metadata"]["name"]))
+            port = stack.enter_context(forwarded(namespace, pod["metadata"]["name"], 6432))
             connection = psycopg.connect(
                 host="127.0.0.1",
                 port=port,
@@ -72,9 +72,9 @@ def _password(namespace: str, secret_name: str) -> str:
 
 
 @contextlib.contextmanager
-def _forwarded(namespace: str, pod: str) -> Iterator[int]:
-    """A local port that leads to the pod's PgBouncer."""
-    words = argv("kubectl", "-n", namespace, "port-forward", f"pod/{pod}", ":6432", "--address=127.0.0.1")
+def forwarded(namespace: str, pod: str, port: int) -> Iterator[int]:
+    """A local port that leads to a port of the pod."""
+    words = argv("kubectl", "-n", namespace, "port-forward", f"pod/{pod}", f":{port}", "--address=127.0.0.1")
     with subprocess.Popen(
         words, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

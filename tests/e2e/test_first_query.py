@@ -7,7 +7,7 @@ import time
 
 from e2e import kube
 from e2e.cluster.shell import ClusterError
-from e2e.demo.__main__ import MANIFESTS
+from e2e.demo.shop import MANIFESTS
 from e2e.images.catalog import recipe
 from e2e.kube import kubectl
 from tests.e2e.kit import Place, wait_until

@@ -58,6 +58,9 @@ class Keeper:
         files = {**(keep or {}), **whole.files, INI: ini, POD_FILE: listen(self.port)}
         for name, text in sorted(files.items(), key=lambda item: item[0] == INI):
             path = self.directory / name
+            # As kubelet does, which writes the new files while the old ones are still there.
+            if path.exists() and path.read_text() == text:
+                continue
             path.with_suffix(".new").write_text(text)
             path.with_suffix(".new").rename(path)
             os.chown(path, USER, USER)

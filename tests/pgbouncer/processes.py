@@ -197,14 +197,17 @@ class Pooler:
     def write(self, configuration: Configuration, keep: Mapping[str, str] | None = None) -> Configuration:
         """Replace the mounted files, as kubelet does; returns the configuration with this process' port."""
         here = self.localised(configuration)
-        stale = set(self._files()) - set(here.files) - set(keep or {})
+        present = set(self._files())
+        stale = present - set(here.files) - set(keep or {})
         # The file that names the others comes last.
         for name, text in sorted({**(keep or {}), **here.files}.items(), key=lambda item: item[0] == INI):
             path = self.directory / f".{name}"
+            if name in present and (self.directory / name).read_text() == text:
+                continue
             path.write_text(text)
             os.chown(path, USER, USER)
             path.rename(self.directory / name)
-        # Only now, as kubelet does: PgBouncer takes a userlist of the old one's inode, size and second as read.
+        # Only now, as kubelet does, which writes the new files while the old ones are still there.
         for old in stale:
             (self.directory / old).unlink()
         return here

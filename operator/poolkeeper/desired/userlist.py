@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from poolkeeper.logins import Login
 from poolkeeper.scalars import forbidden_character
 
-
 _PADDING = 509
 """Different lengths that the end of a file may have."""
 
@@ -22,9 +21,10 @@ def marker(generation: str) -> str:
 def render(logins: Iterable[Login], generation: str) -> str:
     """The file, sorted by name, with the marker user last (its password is empty, and no hba line admits it).
 
-    It ends with empty lines, whose number comes from the generation: PgBouncer does not read a file that has the
-    inode, the size and the second of the one it read last (auth_loaded in its loader.c), and a file system gives a
-    freed inode to the next file. Raises ValueError for a control character and for a login without a verifier.
+    It ends with empty lines, whose number comes from the generation: PgBouncer does not read a file that has
+    the inode, the size and the second of the one it read last (auth_loaded in its loader.c), and a file system
+    gives a freed inode to the next file. Raises ValueError for a control character and for a login without a
+    verifier.
     """
     by_name = {login.name: login for login in logins}
     lines = []

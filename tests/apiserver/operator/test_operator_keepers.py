@@ -69,6 +69,9 @@ class AppPod:
         for name, text in sorted(
             {**files, POD_FILE: listen(self.port)}.items(), key=lambda item: item[0] == INI
         ):
+            # As kubelet does, which writes the new files while the old ones are still there.
+            if (self.place / name).exists() and (self.place / name).read_text() == text:
+                continue
             new = self.place / f".{name}"
             new.write_text(text)
             os.chown(new, USER, USER)
