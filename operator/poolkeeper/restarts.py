@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 
-from poolkeeper import sightings
-from poolkeeper.cluster import Cluster, Conflict, Refused
+from poolkeeper import events, sightings
+from poolkeeper.cluster import RESOURCES, Cluster, Conflict, Refused
+from poolkeeper.events import Event
 from poolkeeper.keeper_rollout import Restart
 from poolkeeper.store import Store
 from poolkeeper.workloads import workload
@@ -45,7 +47,28 @@ async def restart(cluster: Cluster, store: Store, key: Key, steps: Restart) -> b
         return False
     log.info("%s/%s: restarts %s for its keepers", key.namespace, key.name, known.ref)
     store.work(key, steps.owner, workload({**answer, "kind": known.ref.kind}))
+    await _tell(cluster, key, steps)
     return True
+
+
+async def _tell(cluster: Cluster, key: Key, steps: Restart) -> None:
+    """Those who own the workload see an Event on it. Its name follows from what the restart is for."""
+    ref = steps.workload.ref
+    about = {
+        "apiVersion": RESOURCES[ref.kind].api_version,
+        "kind": ref.kind,
+        "namespace": ref.namespace,
+        "name": ref.name,
+        "uid": steps.workload.uid,
+    }
+    text = f"its pods lack the keeper that PooledDatabase {key.namespace}/{key.name} has for new ones"
+    event = Event(f"keeper-{min(steps.annotations.values())}", "Normal", "RestartedForKeeper", text)
+    try:
+        await cluster.post(events.body(event, about, datetime.now(UTC)))
+    except Conflict:
+        return  # an image that was there before
+    except Refused as error:
+        log.warning("%s/%s: Event refused: %s", key.namespace, key.name, error.message)
 
 
 async def _behind(cluster: Cluster, owner: Owner) -> Workload | ApiRefusal | None:

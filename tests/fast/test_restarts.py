@@ -37,6 +37,7 @@ class Objects:
         self.objects = {(item["kind"], item["metadata"]["name"]): item for item in objects}
         self.refuses = refuses or {}
         self.asked: list[str] = []
+        self.posted: list[str] = []
         self.patched: list[tuple[Ref, str, str, Mapping[str, str]]] = []
 
     async def get(self, ref: Ref) -> Object | None:
@@ -44,6 +45,14 @@ class Objects:
         if ref.name in self.refuses:
             raise self.refuses[ref.name]
         return self.objects.get((ref.kind, ref.name))
+
+    async def post(self, body: Mapping[str, Any]) -> Object:
+        self.posted.append(
+            f"{body['involvedObject']['kind']} {body['involvedObject']['name']} {body['reason']}"
+        )
+        if "post" in self.refuses:
+            raise self.refuses["post"]
+        return {}
 
     async def annotate_template(
         self, ref: Ref, uid: str, version: str, annotations: Mapping[str, str]
@@ -132,9 +141,16 @@ def restarted(cluster: Objects) -> tuple[bool, Workload | ApiRefusal | None]:
     return done, memory.world(KEY, Logins()).workloads[SET]
 
 
-def test_a_restart_is_remembered_as_one_that_goes_on() -> None:
-    done, known = restarted(Objects())
+@pytest.mark.parametrize(
+    "refuses", [{}, {"post": Conflict("Conflict", "there")}, {"post": Refused("Forbidden", "no")}]
+)
+def test_a_restart_is_remembered_as_one_that_goes_on_and_told_to_its_owner(
+    refuses: Mapping[str, Exception],
+) -> None:
+    cluster = Objects(refuses=refuses)
+    done, known = restarted(cluster)
     assert done
+    assert cluster.posted == ["Deployment a RestartedForKeeper"]
     assert isinstance(known, Workload)
     assert (known.marks, known.complete) == ({"poolkeeper.io/restarted-for-database": "new"}, False)
 

@@ -163,6 +163,15 @@ def marked(app: App, seconds: float = 15) -> str:
     return eventually(lambda: app.mark() or False, seconds)  # type: ignore[return-value]
 
 
+def says(lane: Lane, reason: str, words: str) -> None:
+    """The status follows what it speaks of a moment later."""
+
+    def said() -> None:
+        assert words in lane.expect("KeepersCurrent", "False", reason, seconds=0)
+
+    eventually(said, 10)
+
+
 def restarts(lane: Lane) -> list[str]:
     """The workloads that were changed, from the API server's audit log."""
     plurals = [f"{plural}/ " for plural in _PLURALS.values()]
@@ -183,8 +192,7 @@ def test_workloads_are_restarted_one_after_the_other_each_once(lane: Lane, opera
     for number, app in enumerate(order):
         text = marked(app)
         assert [other.mark() for other in order] == [text] * (number + 1) + [""] * (2 - number)
-        message = lane.expect("KeepersCurrent", "False", "Restarting")
-        assert message.startswith(f"{app.kind} {lane.web}/{app.name} is being restarted")
+        says(lane, "Restarting", f"{app.kind} {lane.web}/{app.name} is being restarted")
         time.sleep(QUIET_SECONDS)
         assert [other.mark() for other in order[number + 1 :]] == [""] * (2 - number), "it is not over yet"
         app.replace()
@@ -194,6 +202,13 @@ def test_workloads_are_restarted_one_after_the_other_each_once(lane: Lane, opera
         del now["spec"]["template"]["metadata"]["annotations"]
         assert now["spec"] == old["spec"]
     assert len(restarts(lane)) == 3, restarts(lane)
+    events = lane.api.get(path("Event", lane.web))["items"]
+    told = [event["involvedObject"] for event in events if event["reason"] == "RestartedForKeeper"]
+    assert sorted((about["kind"], about["name"]) for about in told) == [
+        ("DaemonSet", "c"),
+        ("Deployment", "a"),
+        ("StatefulSet", "b"),
+    ]
 
 
 @pytest.mark.usefixtures("rights")
@@ -243,10 +258,9 @@ def test_a_restart_that_changes_nothing_is_not_done_again(lane: Lane, operator: 
     asked_for(lane, "two:1")
     text = marked(app)
     app.replace(keeper=False)
-    message = lane.expect("KeepersCurrent", "False", "LeftAlone")
-    assert f"Deployment {lane.web}/a was restarted for this" in message
-    assert f"delete pod {lane.web}/bare when it suits" in message
-    assert "1 pod has the label" in message
+    says(lane, "LeftAlone", f"Deployment {lane.web}/a was restarted for this")
+    says(lane, "LeftAlone", f"delete pod {lane.web}/bare when it suits")
+    says(lane, "LeftAlone", "1 pod has the label")
     time.sleep(QUIET_SECONDS)
     before = lane.writes()
     time.sleep(QUIET_SECONDS)
