@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-_PATCHED = (("metadata", ("annotations",)), ("spec", ("initContainers", "containers", "volumes")))
+_PATCHED = (
+    ("metadata", ("annotations",)),
+    ("spec", ("initContainers", "containers", "volumes", "imagePullSecrets")),
+)
 """All that an injection changes."""
 _SPEAKER = "poolkeeper: "
 _WARNING_LIMIT = 240

@@ -25,6 +25,7 @@ from poolkeeper.fields import (
     Fields,
     refuse_control_characters,
 )
+from poolkeeper.keeper_template import AUTHS, MANUAL, ROLLOUTS, TRUST
 from poolkeeper.resource import (
     ConsumerRule,
     CredentialsRef,
@@ -165,9 +166,7 @@ def _pooler(fields: Fields) -> Pooler:
         mode=fields.choice("mode", POOL_MODES) or "transaction",
         parameters={name: parameters.validate(name, value) for name, value in sorted(values.values.items())},
         image=fields.text("image", IMAGE),
-        image_pull_secrets=tuple(
-            item.required("name", OBJECT_NAME) for item in fields.objects("imagePullSecrets")
-        ),
+        image_pull_secrets=_names(fields, "imagePullSecrets"),
         resources=_resources(fields.object("resources")),
         pod_labels=labels,
         pod_annotations=annotations,
@@ -185,7 +184,14 @@ def _keeper(fields: Fields) -> Keeper:
         image=fields.text("image", IMAGE),
         resources=_resources(fields.object("resources")),
         pool_size=fields.integer("poolSize", 1, 1000, default=10),
+        auth=fields.choice("auth", AUTHS) or TRUST,
+        image_pull_secrets=_names(fields, "imagePullSecrets"),
+        rollout=fields.choice("rollout", ROLLOUTS) or MANUAL,
     )
+
+
+def _names(fields: Fields, key: str) -> tuple[str, ...]:
+    return tuple(item.required("name", OBJECT_NAME) for item in fields.objects(key))
 
 
 def _toleration(fields: Fields) -> dict[str, Any]:

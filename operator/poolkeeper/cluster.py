@@ -63,6 +63,9 @@ RESOURCES: Mapping[str, Resource] = {
     "EndpointSlice": Resource("discovery.k8s.io/v1", "endpointslices"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Deployment": Resource("apps/v1", "deployments"),
+    "ReplicaSet": Resource("apps/v1", "replicasets"),
+    "StatefulSet": Resource("apps/v1", "statefulsets"),
+    "DaemonSet": Resource("apps/v1", "daemonsets"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "MutatingWebhookConfiguration": Resource(
@@ -250,6 +253,21 @@ class Cluster:
             "PATCH", _path(Ref("Pod", namespace, name), "status"), {"fieldManager": MANAGER}, body,
             content="application/merge-patch+json",
         )  # fmt: skip
+        assert answer is not None
+        return answer
+
+    async def annotate_template(
+        self, ref: Ref, uid: str, version: str, annotations: Mapping[str, str]
+    ) -> Object:
+        """Annotate the pod template of a workload, which restarts its pods. Raises Conflict if it is gone, or
+        was changed since `version`."""
+        body = {
+            "metadata": {"uid": uid, "resourceVersion": version},
+            "spec": {"template": {"metadata": {"annotations": dict(annotations)}}},
+        }
+        answer = await self._request(
+            "PATCH", _path(ref), {"fieldManager": MANAGER}, body, content="application/merge-patch+json"
+        )
         assert answer is not None
         return answer
 

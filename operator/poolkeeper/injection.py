@@ -1,7 +1,7 @@
 """Injection of keepers into an app pod: a pod and its databases' templates in, the pod with keepers out.
 
 Pure: admission.py fetches the templates and answers the API server. Nothing here holds a password, and nothing
-of it gets into the pod: the keeper's Secret is mounted by name.
+of it gets into the pod: the keeper's Secret is mounted, or referred to, by name.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from poolkeeper.desired import keeper_container, keeper_variables
+from poolkeeper.desired import keeper_config, keeper_container, keeper_variables
 from poolkeeper.fields import SECRET_NAME
 from poolkeeper.keeper_template import KeeperTemplate
 from poolkeeper.names import (
@@ -55,11 +55,13 @@ class Injection:
 
 @dataclass(frozen=True)
 class InjectedKeeper:
-    """A keeper as it stands in a pod: its container, its consumer's Secret, its image and its port."""
+    """A keeper as it stands in a pod: its container, its consumer's Secret, its image, what it demands of the
+    app (Trust or Scram), and its port."""
 
     container: str
     secret_name: str
     image: str
+    auth: str
     port: int
 
 
@@ -109,15 +111,18 @@ def inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> I
     apps = [item for item in _containers(spec) if item["name"] not in keepers]
     for before in injected(pod):
         if keepers.get(before.container) == before.secret_name:
+            template = replace(templates[before.secret_name], auth=before.auth)
             old = keeper_variables.variables(
-                prefixes[before.secret_name], before.port, templates[before.secret_name]
+                prefixes[before.secret_name], before.port, template, before.secret_name
             )
             for container in apps:
                 keeper_variables.take_out(container, old)
     ports = dict(zip(keepers, _ports(apps, annotations, len(keepers)), strict=True))
     kept: dict[str, set[str]] = {}
     for name, secret_name in reversed(keepers.items()):
-        ours = keeper_variables.variables(prefixes[secret_name], ports[name], templates[secret_name])
+        ours = keeper_variables.variables(
+            prefixes[secret_name], ports[name], templates[secret_name], secret_name
+        )
         for container in apps:
             own = keeper_variables.put(container, prefixes[secret_name], ours)
             if own:
@@ -129,6 +134,9 @@ def inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> I
     spec["initContainers"] = [*new_ones, *others]
     new_ones, others = _overlaid(volumes, spec.get("volumes") or [])
     spec["volumes"] = [*others, *new_ones]
+    pulled = keeper_container.missing_pull_secrets(spec, [templates[secret_name] for secret_name in wanted])
+    if pulled:
+        spec["imagePullSecrets"] = [*(spec.get("imagePullSecrets") or []), *pulled]
     _exclude_from_meshes(annotations, ports.values())
     annotations.pop(KEPT_ANNOTATION, None)
     if kept:
@@ -147,7 +155,11 @@ def injected(pod: Mapping[str, Any]) -> tuple[InjectedKeeper, ...]:
     }
     return tuple(
         InjectedKeeper(
-            container["name"], secrets[container["name"]], container["image"], ports[0]["containerPort"]
+            container["name"],
+            secrets[container["name"]],
+            container["image"],
+            keeper_config.auth_of(container.get("command") or ()),
+            ports[0]["containerPort"],
         )
         for container in pod["spec"].get("initContainers") or ()
         if container["name"] in secrets

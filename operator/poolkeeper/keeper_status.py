@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from poolkeeper import names
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.consent import Consumer
+from poolkeeper.keeper_rollout import restarts
+from poolkeeper.keeper_template import TRUST, WORKLOAD
 from poolkeeper.processes import running_keepers
 from poolkeeper.wanted import Wanted
 from poolkeeper.world import AppPod, Keeper, World
@@ -56,9 +58,11 @@ def _faults(
                 "configuration that changes no more; restart their workloads, or enable keepers again",
             )
         return
+    yield restarts(wanted, world).report
     yield _behind(wanted, world, keepers)
     yield _lacking(wanted, pods)
     yield _outdated(wanted, keepers)
+    yield _another_auth(wanted, keepers)
 
 
 def _behind(wanted: Wanted, world: World, keepers: Sequence[Running]) -> Fault | None:
@@ -96,15 +100,40 @@ def _lacking(wanted: Wanted, pods: Sequence[AppPod]) -> Fault | None:
 
 def _outdated(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
     """A new image needs a new pod, which is for its owner to decide."""
-    outdated = [item for item in keepers if item[1].image != wanted.keeper_image]
+    assert wanted.keeper is not None
+    outdated = [item for item in keepers if item[1].image != wanted.keeper.image]
     if not outdated:
         return None
     pod, keeper, _ = outdated[0]
     return (
         "ImageOutdated",
-        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.keeper_image}; restart the workloads "
-        f"when it suits them; pod {pod.namespace}/{pod.name}: {keeper.image}",
+        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.keeper.image}{_remedy(wanted)}; "
+        f"pod {pod.namespace}/{pod.name}: {keeper.image}",
     )
+
+
+def _another_auth(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
+    """The variables of its containers go with it, and a pod keeps those for life."""
+    assert wanted.keeper is not None
+    outdated = [item for item in keepers if item[1].auth != wanted.keeper.auth]
+    if not outdated:
+        return None
+    pod = outdated[0][0]
+    if wanted.keeper.auth == TRUST:
+        text = _counted(outdated, "demands a password of its app", "demand a password of their apps")
+    else:
+        text = _counted(
+            outdated, "takes its app in without a password", "take their apps in without a password"
+        )
+    return (
+        "AuthOutdated",
+        f"{text}, from before spec.keeper.auth became {wanted.keeper.auth}{_remedy(wanted)}; "
+        f"pod {pod.namespace}/{pod.name}",
+    )
+
+
+def _remedy(wanted: Wanted) -> str:
+    return "" if wanted.keeper_rollout == WORKLOAD else "; restart the workloads when it suits them"
 
 
 def _counted(keepers: Sequence[Running], one: str, several: str) -> str:

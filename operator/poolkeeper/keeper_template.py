@@ -14,6 +14,10 @@ from typing import Any
 APP_USER = "app"
 """The user name that apps send to their keeper. It must differ from every login of the poolers: PgBouncer keeps
 one record per user name, for clients and servers alike."""
+MANUAL, WORKLOAD = ROLLOUTS = ("Manual", "Workload")
+"""Who restarts app pods whose keepers are not what they should be: their owners, or the operator."""
+TRUST, SCRAM = AUTHS = ("Trust", "Scram")
+"""Whether an app needs a password at its keeper."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class KeeperTemplate:
     resources: Mapping[str, Any] | None
     database: str
     session_database: str
+    auth: str = TRUST
+    image_pull_secrets: tuple[str, ...] = ()
 
 
 def dump(template: KeeperTemplate) -> str:
@@ -41,7 +47,10 @@ def parse(text: str) -> KeeperTemplate:
             "resources": (dict() | None) as resources,
             "database": str(database),
             "session_database": str(session),
+            **rest,
         }:
-            return KeeperTemplate(image, policy, resources, database, session)
-        case _:
-            raise ValueError("it is not a keeper's template")
+            # What is missing was written by a version of the operator that did not know it.
+            auth, secrets = rest.get("auth", TRUST), rest.get("image_pull_secrets", [])
+            if auth in AUTHS and isinstance(secrets, list) and all(isinstance(name, str) for name in secrets):
+                return KeeperTemplate(image, policy, resources, database, session, auth, tuple(secrets))
+    raise ValueError("it is not a keeper's template")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 from poolkeeper import certificates
 from poolkeeper.certificates import Certificate, derive
+from poolkeeper.keeper_template import APP_USER
 from poolkeeper.names import CONSOLE_LOGIN
 from poolkeeper.scalars import forbidden_character
 from poolkeeper.scram import SALT_BYTES, verifier
@@ -75,6 +76,17 @@ def keeper_console(keepers: Certificate, name: str) -> Login:
     # One iteration: the password has 256 bits, and the operator logs in at hundreds of keepers in a second.
     salt = derive(keepers, f"salt/{name}")[:SALT_BYTES]
     return Login(CONSOLE_LOGIN, password, verifier(password, salt, iterations=1))
+
+
+@functools.lru_cache(maxsize=2**16)
+def keeper_app(keepers: Certificate, name: str) -> Login:
+    """What an app logs in with at the keepers of the consumer whose login is `name`, where they demand it.
+
+    Derived likewise. Letters, digits, `-` and `_` only: the password stands in URLs as it is.
+    """
+    password = base64.urlsafe_b64encode(derive(keepers, f"app/{name}")).decode().rstrip("=")
+    # PostgreSQL's number of iterations: some drivers (JDBC) refuse a smaller one.
+    return Login(APP_USER, password, verifier(password, derive(keepers, f"app-salt/{name}")[:SALT_BYTES]))
 
 
 def keeper_certificate_name(name: str) -> str:

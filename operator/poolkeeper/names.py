@@ -46,6 +46,13 @@ DATABASES_ANNOTATION = f"{GROUP}/databases"
 KEEPER_ANNOTATION = f"{GROUP}/keeper"
 """On a keeper's Secret: what injection has to know besides the Secret's name."""
 
+RESTARTED_FOR_ANNOTATION = f"{GROUP}/restarted-for-{{}}"
+"""In an app's pod template: for which keeper the operator restarted it last, one for each consumer's Secret."""
+RESTARTED_FOR_LIMIT = 63 - len("restarted-for-")
+"""Characters that the Secret's name may have there."""
+APP_PASSWORD_KEY = "app-password"  # noqa: S105
+"""In a keeper's Secret: what the app logs in with at a keeper that demands it. Containers refer to it."""
+
 ROLE_SOURCE = "source"
 ROLE_POOLER = "pooler"
 ROLE_CONFIG = "config"

@@ -22,6 +22,7 @@ from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
 from poolkeeper.events import Event
+from poolkeeper.keeper_rollout import Restart, restarts
 from poolkeeper.logins import Login
 from poolkeeper.ownership import desired_digest
 from poolkeeper.pause_status import Pausing, pausing
@@ -30,12 +31,15 @@ from poolkeeper.settings import Settings
 from poolkeeper.target import Target
 from poolkeeper.upstream_addresses import Place, Reconnect
 from poolkeeper.wanted import Wanted, want, without_spec
-from poolkeeper.world import Child, Key, Pod, Ref, World
+from poolkeeper.world import Child, Key, Owner, Pod, Ref, World
 
 Object = dict[str, Any]
 
 RECHECK_SECONDS = 5.0
 """How soon what no event will tell is looked at again: a missing Secret, a refusal, a console that differs."""
+
+WATCH_SECONDS = 2.0
+"""How soon a workload that is being restarted is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ class Plan:
     """The upstream whose failovers are to be noticed."""
     reconnect: tuple[Reconnect, ...] = ()
     """Poolers to be led to where the upstream is now, beside the runs too."""
+    look: tuple[Owner, ...] = ()
+    """Controllers of app pods whose workloads have to be read."""
+    restart: Restart | None = None
+    """The workload of app pods to be restarted. Like the keepers' own, this holds nothing else up."""
     probe: Target | None = None
     trial: Trial | None = None
     """What to try where the operator itself can't reach the upstream."""
@@ -128,12 +136,15 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
-    behind = keepers_behind(wanted, world)
+    behind, rollout = keepers_behind(wanted, world), restarts(wanted, world)
+    recheck = WATCH_SECONDS if rollout.waiting else _requeue(wanted, world)
     settled = Plan(
         keepers=behind,
+        look=rollout.look,
+        restart=rollout.next,
         status=reported,
         events=events,
-        requeue=_sooner(_requeue(wanted, world), pause_status.requeue(world, now)),
+        requeue=_sooner(recheck, pause_status.requeue(world, now)),
     )
     return _beside(settled, key, wanted, world, now, pause=not behind)
 

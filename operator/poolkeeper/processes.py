@@ -10,6 +10,7 @@ from poolkeeper import names
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.consent import Consumer
 from poolkeeper.desired.entries import login_name
+from poolkeeper.desired.keeper_config import shown_by
 from poolkeeper.desired.pgbouncer_config import Configuration
 from poolkeeper.wanted import Wanted
 from poolkeeper.world import AppPod, ConsoleAccess, Keeper, Pod, World
@@ -75,9 +76,9 @@ def keepers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
             continue
         annotation = names.KEEPER_GENERATION_ANNOTATION.format(container=keeper.container)
         annotations = {} if keeper.generation == config.generation else {annotation: config.generation}
-        access = wanted.keeper_at(consumer, pod.ip, keeper.port)
+        access, shown = wanted.keeper_at(consumer, pod.ip, keeper.port), shown_by(config, keeper.auth)
         found.append(
-            Reload(process, pod.namespace, pod.name, pod.uid, annotations, keeper.restarts, access, config)
+            Reload(process, pod.namespace, pod.name, pod.uid, annotations, keeper.restarts, access, shown)
         )
     return tuple(found)
 

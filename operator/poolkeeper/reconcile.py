@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper import console, events, mint, names, peers, sightings, upstream
+from poolkeeper import console, events, mint, names, peers, restarts, sightings, upstream
 from poolkeeper.api import PooledDatabase
 from poolkeeper.beside import Beside
 from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
@@ -80,6 +80,12 @@ class Reconciler:
                 self._upstreams.observe(key, steps.observe)
                 if steps.settled:
                     if steps.keepers and await self._beside.update(key, steps.keepers):
+                        continue
+                    if steps.look:
+                        await restarts.look(self._cluster, self._store, key, steps.look)
+                        continue
+                    if steps.restart is not None:
+                        await restarts.restart(self._cluster, self._store, key, steps.restart)
                         continue
                     await self._report(key, steps)
                     return steps.requeue

@@ -69,12 +69,16 @@ class Pooler:
 @dataclass(frozen=True)
 class Keeper:
     """The keepers injected into app pods. `pool_size`: connections that one keeper opens to the poolers, for
-    its transaction endpoint and for its session endpoint each."""
+    its transaction endpoint and for its session endpoint each. `auth` is Trust or Scram. `image_pull_secrets`
+    are looked for in the app pods' namespaces. `rollout` is Manual or Workload."""
 
     enabled: bool
     image: str | None
     resources: dict[str, Any] | None
     pool_size: int
+    auth: str
+    image_pull_secrets: tuple[str, ...]
+    rollout: str
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from poolkeeper import injection, names, peers
-from poolkeeper.world import AppPod, Keeper, Key, Namespace, Pod, Rollout
+from poolkeeper.world import AppPod, Keeper, Key, Namespace, Owner, Pod, Rollout
 
 Object = Mapping[str, Any]
 
@@ -88,6 +88,7 @@ def app_pod(obj: Object) -> AppPod | None:
             container=item.container,
             secret_name=item.secret_name,
             image=item.image,
+            auth=item.auth,
             port=item.port,
             running="running" in (states.get(item.container, {}).get("state") or {}),
             restarts=states.get(item.container, {}).get("restartCount", 0),
@@ -103,7 +104,26 @@ def app_pod(obj: Object) -> AppPod | None:
         terminating="deletionTimestamp" in metadata,
         keepers=keepers,
         lacks=tuple(name for name in asked if name not in {item.secret_name for item in keepers}),
+        owner=_controller(obj),
     )
+
+
+def _controller(obj: Object) -> Owner | None:
+    metadata = obj["metadata"]
+    for item in metadata.get("ownerReferences") or ():
+        known = item["kind"] in ("ReplicaSet", "StatefulSet", "DaemonSet") and item["apiVersion"] == "apps/v1"
+        if item.get("controller") and known:
+            return Owner(metadata["namespace"], item["kind"], item["name"], item["uid"])
+    return None
+
+
+def deployment_of(obj: Object) -> Owner | None:
+    """The Deployment that a ReplicaSet belongs to."""
+    metadata = obj["metadata"]
+    for item in metadata.get("ownerReferences") or ():
+        if item.get("controller") and (item["apiVersion"], item["kind"]) == ("apps/v1", "Deployment"):
+            return Owner(metadata["namespace"], item["kind"], item["name"], item["uid"])
+    return None
 
 
 def _time(text: str | None) -> datetime | None:

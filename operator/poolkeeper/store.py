@@ -26,6 +26,7 @@ from poolkeeper.world import (
     Key,
     Moved,
     Namespace,
+    Owner,
     PauseSeen,
     Pod,
     Probe,
@@ -34,6 +35,7 @@ from poolkeeper.world import (
     Rollout,
     Shown,
     Whereabouts,
+    Workload,
     World,
 )
 
@@ -47,6 +49,11 @@ PROBES_PER_SECOND = 10.0
 FIRST_RETRY_SECONDS = 2.0
 KEEPER_RETRY_SECONDS = 10.0
 """How soon a keeper that could not be reached, or differs, is tried again."""
+WORKLOAD_SECONDS = 60.0
+"""For so long what was read of an app's workload counts, if nothing went on there; a restart of what has
+changed meanwhile is refused by the API server."""
+WORKLOAD_BUSY_SECONDS = 1.0
+"""And for so long if it was being rolled out, or could not be read."""
 _NOBODY: Keys = frozenset()
 
 
@@ -64,6 +71,9 @@ class Store:
         self._app_pods: dict[Ref, AppPod] = {}
         self._asking: dict[Ref, dict[Ref, AppPod]] = defaultdict(dict)
         """The same by the consumers' Secrets that they ask for."""
+        self._workloads: dict[Key, dict[Owner, tuple[Workload | ApiRefusal | None, float]]] = defaultdict(dict)
+        """What stands behind app pods, with the monotonic time."""
+        self._workloads_due: dict[Key, set[Owner]] = {}
         self._rollouts: dict[Key, Rollout] = {}
         self._logins: dict[Key, Logins] = {}
         self._files: dict[Key, dict[Ref, dict[str, str]]] = defaultdict(dict)
@@ -284,6 +294,8 @@ class Store:
             self._probes.pop(key, None)
             self._refusals.pop(key, None)
             self._whereabouts.pop(key, None)
+            self._workloads.pop(key, None)
+            self._workloads_due.pop(key, None)
             # They outlive their Secret, which is made again with the same logins, but not the resource.
             self._logins.pop(key, None)
             self._sources.reads(key, frozenset())
@@ -372,12 +384,33 @@ class Store:
             for keeper in app_pod.keepers:
                 # They are looked at beside the runs, and a look starts one: without a pause it would go on so.
                 self._try_again(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
+        self._look_again_at_workloads(key)
         return refused
+
+    def _look_again_at_workloads(self, key: Key) -> None:
+        """Those of pods that are gone are forgotten, unless they are being restarted."""
+        now = time.monotonic()
+        owners = {pod.owner for pod in self._app_pods_of(key)}
+        known = self._workloads.pop(key, {})
+        kept = {owner: item for owner, item in known.items() if owner in owners or _is_restarted(item[0])}
+        self._workloads_due.pop(key, None)
+        if kept:
+            self._workloads[key] = kept
+            self._workloads_due[key] = {
+                owner
+                for owner, (seen, at) in kept.items()
+                if now - at >= (WORKLOAD_SECONDS if seen is None or _rests(seen) else WORKLOAD_BUSY_SECONDS)
+            }
 
     def _try_again(self, process: str, pause: float) -> None:
         shown, at = self._shown.get(process, (None, 0.0))
         if shown is not None and shown.problem and time.monotonic() - at >= pause:
             del self._shown[process]
+
+    def work(self, key: Key, owner: Owner, workload: Workload | ApiRefusal | None) -> None:
+        """What the workload behind an app pod's controller is like now."""
+        self._workloads[key][owner] = (workload, time.monotonic())
+        self._workloads_due.get(key, set()).discard(owner)
 
     def verify_consoles(self) -> None:
         """Forget what consoles showed, so that every pod is looked at once more."""
@@ -425,6 +458,8 @@ class Store:
             children=dict(self._children.get(key, {})),
             pods=pods,
             app_pods=app_pods,
+            workloads={owner: seen for owner, (seen, _) in self._workloads.get(key, {}).items()},
+            workloads_due=frozenset(self._workloads_due.get(key, ())),
             rollout=self._rollouts.get(key),
             namespaces=self.namespaces(),
             marked=self._sources.marked(key),
@@ -439,6 +474,14 @@ class Store:
             moved={pod.uid: self._moved[pod.uid] for pod in pods if pod.uid in self._moved},
             refusals=dict(self._refusals.get(key, {})),
         )
+
+
+def _is_restarted(seen: Workload | ApiRefusal | None) -> bool:
+    return isinstance(seen, Workload) and not seen.complete and bool(seen.marks)
+
+
+def _rests(seen: Workload | ApiRefusal) -> bool:
+    return isinstance(seen, Workload) and seen.complete
 
 
 def _asked(pod: AppPod) -> frozenset[Ref]:

@@ -21,8 +21,8 @@ from poolkeeper.desired import (
     service,
 )
 from poolkeeper.desired.pgbouncer_config import Configuration, configuration, kept_files
-from poolkeeper.keeper_template import KeeperTemplate
-from poolkeeper.logins import Authorities, Login, Logins, keeper_certificate_name, keeper_console
+from poolkeeper.keeper_template import MANUAL, SCRAM, KeeperTemplate
+from poolkeeper.logins import Authorities, Login, Logins, keeper_app, keeper_certificate_name, keeper_console
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target, TargetError, resolve
 from poolkeeper.world import ConsoleAccess, Key, Ref, World
@@ -51,7 +51,9 @@ class Wanted:
     """The consumers' Secrets."""
     keepers: Mapping[Consumer, Configuration] = field(default_factory=dict)
     """What keepers have to show; nothing where spec.keeper is not enabled."""
-    keeper_image: str = ""
+    keeper: KeeperTemplate | None = None
+    """What a keeper injected now looks like."""
+    keeper_rollout: str = MANUAL
 
     def console_at(self, ip: str) -> ConsoleAccess:
         """How to log in at the console of the pooler at this address."""
@@ -106,14 +108,10 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             deployment.CONFIG_DIRECTORY,
             {peer_ids[pod.uid]: pod.ip for pod in world.pods if pod.uid in peer_ids},
         )
+        apps = _apps(database, granted.granted, logins.authorities, world)
+        wait = max(keeper_config.QUERY_WAIT_SECONDS, patience or 0)
         keepers = _keepers(
-            database,
-            granted.granted,
-            target,
-            logins.consumers,
-            logins.authorities,
-            max(keeper_config.QUERY_WAIT_SECONDS, patience or 0),
-            now,
+            database, granted.granted, target, logins.consumers, logins.authorities, apps, wait, now
         )
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
@@ -123,7 +121,8 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         wanted,
         configuration=config,
         keepers=keepers,
-        keeper_image=template.image,
+        keeper=template,
+        keeper_rollout=database.keeper.rollout,
         peers=peer_ids,
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),
@@ -138,7 +137,8 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             for secret in _secrets_of(database, consumer, target, logins, authority.certificate)
         )
         + tuple(
-            _keeper_secret(database, consumer, template, config, world) for consumer, config in keepers.items()
+            _keeper_secret(database, consumer, template, config, apps.get(consumer), world)
+            for consumer, config in keepers.items()
         ),
     )
 
@@ -183,6 +183,7 @@ def _keepers(
     target: Target,
     logins: Mapping[str, Login],
     authorities: Authorities,
+    apps: Mapping[Consumer, Login],
     wait: int,
     now: datetime,
 ) -> dict[Consumer, Configuration]:
@@ -195,10 +196,28 @@ def _keepers(
             keeper_console(authorities.keepers, name),
             certificates.issue(authorities.keepers, keeper_certificate_name(name), now),
             authorities.poolers.certificate,
+            apps.get(consumer),
             wait,
         )
         for consumer in (consumers if database.keeper.enabled else ())
         for name in [entries.login_name(consumer)]
+    }
+
+
+def _apps(
+    database: PooledDatabase, consumers: Iterable[Consumer], authorities: Authorities, world: World
+) -> dict[Consumer, Login]:
+    """What apps log in with at keepers that demand it: those to come, or some that run still."""
+    demanding = {
+        Consumer(pod.namespace, keeper.secret_name)
+        for pod in world.app_pods
+        for keeper in pod.keepers
+        if keeper.auth == SCRAM
+    }
+    return {
+        consumer: keeper_app(authorities.keepers, entries.login_name(consumer))
+        for consumer in consumers
+        if database.keeper.auth == SCRAM or consumer in demanding
     }
 
 
@@ -207,11 +226,12 @@ def _keeper_secret(
     consumer: Consumer,
     template: KeeperTemplate,
     config: Configuration,
+    app: Login | None,
     world: World,
 ) -> Object:
     ref = Ref("Secret", consumer.namespace, names.keeper_name(consumer.secret_name))
     previous = kept_files(world.files.get(ref, {}), config.generation)
-    return keeper_secret.render(database, consumer, template, config, previous)
+    return keeper_secret.render(database, consumer, template, config, previous, app)
 
 
 def _resolved(database: PooledDatabase, world: World) -> tuple[Target | None, TargetError | None]:

@@ -94,10 +94,39 @@ class Keeper:
     secret_name: str
     """The consumer's Secret."""
     image: str
+    auth: str
     port: int
     running: bool
     restarts: int
     generation: str
+
+
+class Owner(NamedTuple):
+    """The controller of a pod, of apps/v1: a ReplicaSet, StatefulSet or DaemonSet."""
+
+    namespace: str
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an app's pods come from: a Deployment, StatefulSet or DaemonSet."""
+
+    ref: Ref
+    uid: str
+    version: str
+    asks: frozenset[str]
+    """The consumers' Secrets whose databases its pod template asks for."""
+    marks: Mapping[str, str]
+    """The annotations of its pod template that say what it was restarted for."""
+    complete: bool
+    """All of its pods are made of the present template, and available."""
+    held: str
+    """Why another template would not replace its pods, or empty."""
+    stalled: str
+    """What it says itself of a rollout that makes no progress, or empty."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +141,8 @@ class AppPod:
     keepers: tuple[Keeper, ...]
     lacks: tuple[str, ...]
     """Consumers' Secrets that it asks a keeper for and has none."""
+    owner: Owner | None = None
+    """None for a pod that no restart of a workload would replace."""
 
     def process(self, keeper: Keeper) -> str:
         """What a keeper is known by in World.shown."""
@@ -216,6 +247,10 @@ class World:
     pods: tuple[Pod, ...] = ()
     app_pods: tuple[AppPod, ...] = ()
     """Those that ask for the database of one of the consumers."""
+    workloads: Mapping[Owner, Workload | ApiRefusal | None] = field(default_factory=dict)
+    """What was read of the workloads behind the app pods; None where there is none."""
+    workloads_due: frozenset[Owner] = frozenset()
+    """Those of them to be read again before anything is made of them."""
     rollout: Rollout | None = None
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)

@@ -226,7 +226,7 @@ def test_what_the_api_server_accepts_the_operator_reads(api: Api, spec: specs.Sp
 def test_defaults_are_filled_in_where_nothing_is_written(api: Api) -> None:
     stored = admitted(api, {**MINIMAL, "consumers": [{"namespace": "web"}]})["spec"]
     assert stored["pooler"] == {"replicas": 2, "mode": "transaction", "drainSeconds": 30}
-    assert stored["keeper"] == {"enabled": True, "poolSize": 10}
+    assert stored["keeper"] == {"enabled": True, "auth": "Trust", "poolSize": 10, "rollout": "Manual"}
     assert stored["consumers"] == [{"namespace": "web", "secretName": "database"}]
     assert stored["upstream"]["credentialsSecretRef"] == {
         "name": "shop-owner",

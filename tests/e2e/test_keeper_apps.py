@@ -9,12 +9,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from e2e import kube
+from e2e.cluster.shell import ClusterError
 from e2e.images.catalog import recipe
-from e2e.kube import Object, kubectl
+from e2e.install import CHART, NAMESPACE, RELEASE
+from e2e.kube import Object, helm, kubectl
 from tests.e2e.clients.programs import PROGRAMS
 from tests.e2e.keeper_events import roll_poolers
 from tests.e2e.keeper_kit import LABEL, SECRET, Fleet, deployment, make_table
-from tests.e2e.kit import Place, restricted_pod, wait_until
+from tests.e2e.kit import Place, images_in_use, restricted_pod, wait_until
 
 CANCELS = 50
 POOLERS = 3
@@ -126,6 +128,63 @@ def test_a_nextjs_app_serves_every_request_through_a_rollout(shop: Place) -> Non
     (pod,) = kube.items("pods", shop.web, f"app={NEXT}")
     assert "keeper" in [one["name"] for one in pod["spec"]["initContainers"]]
     assert [status["restartCount"] for status in pod["status"]["containerStatuses"]] == [0]
+
+
+def test_apps_whose_keepers_demand_a_password_have_it_by_reference_only(place: Place) -> None:
+    place.serve({**place.spec(drainSeconds=10), "keeper": {"auth": "Scram"}})
+    make_table(place)
+    app = Fleet(place.web, "scram", 10, {name: PROGRAMS[name] for name in ("pg", "psycopg-pool")})
+    app.deploy()
+    password = place.secret(f"{SECRET}-keeper")["app-password"]
+    for namespace in (place.web, place.data):
+        for kind in ("pods", "deployments", "replicasets", "configmaps", "events", "pooldb"):
+            text = kubectl("-n", namespace, "get", kind, "-o", "json", "--show-managed-fields")
+            assert password not in text, f"{kind} in {namespace} hold it"
+    pod = str(app.pods()["psycopg-pool"]["metadata"]["name"])
+    environment = kubectl("-n", app.namespace, "exec", pod, "-c", "main", "--", "env")
+    values = dict(line.split("=", 1) for line in environment.splitlines())
+    assert urlsplit(values["DATABASE_URL"]).password == values["PGPASSWORD"] == password
+    without = ("env", "-u", "PGPASSWORD", "python3", "-c", "import psycopg; psycopg.connect('')")
+    with pytest.raises(ClusterError, match="no password supplied"):
+        kubectl("-n", app.namespace, "exec", pod, "-c", "main", "--", *without)
+
+    with app.during("a change of spec.keeper.auth") as outcome:
+        place.patch({"keeper": {"auth": "Trust"}})
+        place.wait_condition("KeepersCurrent", "False", "AuthOutdated", within=30)
+    app.check_lossless(outcome)
+
+
+@pytest.fixture
+def restarting() -> Iterator[None]:
+    """The chart's right to restart workloads, for one test. The operator itself stays as it is."""
+    words = ("-n", NAMESPACE, "upgrade", RELEASE, str(CHART), "--reuse-values", "--set")
+    helm(*words, "keeper.restartWorkloads=true")
+    yield
+    helm(*words, "keeper.restartWorkloads=false")
+
+
+def test_the_operator_restarts_apps_for_another_image_one_after_the_other(
+    place: Place, restarting: None
+) -> None:
+    place.serve({**place.spec(drainSeconds=10), "keeper": {"rollout": "Workload"}})
+    make_table(place)
+    app = Fleet(place.web, "rolled", 10, {name: PROGRAMS[name] for name in ("pg", "psycopg-pool")})
+    app.deploy()
+    before = {program: pod["metadata"]["uid"] for program, pod in app.pods().items()}
+    place.wait_condition("KeepersCurrent", "True", "Current", within=30)
+    # The same image by its long name: another one as far as the pods' spec goes.
+    image = f"docker.io/{images_in_use()['pgbouncer']}"
+    place.patch({"keeper": {"image": image}})
+    place.wait_condition("KeepersCurrent", "False", "Restarting", within=30)
+    place.wait_condition("KeepersCurrent", "True", "Current", within=120)
+    for program, pod in app.pods().items():
+        assert pod["metadata"]["uid"] != before[program]
+        assert pod["spec"]["initContainers"][0]["image"] == image
+        deployed = kube.get("deployment", app.namespace, f"{app.name}-{program}")
+        assert deployed is not None
+        revision = deployed["metadata"]["annotations"]["deployment.kubernetes.io/revision"]
+        assert revision == "2", "it was restarted once"
+    app.more(20)
 
 
 def pod_name(fleet: Fleet) -> str:

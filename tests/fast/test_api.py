@@ -65,7 +65,15 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert database.pooler.parameters == {}
     assert database.pooler.resources is None
     assert database.pooler.affinity is None
-    assert database.keeper == Keeper(enabled=True, image=None, resources=None, pool_size=10)
+    assert database.keeper == Keeper(
+        enabled=True,
+        image=None,
+        resources=None,
+        pool_size=10,
+        auth="Trust",
+        image_pull_secrets=(),
+        rollout="Manual",
+    )
     assert database.consumers == (ConsumerRule("web", None, "database"),)
 
 
@@ -95,6 +103,9 @@ def test_every_field_is_read() -> None:
         image="registry.example:5000/keeper:1.26.1@sha256:00",
         resources={"requests": {"cpu": "20m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
         pool_size=5,
+        auth="Scram",
+        image_pull_secrets=("registry",),
+        rollout="Workload",
     )
 
 

@@ -99,6 +99,19 @@ def test_a_certificate_of_others_takes_no_right_of_ours(source: str) -> None:
     assert found == {"*": WORK_RIGHTS | NAMESPACE_RIGHTS, NAMESPACE: LEASE_RIGHTS}
 
 
+def test_a_right_to_restart_workloads_is_given_on_request_only() -> None:
+    restarting = ("--set", "keeper.restartWorkloads=true")
+    work = WORK_RIGHTS | {
+        "apps/statefulsets": frozenset({"get", "patch"}),
+        "apps/daemonsets": frozenset({"get", "patch"}),
+        "apps/replicasets": frozenset({"get"}),
+    }
+    found = granted(installed(render(*restarting)))
+    assert found == {"*": work | NAMESPACE_RIGHTS | WEBHOOK_RIGHTS, NAMESPACE: OWN_RIGHTS}
+    found = granted(installed(render(*WATCHING, *restarting)))
+    assert (found["data"], found["web"]) == (work, work)
+
+
 def test_the_own_namespace_can_be_watched_too() -> None:
     found = granted(installed(render("--set", f"watchNamespaces={{{NAMESPACE}}}")))
     assert found == {"*": NAMESPACE_RIGHTS | WEBHOOK_RIGHTS, NAMESPACE: WORK_RIGHTS | OWN_RIGHTS}
@@ -171,29 +184,44 @@ def test_service_binding_controllers_may_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "resource"),
+    ("name", "resources"),
     [
-        ("poolkeeper-pod-status", "pods/status"),
-        ("poolkeeper-webhook-bundle", "mutatingwebhookconfigurations"),
+        ("poolkeeper-pod-status", ["pods/status"]),
+        ("poolkeeper-webhook-bundle", ["mutatingwebhookconfigurations"]),
+        ("poolkeeper-workload-restart", ["deployments", "statefulsets", "daemonsets"]),
     ],
 )
-def test_each_admission_policy_speaks_of_the_operators_account(name: str, resource: str) -> None:
+def test_each_admission_policy_speaks_of_the_operators_account(name: str, resources: list[str]) -> None:
     """Its expressions run in the API server; here only that it meets the right account and denies."""
-    objects = render("--set", "serviceAccount.name=keeper-of-pools")
+    restarting = "keeper.restartWorkloads=true"
+    objects = render("--set", f"serviceAccount.name=keeper-of-pools,{restarting}")
     [policy] = [obj for obj in select(objects, "ValidatingAdmissionPolicy") if obj["metadata"]["name"] == name]
-    [condition] = policy["spec"]["matchConditions"]
+    condition = policy["spec"]["matchConditions"][0]
     user = f"system:serviceaccount:{NAMESPACE}:keeper-of-pools"
     assert condition["expression"] == f'request.userInfo.username == "{user}"'
     assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "keeper-of-pools"
     assert policy["spec"]["failurePolicy"] == "Fail"
     [rule] = policy["spec"]["matchConstraints"]["resourceRules"]
-    assert rule["resources"] == [resource]
+    assert rule["resources"] == resources
     [binding] = [
         obj for obj in select(objects, "ValidatingAdmissionPolicyBinding") if obj["metadata"]["name"] == name
     ]
     assert binding["spec"] == {"policyName": name, "validationActions": ["Deny"]}
-    without = render("--set", "admissionPolicy.enabled=false")
+    without = render("--set", f"admissionPolicy.enabled=false,{restarting}")
     assert not [obj for obj in without if obj["kind"].startswith("ValidatingAdmissionPolicy")]
+
+
+def test_the_policy_on_workloads_knows_our_annotations_and_labels() -> None:
+    [policy] = [
+        obj
+        for obj in select(render("--set", "keeper.restartWorkloads=true"), "ValidatingAdmissionPolicy")
+        if obj["metadata"]["name"] == "poolkeeper-workload-restart"
+    ]
+    prefix = names.RESTARTED_FOR_ANNOTATION.format("")
+    assert f'startsWith("{prefix}")' in policy["spec"]["validations"][0]["expression"]
+    [_, exempt] = policy["spec"]["matchConditions"]
+    assert f'[?"{names.ROLE_LABEL}"].orValue("") == "{names.ROLE_POOLER}"' in exempt["expression"]
+    assert "workload-restart" not in str(render())
 
 
 def test_the_policy_on_pods_knows_the_prefix_of_our_annotations() -> None:

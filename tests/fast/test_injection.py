@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,6 +146,26 @@ def test_the_templates_image_and_resources_count() -> None:
     assert keeper["resources"] == resources
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ([], ["shared", "shop"]),
+        ([{"name": "web"}], ["web", "shared", "shop"]),
+        ([{"name": "shop"}, {"name": "web"}], ["shop", "web", "shared"]),
+    ],
+)
+def test_pull_secrets_come_beside_the_pods_own_and_each_once(own: list[Pod], expected: list[str]) -> None:
+    templates = {
+        "database": replace(SHOP, image_pull_secrets=("shared", "shop")),
+        "orders-db": replace(ORDERS, image_pull_secrets=("shared",)),
+    }
+    before = pod(annotations=BOTH, **({"imagePullSecrets": own} if own else {}))
+    once = inject(before, templates).pod
+    assert [item["name"] for item in once["spec"]["imagePullSecrets"]] == expected
+    assert inject(once, templates).pod == once
+    assert "imagePullSecrets" not in made(pod())["spec"]
+
+
 # What containers set themselves
 
 
@@ -187,6 +208,81 @@ def test_nothing_kept_leaves_no_annotation_and_no_warning() -> None:
     done = inject(pod(annotations={KEPT_ANNOTATION: "web: DATABASE_URL"}), TEMPLATES)
     assert KEPT_ANNOTATION not in done.pod["metadata"]["annotations"]
     assert done.warnings == ()
+
+
+# Keepers that demand a password
+
+SCRAM = {name: replace(template, auth="Scram") for name, template in TEMPLATES.items()}
+REFERENCE = {"secretKeyRef": {"name": "database-keeper", "key": "app-password"}}
+SCRAM_VARIABLES = {
+    **VARIABLES,
+    "KEEPER_PASSWORD": REFERENCE,
+    "PGPASSWORD": REFERENCE,
+    "DATABASE_URL": "postgresql://app:$(KEEPER_PASSWORD)@127.0.0.1:6432/shop?sslmode=disable",
+    "DATABASE_SESSION_URL": "postgresql://app:$(KEEPER_PASSWORD)@127.0.0.1:6432/shop.session?sslmode=disable",
+}
+
+
+def demanding(before: Pod) -> Pod:
+    return inject(before, SCRAM).pod
+
+
+def test_a_password_is_referred_to_before_the_urls_that_hold_it() -> None:
+    [web] = demanding(pod({"name": "web", "env": [{"name": "A", "value": "$(DATABASE_URL)"}]}))["spec"][
+        "containers"
+    ]
+    assert variables(web) == {**SCRAM_VARIABLES, "A": "$(DATABASE_URL)"}
+    order = [item["name"] for item in web["env"]]
+    assert order.index("KEEPER_PASSWORD") < order.index("DATABASE_URL") < order.index("A")
+    assert order.index("KEEPER_PASSWORD") < order.index("DATABASE_SESSION_URL")
+
+
+def test_a_keeper_that_demands_a_password_is_started_with_another_file() -> None:
+    after = demanding(pod())
+    [keeper] = after["spec"]["initContainers"]
+    assert keeper["command"] == ["pgbouncer", "/etc/poolkeeper/scram.ini"]
+    assert "env" not in keeper
+    assert [one.auth for one in injected(after)] == ["Scram"]
+    assert [one.auth for one in injected(made(pod()))] == ["Trust"]
+
+
+def test_each_database_has_a_password_of_its_own() -> None:
+    found = variables(demanding(pod(annotations=BOTH))["spec"]["containers"][0])
+    assert found["KEEPER_PASSWORD"]["secretKeyRef"]["name"] == "database-keeper"
+    assert found["ORDERS_DB_KEEPER_PASSWORD"]["secretKeyRef"]["name"] == "orders-db-keeper"
+    assert found["ORDERS_DB_PGPASSWORD"] == found["ORDERS_DB_KEEPER_PASSWORD"]
+    assert found["ORDERS_DB_DATABASE_URL"].startswith("postgresql://app:$(ORDERS_DB_KEEPER_PASSWORD)@")
+    mixed = inject(pod(annotations=BOTH), {**TEMPLATES, "orders-db": SCRAM["orders-db"]}).pod
+    found = variables(mixed["spec"]["containers"][0])
+    assert (found["DATABASE_URL"], "PGPASSWORD" in found) == (URL, False)
+    assert found["ORDERS_DB_DATABASE_URL"].startswith("postgresql://app:$(ORDERS_DB_KEEPER_PASSWORD)@")
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "PGHOST"])
+def test_our_password_does_not_go_with_a_server_or_a_password_of_the_containers_own(name: str) -> None:
+    after = demanding(pod({"name": "web", "env": [{"name": name, "value": "theirs"}]}))
+    ours = {key: SCRAM_VARIABLES[key] for key in ("KEEPER_PASSWORD", "DATABASE_URL", "DATABASE_SESSION_URL")}
+    assert variables(after["spec"]["containers"][0]) == {**ours, name: "theirs"}
+    assert after["metadata"]["annotations"][KEPT_ANNOTATION] == f"web: {name}"
+
+
+def test_where_no_password_is_needed_that_of_the_container_is_nobodys_business() -> None:
+    after = made(pod({"name": "web", "env": [{"name": "PGPASSWORD", "value": "theirs"}]}))
+    assert variables(after["spec"]["containers"][0]) == {**VARIABLES, "PGPASSWORD": "theirs"}
+    assert KEPT_ANNOTATION not in after["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "KEEPER_PASSWORD"])
+def test_a_url_or_its_password_of_the_containers_own_stays_alone(name: str) -> None:
+    after = demanding(pod({"name": "web", "env": [{"name": name, "value": "theirs"}]}))
+    assert variables(after["spec"]["containers"][0]) == {name: "theirs"}
+    assert after["metadata"]["annotations"][KEPT_ANNOTATION] == f"web: {name}"
+
+
+@pytest.mark.parametrize(("first", "second"), [(SCRAM, SCRAM), (TEMPLATES, SCRAM), (SCRAM, TEMPLATES)])
+def test_the_last_injection_decides_whether_a_password_is_needed(first: Any, second: Any) -> None:
+    before = pod(annotations=BOTH, initContainers=[{"name": "migrate"}])
+    assert inject(inject(before, first).pod, second).pod == inject(before, second).pod
 
 
 # Several databases

@@ -16,9 +16,9 @@ from poolkeeper.api import PooledDatabase, parse
 from poolkeeper.certificates import Certificate
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import entries, keeper_config, keeper_secret
-from poolkeeper.desired.pgbouncer_config import INI, Configuration, kept_files
+from poolkeeper.desired.pgbouncer_config import INI, SCRAM_INI, Configuration, kept_files
 from poolkeeper.keeper_template import KeeperTemplate
-from poolkeeper.logins import Login
+from poolkeeper.logins import Login, keeper_app, keeper_console
 from poolkeeper.settings import Settings
 from tests import specs
 
@@ -27,6 +27,7 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 VERIFIER = f"SCRAM-SHA-256$4096:{'A' * 22}==${'B' * 43}=:{'C' * 43}="
 LOGIN = Login(entries.login_name(WEB), "consumers-password", VERIFIER)
 CONSOLE = Login("poolkeeper", "console-password", VERIFIER)
+APP = Login("app", "apps-password", VERIFIER)
 POOLERS = certificates.authority("poolers", mint.authority_key())
 KEEPERS = certificates.authority("keepers", mint.authority_key())
 CERTIFICATE = certificates.issue(KEEPERS, "keeper.web", NOW)
@@ -44,8 +45,10 @@ def made(
     login: Login = LOGIN,
     certificate: Certificate = CERTIFICATE,
     authority: str = POOLERS.certificate,
+    app: Login | None = None,
 ) -> Configuration:
-    return keeper_config.configuration(database or shop(), name, WEB, login, console, certificate, authority)
+    whole = database or shop()
+    return keeper_config.configuration(whole, name, WEB, login, console, certificate, authority, app)
 
 
 def test_the_ini_file_leads_from_loopback_to_the_pooler_service() -> None:
@@ -133,6 +136,53 @@ def test_the_userlist_has_the_app_without_a_password_and_the_console_as_a_verifi
     assert whole.users == {"app", "poolkeeper", f"pk.{whole.generation}"}
 
 
+def test_beside_the_files_without_a_password_lie_those_that_demand_one() -> None:
+    whole, trusting = made(app=APP), made()
+    lines = whole.files[SCRAM_INI].splitlines()
+    assert lines[:2] == ["[pgbouncer]", "%include /etc/poolkeeper/pgbouncer.ini"]
+    settings = dict(line.split(" = ") for line in lines[2:])
+    shown = keeper_config.shown_by(whole, "Scram").settings
+    assert settings == {name: shown[name] for name in ("auth_type", "auth_file", "auth_hba_file")}
+    assert keeper_config.shown_by(whole, "Trust").settings == whole.settings
+    rules = whole.files[settings["auth_hba_file"].removeprefix("/etc/poolkeeper/")]
+    assert rules == trusting.files[f"hba-{trusting.generation}.conf"].replace("trust", "scram-sha-256")
+    assert whole.files[f"hba-{whole.generation}.conf"] == trusting.files[f"hba-{trusting.generation}.conf"]
+    assert whole.files[f"userlist-{whole.generation}.txt"].startswith(f'"app" "{VERIFIER}"\n')
+    assert SCRAM_INI not in trusting.files
+
+
+def test_both_kinds_of_keepers_find_the_files_of_the_generation_before() -> None:
+    old, new = made(name="before", app=APP), made(app=APP)
+    kept = kept_files(old.files, new.generation)
+    for auth in ("Trust", "Scram"):
+        settings = keeper_config.shown_by(old, auth).settings
+        for name in ("auth_file", "auth_hba_file"):
+            assert settings[name].removeprefix("/etc/poolkeeper/") in kept
+    assert kept_files({**new.files, **kept}, new.generation).keys() >= kept.keys()
+
+
+def test_the_apps_password_stands_in_urls_and_files_as_it_is() -> None:
+    login = keeper_app(KEEPERS, LOGIN.name)
+    assert login.name == "app"
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", login.password)
+    assert login == keeper_app(KEEPERS, LOGIN.name)
+    others = {keeper_app(KEEPERS, "other").password, keeper_app(POOLERS, LOGIN.name).password}
+    assert login.password not in others | {keeper_console(KEEPERS, LOGIN.name).password}
+    assert login.verifier.startswith("SCRAM-SHA-256$4096:"), "JDBC's driver takes no fewer iterations"
+
+
+def test_the_apps_password_is_a_key_of_the_secret_where_one_is_needed() -> None:
+    database = shop(keeper={"auth": "Scram"})
+    template = keeper_secret.template(database, "shop", SETTINGS)
+    assert template.auth == "Scram"
+    with_app = keeper_secret.render(database, WEB, template, made(app=APP), {}, APP)
+    assert base64.b64decode(with_app["data"]["app-password"]).decode() == APP.password
+    assert APP.password not in str(with_app["metadata"])
+    without = secret()["data"]
+    assert isinstance(without, dict)
+    assert "app-password" not in without
+
+
 def test_the_consoles_password_is_in_no_file_and_the_logins_in_the_ini_file_alone() -> None:
     files = made().files
     assert [name for name, text in files.items() if CONSOLE.password in text] == []
@@ -148,6 +198,7 @@ def test_the_consoles_password_is_in_no_file_and_the_logins_in_the_ini_file_alon
         {"certificate": certificates.issue(KEEPERS, "keeper.other", NOW)},
         {"authority": KEEPERS.certificate},
         {"name": "warehouse"},
+        {"app": APP},
         {"database": shop(keeper={"poolSize": 11})},
         {"database": shop(pooler={"drainSeconds": 60})},
     ],
@@ -216,11 +267,29 @@ def test_the_secret_keeps_the_files_of_the_generation_before() -> None:
     assert set(old.files) <= set(files)
 
 
+def test_a_template_of_an_older_version_is_read() -> None:
+    text = (
+        '{"database":"shop","image":"i","image_pull_policy":"Always","resources":null,"session_database":"s"}'
+    )
+    assert keeper_template.parse(text) == KeeperTemplate("i", "Always", None, "shop", "s")
+    with pytest.raises(ValueError, match="not a keeper's template"):
+        keeper_template.parse(text.replace("{", '{"auth":"None",'))
+
+
 def test_the_template_is_that_of_the_spec() -> None:
     resources = {"limits": {"memory": "64Mi"}}
-    database = shop(keeper={"image": "registry.example/keeper:2", "resources": resources})
+    secrets = [{"name": "registry"}, {"name": "other"}]
+    database = shop(
+        keeper={
+            "image": "registry.example/keeper:2",
+            "resources": resources,
+            "auth": "Scram",
+            "imagePullSecrets": secrets,
+        }
+    )
     template = keeper_secret.template(database, "shop", SETTINGS)
     assert (template.image, template.resources) == ("registry.example/keeper:2", resources)
+    assert (template.auth, template.image_pull_secrets) == ("Scram", ("registry", "other"))
     assert keeper_template.parse(keeper_template.dump(template)) == template
 
 

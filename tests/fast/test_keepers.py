@@ -27,7 +27,7 @@ IMAGE = "keeper:1"
 
 
 def app(number: int = 1, **changes: Any) -> AppPod:
-    keeper = Keeper("keeper", "database", IMAGE, 6432, running=True, restarts=0, generation="")
+    keeper = Keeper("keeper", "database", IMAGE, "Trust", 6432, running=True, restarts=0, generation="")
     keepers = (replace(keeper, **{key: changes.pop(key) for key in list(changes) if hasattr(keeper, key)}),)
     pod = AppPod("web", f"app-{number}", f"uid-{number}", f"10.1.0.{number}", False, keepers, ())
     return replace(pod, **changes)
@@ -145,6 +145,50 @@ def test_a_keeper_of_an_older_image_is_counted_and_left_running(cluster: Simulat
     found = current(cluster)
     assert (found["status"], found["reason"]) == ("False", "ImageOutdated")
     assert found["message"].startswith("2 keepers run another image than keeper:1")
+
+
+def scram(cluster: Simulation, auth: str = "Scram") -> None:
+    cluster.edit(keeper={"enabled": True, "image": IMAGE, "auth": auth})
+    cluster.settle()
+
+
+def test_a_keeper_from_before_a_password_was_demanded_is_counted_and_serves(cluster: Simulation) -> None:
+    cluster.app_pods = (app(1), app(2), app(3, auth="Scram"))
+    scram(cluster)
+    found = current(cluster)
+    assert (found["status"], found["reason"]) == ("False", "AuthOutdated")
+    assert found["message"].startswith("2 keepers take their apps in without a password, from before")
+    assert "became Scram; restart the workloads" in found["message"]
+    settings = {item.pod: item.configuration.settings["auth_hba_file"] for item in forgotten(cluster).keepers}
+    assert settings["app-1"] == settings["app-2"]
+    assert "/hba-scram-" not in settings["app-1"]
+    assert "/hba-scram-" in settings["app-3"]
+
+
+def forgotten(cluster: Simulation) -> Plan:
+    """The plan of an operator that has seen the poolers' consoles only."""
+    cluster.shown = {key: value for key, value in cluster.shown.items() if "/" not in key}
+    return cluster.plan()
+
+
+def test_a_password_is_there_for_as_long_as_a_pod_needs_it(cluster: Simulation) -> None:
+    assert "app-password" not in cluster.values("web", "database-keeper")
+    scram(cluster)
+    password = cluster.values("web", "database-keeper")["app-password"]
+    cluster.app_pods = (app(1, auth="Scram", running=False),)
+    scram(cluster, "Trust")
+    values = cluster.values("web", "database-keeper")
+    assert values["app-password"] == password
+    assert "scram.ini" in values
+    cluster.app_pods = (app(1, auth="Scram"),)
+    cluster.settle()
+    found = current(cluster)
+    assert found["reason"] == "AuthOutdated"
+    assert found["message"].startswith("1 keeper demands a password of its app, from before")
+    cluster.app_pods = (app(1),)
+    cluster.settle()
+    assert "app-password" not in cluster.values("web", "database-keeper")
+    assert current(cluster)["status"] == "True"
 
 
 def test_keepers_that_are_switched_off_but_run_are_told_of(cluster: Simulation) -> None:

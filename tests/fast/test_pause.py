@@ -184,7 +184,7 @@ def test_the_default_limit_takes_no_reload(cluster: Simulation) -> None:
 
 
 def test_limits_on_waiting_are_raised_first_and_lowered_last(cluster: Simulation) -> None:
-    keeper = Keeper("keeper", "database", IMAGE, 6432, running=True, restarts=0, generation="")
+    keeper = Keeper("keeper", "database", IMAGE, "Trust", 6432, running=True, restarts=0, generation="")
     cluster.app_pods = (AppPod("web", "app", "uid-1", "10.1.0.1", False, (keeper,), ()),)
     parameters = {"query_timeout": 20, "query_wait_timeout": 0, "default_pool_size": 7}
     cluster.edit(pooler={"parameters": parameters})

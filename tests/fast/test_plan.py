@@ -270,7 +270,7 @@ _EDITS = st.sampled_from(
 _PASSWORDS = st.sampled_from([b"upstream-password", b"rotated", b"wrong", b"", None])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(_EDITS, _PASSWORDS, st.integers(0, 3)), max_size=6))
 def test_planning_on_its_own_result_changes_nothing(
     changes: list[tuple[dict[str, Any], bytes | None, int]],

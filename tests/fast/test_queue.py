@@ -152,7 +152,7 @@ async def test_the_servers_wish_for_a_delay_is_a_lower_bound() -> None:
     assert times[1] - times[0] >= 0.5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcd"), st.sampled_from(["ok", "again", "fail"])), min_size=1, max_size=40

@@ -16,11 +16,13 @@ from poolkeeper.logins import Login, Logins, from_secret
 from poolkeeper.plan import Plan, plan
 from poolkeeper.settings import Settings
 from poolkeeper.world import (
+    ApiRefusal,
     AppPod,
     Child,
     Key,
     Moved,
     Namespace,
+    Owner,
     PauseSeen,
     Pod,
     Probe,
@@ -29,6 +31,7 @@ from poolkeeper.world import (
     Rollout,
     Shown,
     Whereabouts,
+    Workload,
     World,
 )
 
@@ -90,6 +93,8 @@ class Simulation:
     marked: set[str] = field(default_factory=set)
     pods: tuple[Pod, ...] = ()
     app_pods: tuple[AppPod, ...] = ()
+    workloads: Mapping[Owner, Workload | ApiRefusal | None] = field(default_factory=dict)
+    workloads_due: frozenset[Owner] = frozenset()
     shown: dict[str, Shown] = field(default_factory=dict)
     paused: dict[str, PauseSeen] = field(default_factory=dict)
     now: datetime = NOW
@@ -131,6 +136,8 @@ class Simulation:
             },
             pods=self.pods,
             app_pods=self.app_pods,
+            workloads=self.workloads,
+            workloads_due=self.workloads_due,
             rollout=Rollout(True, len(self.pods), len(self.pods), ""),
             namespaces=self.namespaces,
             sources=self.secrets,

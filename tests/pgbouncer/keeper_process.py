@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from poolkeeper.desired import keeper_config
 from poolkeeper.desired.keeper_container import listen
 from poolkeeper.desired.keeper_variables import variables
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
-from poolkeeper.keeper_template import KeeperTemplate
-from poolkeeper.logins import Login, keeper_certificate_name, keeper_console
+from poolkeeper.keeper_template import TRUST, KeeperTemplate
+from poolkeeper.logins import Login, keeper_app, keeper_certificate_name, keeper_console
 from poolkeeper.world import ConsoleAccess
 from tests import specs
 from tests.pgbouncer.processes import USER, free_port, running, wait_until_it_listens
@@ -49,6 +50,7 @@ class Keeper:
     port: int
     behind: int
     shop: Shop
+    auth: str = TRUST
 
     def write(self, whole: Configuration, keep: Mapping[str, str] | None = None) -> Configuration:
         ini = whole.files[INI].replace("port='6432'", f"port='{self.behind}'")
@@ -74,9 +76,17 @@ class Keeper:
 
     def connect(self, database: str = "shop", **parameters: Any) -> psycopg.Connection[Any]:
         """As an app does: by the URL that it finds in its environment."""
-        template = KeeperTemplate("", "", None, database, f"{database}.session")
-        url = variables("", self.port, template)["DATABASE_URL"]
+        url = self.environment(database)["DATABASE_URL"]
         return psycopg.connect(url, **{"autocommit": True, "connect_timeout": 5, **parameters})
+
+    def environment(self, database: str = "shop") -> dict[str, str]:
+        """What kubelet makes of an app container's variables."""
+        template = KeeperTemplate("", "", None, database, f"{database}.session", self.auth)
+        made: dict[str, str] = {}
+        for name, item in variables("", self.port, template, WEB.secret_name).items():
+            text = item.get("value") or app_login(self.shop).password
+            made[name] = re.sub(r"\$\((\w+)\)", lambda match: made[match[1]], text)
+        return made
 
     def log(self) -> str:
         return (self.directory / "pgbouncer.log").read_text()
@@ -86,8 +96,16 @@ def resource(**spec: Any) -> PooledDatabase:
     return parse(specs.body({**specs.MINIMAL, **spec}))
 
 
+def app_login(shop: Shop) -> Login:
+    return keeper_app(shop.authorities.keepers, shop.login(WEB).name)
+
+
 def keeper_files(
-    shop: Shop, database: PooledDatabase | None = None, name: str = "shop", authority: str | None = None
+    shop: Shop,
+    database: PooledDatabase | None = None,
+    name: str = "shop",
+    authority: str | None = None,
+    app: Login | None = None,
 ) -> Configuration:
     login: Login = shop.login(WEB)
     keepers = shop.authorities.keepers
@@ -99,21 +117,24 @@ def keeper_files(
         keeper_console(keepers, login.name),
         issue(keepers, keeper_certificate_name(login.name), datetime.now(UTC)),
         authority or shop.authorities.poolers.certificate,
+        app,
     )
 
 
-def keeper_command(directory: Path) -> list[str]:
+def keeper_command(directory: Path, auth: str = TRUST) -> list[str]:
     """The command line of a keeper that finds the files of `directory` where they are mounted in a pod."""
     enter = ["unshare", "--mount", "sh", "-c", _ENTER, "sh", str(rootfs("pgbouncer")), str(directory)]
-    return [*enter, "pgbouncer", f"/etc/poolkeeper/{INI}"]
+    return [*enter, "pgbouncer", keeper_config.start_file(auth)]
 
 
 @contextmanager
-def keeper(directory: Path, shop: Shop, behind: int, whole: Configuration) -> Iterator[Keeper]:
+def keeper(
+    directory: Path, shop: Shop, behind: int, whole: Configuration, auth: str = TRUST
+) -> Iterator[Keeper]:
     directory.mkdir()
-    made = Keeper(directory, free_port(), behind, shop)
+    made = Keeper(directory, free_port(), behind, shop, auth)
     made.write(whole)
     os.chown(directory, USER, USER)
-    with running(keeper_command(directory), directory / "pgbouncer.log", signal.SIGQUIT) as process:
+    with running(keeper_command(directory, auth), directory / "pgbouncer.log", signal.SIGQUIT) as process:
         wait_until_it_listens(process, made.log)
         yield made

@@ -17,7 +17,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from poolkeeper.keeper_template import SCRAM
 from tests.e2e.clients.programs import PROGRAMS, TABLE
+from tests.pgbouncer import keeper_process
+from tests.pgbouncer.keeper_process import app_login, keeper_files, resource
 from tests.pgbouncer.keepers import APP, DATABASE, PORT, Balancer, keeper
 from tests.pgbouncer.processes import ENVIRONMENT, USER, Pooler, Postgres, eventually, free_port, inside
 from tests.pgbouncer.shop import WEB, Shop
@@ -126,6 +129,18 @@ def test_programs_commit_through_a_keeper_without_a_password(
         url = f"postgresql://{APP}@{made.host}:{PORT}/{DATABASE}?sslmode=disable"
         with programs(directory(tmp_path, "keeper"), url) as started:
             check_steady(started, server, "keeper")
+
+
+@pytest.mark.usefixtures("table")
+def test_programs_commit_through_a_keeper_that_demands_a_password(
+    running_pooler: Pooler, shop: Shop, tmp_path: Path, server: Postgres
+) -> None:
+    whole = keeper_files(shop, resource(keeper={"poolSize": 20}), app=app_login(shop))
+    with keeper_process.keeper(tmp_path / "scram", shop, running_pooler.port, whole, SCRAM) as made:
+        url = made.environment()["DATABASE_URL"]
+        assert app_login(shop).password in url
+        with programs(directory(tmp_path, "demanding"), url) as started:
+            check_steady(started, server, "demanding")
 
 
 @pytest.mark.usefixtures("table")

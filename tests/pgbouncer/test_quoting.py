@@ -55,7 +55,6 @@ def examples(count: int) -> settings:
         max_examples=count,
         derandomize=True,
         database=None,
-        deadline=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )

@@ -103,6 +103,15 @@ capabilities:
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- if .Values.keeper.restartWorkloads }}
+# The workloads of apps, to restart them for their keepers. (The right on Deployments is above.)
+- apiGroups: [apps]
+  resources: [statefulsets, daemonsets]
+  verbs: [get, patch]
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [get]
+{{- end }}
 {{- end -}}
 
 {{/* A pod that runs one script of the chart in the operator's image and ends: root, name, account, script (a path). */}}

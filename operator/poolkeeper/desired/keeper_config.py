@@ -1,13 +1,16 @@
 """What one consumer's keepers read: a PgBouncer on the app's loopback whose upstream is the pooler Service.
 
-One configuration serves every keeper of the consumer. The port, the one thing that may differ from pod to pod,
-comes from a file of the pod's own.
+One configuration serves every keeper of the consumer. The port, which may differ from pod to pod, comes from a
+file of the pod's own. Whether the app needs a password is decided when a pod is made, by the file that its
+keeper is started with: files for both lie side by side, so that what runs is left alone by another
+spec.keeper.auth.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from poolkeeper.api import PooledDatabase
 from poolkeeper.certificates import Certificate
@@ -20,13 +23,14 @@ from poolkeeper.desired.pgbouncer_config import (
     INI,
     PLACEHOLDER,
     POD_FILE,
+    SCRAM_INI,
     Configuration,
     content_file,
     digest,
     paths_in,
     shown_columns,
 )
-from poolkeeper.keeper_template import APP_USER
+from poolkeeper.keeper_template import APP_USER, SCRAM, TRUST
 from poolkeeper.logins import Login
 from poolkeeper.names import CONSOLE_LOGIN, POOLER_PORT
 from poolkeeper.target import Target
@@ -66,14 +70,17 @@ def configuration(
     console: Login,
     certificate: Certificate,
     authority: str,
+    app: Login | None = None,
     query_wait_seconds: int = QUERY_WAIT_SECONDS,
 ) -> Configuration:
     """The files of one consumer's keepers, and what their consoles must show of them.
 
     `login` is the consumer's at the poolers, `console` the operator's at these keepers; `certificate` is what
-    they show to the operator, `authority` (PEM) what the poolers' certificates are verified with;
-    `query_wait_seconds` is how long a client may wait for a connection to a pooler. The setting listen_port is
-    not among what must be shown. Raises ValueError for what can't be written.
+    they show to the operator, `authority` (PEM) what the poolers' certificates are verified with; `app` is
+    what the app logs in with, None if every keeper trusts it; `query_wait_seconds` is how long a client may
+    wait for a connection to a pooler. The setting listen_port is not among what must be shown, and
+    auth_hba_file is that of keepers that trust (shown_by() tells others'). Raises ValueError for what can't be
+    written.
     """
     rows = _entries(database, upstream_database, consumer)
     target = Target(
@@ -86,7 +93,6 @@ def configuration(
         ca=authority,
     )
     parameters = {**_parameters(database), "query_wait_timeout": str(query_wait_seconds)}
-    rules = _rules(rows)
     ca = content_file("ca", authority, "crt")
     tls_certificate = content_file("tls", certificate.certificate, "crt")
     tls_key = content_file("tls", certificate.key, "key")
@@ -99,10 +105,10 @@ def configuration(
     def files(generation: str) -> dict[str, str]:
         return {
             INI: _ini(target, rows, settings(generation)),
-            # An empty password: nobody can log in with it, but `trust` admits only users that it knows.
-            f"userlist-{generation}.txt": f'"{APP_USER}" ""\n' + userlist.render([console], generation),
-            f"hba-{generation}.conf": rules,
+            f"userlist-{generation}.txt": _userlist(console, app, generation),
+            f"hba-{generation}.conf": _rules(rows, "trust"),
             **dict((ca, tls_certificate, tls_key)),
+            **(_scram_files(rows, generation) if app is not None else {}),
         }
 
     generation = digest(console.password, files(PLACEHOLDER))
@@ -113,6 +119,47 @@ def configuration(
         databases={row.name: shown_columns(target, row) for row in rows},
         users=frozenset({APP_USER, console.name, userlist.marker(generation)}),
     )
+
+
+def start_file(auth: str) -> str:
+    """The path of the file that a keeper is started with."""
+    return f"{CONFIG_DIRECTORY}/{SCRAM_INI if auth == SCRAM else INI}"
+
+
+def auth_of(command: Sequence[str]) -> str:
+    """Whether the keeper that was started so demands a password of the app."""
+    return SCRAM if start_file(SCRAM) in command else TRUST
+
+
+def shown_by(configuration: Configuration, auth: str) -> Configuration:
+    """The configuration as a keeper shows it that was started with start_file(auth)."""
+    if auth != SCRAM:
+        return configuration
+    rules = f"{CONFIG_DIRECTORY}/{_scram_rules(configuration.generation)}"
+    return replace(configuration, settings={**configuration.settings, "auth_hba_file": rules})
+
+
+def _scram_rules(generation: str) -> str:
+    return f"hba-scram-{generation}.conf"
+
+
+def _scram_files(rows: tuple[Entry, ...], generation: str) -> dict[str, str]:
+    """What decides on logins comes after the include, and so after the pod's own file: that can't undo it."""
+    ini = [
+        "[pgbouncer]",  # PgBouncer takes nothing from a file that begins with an include, and doesn't say so
+        f"%include {CONFIG_DIRECTORY}/{INI}",
+        "auth_type = hba",
+        f"auth_file = {CONFIG_DIRECTORY}/userlist-{generation}.txt",
+        f"auth_hba_file = {CONFIG_DIRECTORY}/{_scram_rules(generation)}",
+    ]
+    return {SCRAM_INI: "\n".join(ini) + "\n", _scram_rules(generation): _rules(rows, "scram-sha-256")}
+
+
+def _userlist(console: Login, app: Login | None, generation: str) -> str:
+    if app is not None:
+        return userlist.render([console, app], generation)
+    # An empty password: nobody can log in with it, but `trust` admits only users that it knows.
+    return f'"{APP_USER}" ""\n' + userlist.render([console], generation)
 
 
 def _entries(database: PooledDatabase, upstream_database: str, consumer: Consumer) -> tuple[Entry, Entry]:
@@ -163,9 +210,9 @@ def _connection(target: Target, row: Entry) -> str:
     return " ".join(f"{name}='{value}'" for name, value in parts.items())
 
 
-def _rules(rows: tuple[Entry, ...]) -> str:
-    """The app from inside the pod without a password, the operator's console over TLS; nothing else."""
+def _rules(rows: tuple[Entry, ...], method: str) -> str:
+    """The app from inside the pod by `method`, the operator's console over TLS; nothing else."""
     names = ",".join(f'"{row.name}"' for row in rows)
-    lines = [f'host {names} "{APP_USER}" {address} trust' for address in _LOOPBACK]
+    lines = [f'host {names} "{APP_USER}" {address} {method}' for address in _LOOPBACK]
     lines += [f'hostssl "{CONSOLE_DATABASE}" "{CONSOLE_LOGIN}" all scram-sha-256']
     return "\n".join(lines) + "\n"

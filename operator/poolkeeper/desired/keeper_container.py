@@ -5,10 +5,13 @@ Knows nothing of the pod around them (injection.py), nor of the app's variables 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from poolkeeper import names
 from poolkeeper.desired.deployment import CONFIG_DIRECTORY
+from poolkeeper.desired.keeper_config import start_file
 from poolkeeper.desired.metadata import Object
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from poolkeeper.desired.pgbouncer_config import POD_FILE
 from poolkeeper.keeper_template import KeeperTemplate
 
 DEFAULT_RESOURCES = {"requests": {"cpu": "10m", "memory": "32Mi"}}
@@ -26,7 +29,7 @@ def container(name: str, port: int, template: KeeperTemplate) -> Object:
         "image": template.image,
         "imagePullPolicy": template.image_pull_policy,
         "restartPolicy": "Always",
-        "command": ["pgbouncer", f"{CONFIG_DIRECTORY}/{INI}"],
+        "command": ["pgbouncer", start_file(template.auth)],
         "ports": [{"name": name, "containerPort": port, "protocol": "TCP"}],
         "startupProbe": {
             "tcpSocket": {"port": port},
@@ -77,6 +80,14 @@ def volume(name: str, secret_name: str) -> Object:
             ],
         },
     }
+
+
+def missing_pull_secrets(spec: Object, templates: Iterable[KeeperTemplate]) -> list[Object]:
+    """What a pod needs to pull its keepers' images beside its own Secrets, which are those of its service
+    account where it names none itself."""
+    present = spec.get("imagePullSecrets") or []
+    names_of_all = {name: None for template in templates for name in template.image_pull_secrets}
+    return [{"name": name} for name in names_of_all if {"name": name} not in present]
 
 
 def listen_annotation(name: str) -> str:

@@ -12,6 +12,7 @@ from poolkeeper.desired.keeper_config import database_names
 from poolkeeper.desired.metadata import Object, metadata
 from poolkeeper.desired.pgbouncer_config import Configuration
 from poolkeeper.keeper_template import KeeperTemplate, dump
+from poolkeeper.logins import Login
 from poolkeeper.settings import Settings
 
 
@@ -24,6 +25,8 @@ def template(database: PooledDatabase, upstream_database: str, settings: Setting
         resources=database.keeper.resources,
         database=main,
         session_database=session,
+        auth=database.keeper.auth,
+        image_pull_secrets=database.keeper.image_pull_secrets,
     )
 
 
@@ -33,11 +36,17 @@ def render(
     template: KeeperTemplate,
     configuration: Configuration,
     previous: Mapping[str, str],
+    app: Login | None = None,
 ) -> Object:
-    """The current files and, in `previous`, those of the generation before (pgbouncer_config.kept_files)."""
+    """The current files and, in `previous`, those of the generation before (pgbouncer_config.kept_files).
+
+    `app` is what apps log in with, where keepers demand it: its password is a key that containers refer to.
+    """
     name = names.keeper_name(consumer.secret_name)
     meta = metadata(database, names.ROLE_KEEPER, name, consumer.namespace)
     files = {**previous, **configuration.files}
+    if app is not None:
+        files[names.APP_PASSWORD_KEY] = app.password
     return {
         "apiVersion": "v1",
         "kind": "Secret",

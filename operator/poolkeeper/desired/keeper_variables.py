@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from poolkeeper.desired.database_url import url
 from poolkeeper.desired.metadata import Object
-from poolkeeper.keeper_template import APP_USER, KeeperTemplate
+from poolkeeper.keeper_template import APP_USER, SCRAM, KeeperTemplate
+from poolkeeper.names import APP_PASSWORD_KEY, keeper_name
 
 _HOST = "127.0.0.1"
 _URL = "DATABASE_URL"
 _URLS = (_URL, "DATABASE_SESSION_URL")
+_PASSWORD = "KEEPER_PASSWORD"  # noqa: S105
+"""What the URLs refer to. Not PGPASSWORD: a container may have that for another server."""
+_LIBPQ_PASSWORD = "PGPASSWORD"  # noqa: S105
 _ELSEWHERE = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
 """libpq's variables that say where to connect: a container with one of them means another server."""
 
@@ -35,16 +39,18 @@ def prefixes(secret_names: Sequence[str]) -> dict[str, str]:
     return made
 
 
-def variables(prefix: str, port: int, template: KeeperTemplate) -> dict[str, str]:
-    """The URLs, and the same for what reads libpq's variables.
+def variables(prefix: str, port: int, template: KeeperTemplate, secret_name: str) -> dict[str, Object]:
+    """The URLs, and the same for what reads libpq's variables: items of a container's `env` by name.
 
-    No password: the keeper trusts its own pod. No TLS, written out: libpq would try it first.
+    No password where the keeper trusts its own pod, else a reference to it, which kubelet puts into the URLs
+    (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/):
+    it comes before them. No TLS, written out: libpq would try it first.
     """
     main, session = (
         url(_HOST, port, APP_USER, "", database, sslmode="disable")
         for database in (template.database, template.session_database)
     )
-    unprefixed = {
+    values = {
         **dict(zip(_URLS, (main, session), strict=True)),
         "PGHOST": _HOST,
         "PGPORT": str(port),
@@ -52,36 +58,44 @@ def variables(prefix: str, port: int, template: KeeperTemplate) -> dict[str, str
         "PGDATABASE": template.database,
         "PGSSLMODE": "disable",
     }
-    return {f"{prefix}{name}": value for name, value in unprefixed.items()}
+    passwords: dict[str, Object] = {}
+    if template.auth == SCRAM:
+        reference = {"secretKeyRef": {"name": keeper_name(secret_name), "key": APP_PASSWORD_KEY}}
+        passwords = {
+            f"{prefix}{name}": {"name": f"{prefix}{name}", "valueFrom": reference}
+            for name in (_PASSWORD, _LIBPQ_PASSWORD)
+        }
+        for name in _URLS:
+            values[name] = values[name].replace(f"{APP_USER}@", f"{APP_USER}:$({prefix}{_PASSWORD})@", 1)
+    return passwords | {
+        f"{prefix}{name}": {"name": f"{prefix}{name}", "value": value} for name, value in values.items()
+    }
 
 
-def put(container: Object, prefix: str, ours: Mapping[str, str]) -> set[str]:
+def put(container: Object, prefix: str, ours: Mapping[str, Object]) -> set[str]:
     """Add `ours` where the container doesn't set them itself; returns those of them that it does.
 
     Half of ours beside half of its own would lead to neither database. So a container with a URL of its own
-    gets nothing (PGSSLMODE would change what that URL means), and one whose libpq variables name a server gets
-    the URLs alone. What envFrom brings does not count: `env` goes before it.
+    gets nothing (PGSSLMODE would change what that URL means), and one whose libpq variables name a server, or a
+    password where ours do, gets the URLs alone. What envFrom brings does not count: `env` goes before it.
     """
     env = container.get("env") or []
     own = {item["name"] for item in env}
-    if f"{prefix}{_URL}" in own:
+    elsewhere = {f"{prefix}{name}" for name in _ELSEWHERE} | ({f"{prefix}{_LIBPQ_PASSWORD}"} & ours.keys())
+    if own & ({f"{prefix}{_URL}", f"{prefix}{_PASSWORD}"} & ours.keys()):
         wanted: Iterable[str] = ()
-    elif any(f"{prefix}{name}" in own for name in _ELSEWHERE):
-        wanted = [f"{prefix}{name}" for name in _URLS]
+    elif own & elsewhere:
+        wanted = [name for item in (_PASSWORD, *_URLS) if (name := f"{prefix}{item}") in ours]
     else:
         wanted = ours
-    added = [{"name": name, "value": ours[name]} for name in wanted if name not in own]
+    added = [ours[name] for name in wanted if name not in own]
     if added:
         # First, so that the container's own variables can refer to them as $(DATABASE_URL).
         container["env"] = [*added, *env]
-    return own & (ours.keys() | {f"{prefix}{name}" for name in _ELSEWHERE})
+    return own & (ours.keys() | elsewhere)
 
 
-def take_out(container: Object, ours: Mapping[str, str]) -> None:
+def take_out(container: Object, ours: Mapping[str, Object]) -> None:
     """Undo put() for exactly these values."""
     if container.get("env"):
-        container["env"] = [
-            item
-            for item in container["env"]
-            if ours.get(item["name"]) is None or item.get("value") != ours[item["name"]]
-        ]
+        container["env"] = [item for item in container["env"] if item != ours.get(item["name"])]

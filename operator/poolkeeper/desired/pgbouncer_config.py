@@ -19,9 +19,11 @@ from poolkeeper.names import POOLER_PORT
 from poolkeeper.target import Target
 
 INI = "pgbouncer.ini"
+SCRAM_INI = "scram.ini"
+"""What a keeper reads instead that demands a password of the app. It includes the other."""
 POD_FILE = "pod.ini"
 """What the downward API writes beside the files: settings that each pod has of its own."""
-_FILE = re.compile(r"(?:userlist|hba|ca|tls|tls-ca)-[0-9a-f]{12}\.(?:txt|conf|crt|key)")
+_FILE = re.compile(r"(?:userlist|hba|hba-scram|ca|tls|tls-ca)-[0-9a-f]{12}\.(?:txt|conf|crt|key)")
 _NO_CA = "# No certificate authority is given: the upstream's certificate is not verified.\n"
 PLACEHOLDER = "generation"
 """Stands for the generation while its digest is computed."""
@@ -121,10 +123,10 @@ def content_file(stem: str, content: str, suffix: str) -> tuple[str, str]:
 def kept_files(stored: Mapping[str, str], generation: str) -> dict[str, str]:
     """The files of the one generation before `generation`, to be kept beside its own.
 
-    They are those that the stored pgbouncer.ini names or, where that is of `generation` already, what was
+    They are those that the stored configuration names or, where that is of `generation` already, what was
     kept when it came.
     """
-    ini = stored.get(INI, "")
+    ini = stored.get(INI, "") + stored.get(SCRAM_INI, "")
     names = sorted(name for name in stored if _FILE.fullmatch(name))
     if f"-{generation}." in ini:
         return {name: stored[name] for name in names}

@@ -115,6 +115,51 @@ def test_no_password_is_in_the_pod(lane: Lane, running: Operator) -> None:
     assert consumer["PGPASSWORD"] in files["pgbouncer.ini"]
 
 
+def test_a_password_that_keepers_demand_is_referred_to_by_name(lane: Lane, running: Operator) -> None:
+    lane.apply(keeper={"auth": "Scram"})
+    eventually(lambda: demanding(create(lane, pod(), dry_run=True)), 10)
+    made = create(lane, pod())
+    env = {item["name"]: item for item in made["spec"]["containers"][0]["env"]}
+    reference = env["KEEPER_PASSWORD"]["valueFrom"]["secretKeyRef"]
+    secret = lane.secret(lane.web, reference["name"])
+    assert secret is not None
+    password = secret[reference["key"]]
+    assert len(password) == 43
+    for text in (made, lane.get("Secret", "database-keeper", lane.web)["metadata"], lane.resource()):
+        assert password not in json.dumps(text)
+    again = create(
+        lane,
+        {
+            **pod(),
+            "metadata": {**made["metadata"], "name": "again", "resourceVersion": ""},
+            "spec": made["spec"],
+        },
+    )
+    assert again["spec"] == made["spec"]
+
+
+def demanding(made: Object) -> tuple[injection.InjectedKeeper, ...]:
+    found = injection.injected(made)
+    assert [keeper.auth for keeper in found] == ["Scram"]
+    return found
+
+
+def test_the_keepers_pull_secrets_come_beside_those_of_the_service_account(
+    lane: Lane, running: Operator
+) -> None:
+    account = {"imagePullSecrets": [{"name": "accounts"}]}
+    lane.api.merge(f"/api/v1/namespaces/{lane.web}/serviceaccounts/default", account)
+    lane.apply(keeper={"imagePullSecrets": [{"name": "keepers"}, {"name": "accounts"}]})
+
+    def pulled() -> list[str]:
+        made = create(lane, pod(), dry_run=True)
+        return [item["name"] for item in made["spec"].get("imagePullSecrets", [])]
+
+    eventually(lambda: pulled() == ["accounts", "keepers"], 10)
+    with_own = create(lane, pod(imagePullSecrets=[{"name": "own"}]))
+    assert [item["name"] for item in with_own["spec"]["imagePullSecrets"]] == ["own", "keepers", "accounts"]
+
+
 def test_what_comes_out_passes_pod_security_restricted(lane: Lane, running: Operator) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     lane.api.merge(f"/api/v1/namespaces/{lane.web}", {"metadata": {"labels": labels}})

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from poolkeeper import injection, keeper_template, names
@@ -47,6 +48,7 @@ class AppPod:
             secret = lane.get("Secret", "database-keeper", lane.web)
             template = keeper_template.parse(secret["metadata"]["annotations"][names.KEEPER_ANNOTATION])
             pod = injection.inject(pod, {"database": template}).pod
+            self.auth = template.auth
             status["initContainerStatuses"] = [
                 {
                     "name": "keeper",
@@ -75,6 +77,19 @@ class AppPod:
             os.chown(new, USER, USER)
             new.rename(self.place / name)
 
+    def answer(self) -> str:
+        """What the keeper says to an app without a password. It has no pooler to lead it to."""
+        with pytest.raises(psycopg.OperationalError) as caught:
+            psycopg.connect(
+                host="127.0.0.1",
+                port=self.port,
+                user="app",
+                dbname="shop",
+                sslmode="disable",
+                connect_timeout=2,
+            )
+        return str(caught.value)
+
     def generation(self) -> str:
         pod = self.lane.get("Pod", self.name, self.lane.web)
         return str(pod["metadata"].get("annotations", {}).get(GENERATION, ""))
@@ -84,7 +99,7 @@ class AppPod:
         self.mount()
         os.chown(self.place, USER, USER)
         log = self.place / "pgbouncer.log"
-        with running(keeper_command(self.place), log, signal.SIGQUIT):
+        with running(keeper_command(self.place, self.auth), log, signal.SIGQUIT):
             eventually(lambda: "process up" in log.read_text(), 10)
             yield
 
@@ -133,6 +148,41 @@ def test_pods_without_their_keeper_and_of_another_image_are_reported(settled: La
         assert "another:1" in lane.expect("KeepersCurrent", "False", "ImageOutdated")
     remove(lane, "app")
     lane.expect("KeepersCurrent", "True", "NoKeepers")
+
+
+def test_a_password_is_demanded_of_pods_that_are_made_after_it_was_asked_for(
+    settled: Lane, tmp_path: Path
+) -> None:
+    """The keeper refuses a login before it looks for a pooler, of which there is none here."""
+    lane, before = settled, AppPod(settled, "before", tmp_path / "before")
+    with before.keeper():
+        lane.expect("KeepersCurrent", "True", "Current")
+        first = before.generation()
+        lane.apply(keeper={"enabled": True, "auth": "Scram"})
+        eventually(lambda: before.generation() != first, 10)
+        before.mount()
+        assert f"pod {lane.web}/before" in lane.expect("KeepersCurrent", "False", "AuthOutdated")
+        after = AppPod(lane, "after", tmp_path / "after")
+        with after.keeper():
+            message = lane.expect("KeepersCurrent", "False", "AuthOutdated")
+            assert message.startswith("1 keeper takes its app in without a password"), (
+                "and both are as they should"
+            )
+            assert "no password supplied" in after.answer()
+            assert "no password supplied" not in before.answer()
+            second = after.generation()
+            lane.apply(keeper={"enabled": True, "auth": "Trust", "poolSize": 7})
+            eventually(lambda: after.generation() != second, 10)
+            for pod in (before, after):
+                pod.mount()
+            assert f"pod {lane.web}/after" in lane.expect("KeepersCurrent", "False", "AuthOutdated")
+            assert "no password supplied" in after.answer()
+            secret = lane.secret(lane.web, "database-keeper")
+            assert secret is not None
+            assert secret["app-password"]
+    remove(lane, "after")
+    lane.expect("KeepersCurrent", "False", "NotShown")
+    eventually(lambda: "app-password" not in (lane.secret(lane.web, "database-keeper") or {}), 10)
 
 
 def test_a_pooler_that_terminates_is_drained_also_after_a_restart_of_the_operator(
