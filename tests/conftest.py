@@ -1,4 +1,4 @@
-"""For all tests: how long one example of a property takes says something about the machine, not about the code."""
+"""For all tests: how long an example of a property takes says something of the machine, not of the code."""
 
 from __future__ import annotations
 

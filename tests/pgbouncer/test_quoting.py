@@ -50,7 +50,7 @@ CONSUMER = st.builds(Consumer, NAMESPACE, SECRET_NAME)
 
 
 def examples(count: int) -> settings:
-    """So many examples, the same ones in every run; no deadline and no shrinking, since processes answer."""
+    """So many examples, the same ones in every run; no shrinking, since processes answer."""
     return settings(
         max_examples=count,
         derandomize=True,
