@@ -200,29 +200,28 @@ def _check_names(spec: Object, keepers: Mapping[str, str]) -> None:
                 )
 
 
-def _overlaid(wanted: list[Object], present: list[Object]) -> tuple[list[Object], list[Object]]:
+def _overlaid(
+    wanted: list[Object], present: list[Object], by: str = "name"
+) -> tuple[list[Object], list[Object]]:
     """(those of `wanted` that are new, `present` with the others brought up to date in their places).
 
-    What somebody else has added to them meanwhile stays: the limits of a LimitRange, the account's token.
+    What somebody else has added to them meanwhile stays: the limits of a LimitRange, a mesh's files.
     """
-    fresh = {item["name"]: item for item in wanted}
-    updated = [_overlay(item, fresh.pop(item["name"], {})) for item in present]
-    return [item for item in wanted if item["name"] in fresh], updated
+    fresh = {item[by]: item for item in wanted}
+    updated = [_overlay(item, fresh.pop(item[by], {})) for item in present]
+    return [item for item in wanted if item[by] in fresh], updated
 
 
 def _overlay(present: Any, wanted: Any, field: str = "") -> Any:
-    """`present` with all that `wanted` says; of lists, items with names are met by name."""
+    """`present` with all that `wanted` says; of lists, items with names are met by name, mounts by path."""
+    by = "mountPath" if field == "volumeMounts" else "name"
     if field == "resources":
         return present
     if isinstance(present, dict) and isinstance(wanted, dict):
         met = {key: _overlay(present[key], wanted[key], key) for key in wanted.keys() & present.keys()}
         return {**present, **wanted, **met}
-    if (
-        isinstance(present, list)
-        and present
-        and all(isinstance(item, dict) and "name" in item for item in present)
-    ):
-        new_ones, others = _overlaid(wanted, present)
+    if isinstance(present, list) and present and all(isinstance(item, dict) and by in item for item in present):
+        new_ones, others = _overlaid(wanted, present, by)
         return [*others, *new_ones]
     return wanted
 

@@ -95,7 +95,10 @@ def test_the_keeper_is_a_native_sidecar_that_passes_pod_security_restricted() ->
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": [{"name": "keeper", "mountPath": "/etc/poolkeeper", "readOnly": True}],
+        "volumeMounts": [
+            {"name": "keeper", "mountPath": "/etc/poolkeeper", "readOnly": True},
+            {"name": "keeper", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True},
+        ],
     }
 
 
@@ -366,13 +369,13 @@ def test_a_container_that_another_webhook_added_meanwhile_gets_its_variables() -
 
 
 def test_what_others_added_to_a_keeper_meanwhile_stays() -> None:
-    """Limits by a LimitRange, the account's token, defaults: then the API server asks again."""
+    """Limits by a LimitRange, a mesh's files, defaults: then the API server asks again."""
     once = made(pod(annotations=BOTH, initContainers=[{"name": "migrate"}]))
     keeper, second, _ = once["spec"]["initContainers"]
     keeper["resources"] = {"requests": {"cpu": "10m"}, "limits": {"memory": "100Mi"}}
     keeper["terminationMessagePolicy"] = "File"
     keeper["startupProbe"]["successThreshold"] = 1
-    keeper["volumeMounts"].append({"name": "token", "mountPath": "/var/run/secrets"})
+    keeper["volumeMounts"].append({"name": "mesh", "mountPath": "/var/run/mesh"})
     once["spec"]["initContainers"] = [{"name": "mesh", "restartPolicy": "Always"}, second, keeper]
     again = made(once)
     assert again["spec"]["volumes"] == once["spec"]["volumes"]

@@ -115,6 +115,14 @@ def test_no_password_is_in_the_pod(lane: Lane, running: Operator) -> None:
     assert consumer["PGPASSWORD"] in files["pgbouncer.ini"]
 
 
+def test_the_pods_token_is_mounted_for_the_app_and_not_for_its_keeper(lane: Lane, running: Operator) -> None:
+    made = create(lane, pod())
+    [keeper], [app] = made["spec"]["initContainers"], made["spec"]["containers"]
+    [token] = [item["name"] for item in made["spec"]["volumes"] if item["name"] != "keeper"]
+    assert [item["name"] for item in app["volumeMounts"]] == [token]
+    assert {item["name"] for item in keeper["volumeMounts"]} == {"keeper"}
+
+
 def test_a_password_that_keepers_demand_is_referred_to_by_name(lane: Lane, running: Operator) -> None:
     lane.apply(keeper={"auth": "Scram"})
     eventually(lambda: demanding(create(lane, pod(), dry_run=True)), 10)
