@@ -16,7 +16,7 @@ from poolkeeper.keeper_template import KeeperTemplate
 
 DEFAULT_RESOURCES = {"requests": {"cpu": "10m", "memory": "32Mi"}}
 _USER = 65532
-_TOKEN_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
+_ACCOUNT_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def container(name: str, port: int, template: KeeperTemplate) -> Object:
@@ -52,7 +52,7 @@ def container(name: str, port: int, template: KeeperTemplate) -> Object:
         "volumeMounts": [
             {"name": name, "mountPath": CONFIG_DIRECTORY, "readOnly": True},
             # The API server mounts the pod's token there in every container that has nothing there.
-            {"name": name, "mountPath": _TOKEN_DIRECTORY, "readOnly": True},
+            {"name": name, "mountPath": _ACCOUNT_DIRECTORY, "readOnly": True},
         ],
     }
 
