@@ -23,6 +23,7 @@ _RESTART_DIGEST = re.compile(
     r'restart-digest": "[0-9a-f]{12}"'
 )  # covers the console's verifier, which has a salt
 _PEM = re.compile(r"-----BEGIN ([A-Z ]+)-----.*?-----END [A-Z ]+-----")
+_PADDING = re.compile(r'(?:\\n)+"')  # how many lines a userlist ends with hangs on its generation
 _CONTENT_FILE = re.compile(r"\b(ca|tls|tls-ca)-[0-9a-f]{12}\b")  # named after certificates and keys
 Snapshot = dict[str, str]
 
@@ -137,6 +138,7 @@ def _without_chance(
             'restart-digest": "<digest>"', _VERIFIER.sub("<verifier of one who left>", text)
         )
         text = _CONTENT_FILE.sub(r"\1-<digest>", _PEM.sub(r"<\1>", text))
+        text = _PADDING.sub(r'\\n"', text)
         text = _TIMES.sub(r'"\1": "<time>"', text.replace(lane.name, "<lane>"))
         result[title.replace(lane.name, "<lane>")] = (
             "\n".join(sorted(line.rstrip(",") for line in text.splitlines())) if _is_map(title) else text
