@@ -142,9 +142,6 @@ def rotate_upstream_password(place: Place) -> None:
     place.write_owner(password)
     given = partial(_logs_in_with, place, password)
     wait_until(given, SETTLES_SECONDS, "every pooler to have the new password")
-    # A login that went wrong between the two changes is tried again after server_login_retry (1 s). Until then
-    # a pool without any connection turns clients away, and what follows leaves it without.
-    time.sleep(2 * _LOGIN_RETRY_SECONDS)
     retire_upstream_connections(place)
 
 
@@ -179,7 +176,12 @@ def _paused(place: Place) -> Iterator[None]:
 
 
 def retire_upstream_connections(place: Place) -> None:
-    """Have every pooler log in anew, connection by connection. RECONNECT would break off logins that go on."""
+    """Have every pooler log in anew, connection by connection. RECONNECT would break off logins that go on.
+
+    A login that went wrong before, between two halves of a change, is tried again after server_login_retry (1 s).
+    Until then a pool without any connection turns clients away, and this leaves it without: so it waits first.
+    """
+    time.sleep(2 * _LOGIN_RETRY_SECONDS)
     with place.consoles() as consoles:
         before = {console.name: setting(console, "server_lifetime") for console in consoles}
         for console in consoles:

@@ -12,6 +12,7 @@ import pytest
 from e2e import kube
 from e2e.kube import kubectl
 from tests.e2e.client import Agent, Load
+from tests.e2e.keeper_events import retire_upstream_connections
 from tests.e2e.kit import CONVERGES_WITHIN, OWNER, Place, dsn, setting, timed, wait_until
 
 SPECIAL = "q'uote d\"ouble sp ace back\\slash @:/?#% %41 ünï€😀"
@@ -30,7 +31,7 @@ def test_password_rotated_in_the_source_secret_under_load_fails_no_transaction(
             wait_for_upstream_password(place, password)
             load.more()
             # From here on the poolers can only go on with what they were given.
-            place.reconnect()
+            retire_upstream_connections(place)
             load.more()
     assert load.figures["failed"] == 0, load.figures
     assert place.url() == url
@@ -44,7 +45,7 @@ def test_password_rotated_to_a_wrong_one_keeps_the_old_working(place: Place, age
         message = place.wait_condition("UpstreamReachable", "False", "AuthenticationFailed")
         assert place.condition("Ready")["reason"] == "AuthenticationFailed"
         assert "not-the-password" not in message
-        place.reconnect()  # new server connections, too, are made with the old password
+        retire_upstream_connections(place)  # new ones, too, are made with the old password
         load.more()
         place.write_owner(place.password)
         place.wait_condition("UpstreamReachable", "True", "Reachable")
