@@ -178,7 +178,7 @@ def _paused(place: Place) -> Iterator[None]:
 def retire_upstream_connections(place: Place) -> None:
     """Have every pooler log in anew, connection by connection. RECONNECT would break off logins that go on.
 
-    A login that went wrong before, between two halves of a change, is tried again after server_login_retry, 1 s.
+    A login that went wrong before, between two halves of a change, is tried anew after server_login_retry, 1 s.
     Until then a pool without any connection turns clients away, and this leaves it without: so it waits first.
     """
     time.sleep(2 * _LOGIN_RETRY_SECONDS)
