@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from poolkeeper import names, pause
+from poolkeeper import pause
 from poolkeeper.condition import FALSE, TRUE, Condition
-from poolkeeper.desired import entries, service
+from poolkeeper.desired import entries
 from poolkeeper.logins import Login
 from poolkeeper.pause import Pause
 from poolkeeper.processes import serves
 from poolkeeper.wanted import Wanted
-from poolkeeper.world import ConsoleAccess, Key, Pod, World
+from poolkeeper.world import ConsoleAccess, Pod, World
 
 KIND = "Paused"
 PAUSING, TIMED_OUT, RESUMING, RESUMED = "Pausing", "TimedOut", "Resuming", "Resumed"
@@ -50,17 +50,14 @@ class Pausing:
     logins: Mapping[str, Login] = field(default_factory=dict, repr=False)
 
 
-def pausing(key: Key, world: World, now: datetime, wanted: Wanted | None, *, begin: bool) -> Pausing | None:
-    """The orders for the pause that the status records, None where it records none that goes on.
-
-    `wanted` is None where the resource is being deleted: poolers that run are then resumed all the same.
-    """
+def pausing(wanted: Wanted, world: World, now: datetime, *, begin: bool) -> Pausing | None:
+    """The orders for the pause that the status records, None where it records none that goes on."""
     resource = world.resource
     found = pause.recorded(resource) if resource is not None else None
-    console, authorities = world.logins.console, world.logins.authorities
-    if resource is None or found is None or found.resumed_at or console is None or authorities is None:
+    if resource is None or found is None or found.resumed_at:
         return None
-    host, authority = service.host_of(key.namespace, key.name), authorities.poolers.certificate
+    if wanted.logins.console is None or wanted.logins.authorities is None:
+        return None
     return Pausing(
         found.holds(pause.asked(resource), now),
         begin,
@@ -68,14 +65,14 @@ def pausing(key: Key, world: World, now: datetime, wanted: Wanted | None, *, beg
             HeldPooler(
                 pod.uid,
                 pod.name,
-                ConsoleAccess(pod.ip, names.POOLER_PORT, console.password, host, authority),
+                wanted.console_at(pod.ip),
                 _until(pod, found),
                 pod.terminating,
             )
             for pod in sorted(world.pods, key=lambda pod: pod.name)
             if pod.ip
         ),
-        _logins(wanted) if wanted is not None else {},
+        _logins(wanted),
     )
 
 

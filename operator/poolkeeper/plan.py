@@ -116,23 +116,23 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
     if resource is None:
         return Plan(delete=_all_children(world))
     if resource.deleting:
-        return replace(_teardown(world), pausing=pausing(key, world, now, None, begin=False))
+        return replace(_teardown(world), pausing=pausing(without_spec(key, world), world, now, begin=False))
     if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
         return Plan()  # nothing can be made there any more; the resource's own deletion follows
     if isinstance(resource.spec, SpecError):
         running = without_spec(key, world)
         revoked = _revoked(key, world)
         if revoked:
-            return _beside(Plan(delete=revoked), key, running, world, now)
+            return _beside(Plan(delete=revoked), running, world, now)
         reported, events = status.of_invalid_spec(resource, resource.spec, running, world, now)
         steps = Plan(status=reported, events=events, requeue=pause_status.requeue(world, now))
-        return _beside(steps, key, running, world, now)
+        return _beside(steps, running, world, now)
     database = resource.spec
     wanted = want(database, world, settings, now)
     for group in (_foundations, _poolers, _proofs, _consumers):
         steps = group(database, wanted, world)
         if not steps.settled:
-            return _beside(steps, key, wanted, world, now)
+            return _beside(steps, wanted, world, now)
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would be others in every run: nobody may see them
     reported, events = status.of(database, wanted, world, now)
@@ -146,10 +146,10 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         events=events,
         requeue=_sooner(recheck, pause_status.requeue(world, now)),
     )
-    return _beside(settled, key, wanted, world, now, pause=not behind)
+    return _beside(settled, wanted, world, now, pause=not behind)
 
 
-def _beside(steps: Plan, key: Key, wanted: Wanted, world: World, now: datetime, *, pause: bool = False) -> Plan:
+def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: bool = False) -> Plan:
     """With what goes on beside the runs, whatever group of steps is next; `pause`: a pause may begin."""
     going = leaving(wanted, world, now)
     host = wanted.target.host if wanted.target is not None else None
@@ -157,7 +157,7 @@ def _beside(steps: Plan, key: Key, wanted: Wanted, world: World, now: datetime, 
         steps,
         leaving=going,
         moving=moving(wanted, world) if going else (),
-        pausing=pausing(key, world, now, wanted, begin=pause),
+        pausing=pausing(wanted, world, now, begin=pause),
         observe=upstream_addresses.place(host, wanted.namespace) if host is not None else None,
         reconnect=upstream_addresses.reconnects(wanted, world),
     )
