@@ -176,7 +176,7 @@ def divide(
     kept = _that_fit(share, max(1, len(admitted)), consumers, in_force)
     per_pod = sum(item.floor for item in kept)
     whole = sum(item.floor for item in consumers)
-    room = max(0, share // per_pod - len(admitted)) if per_pod else 0
+    room = max(0, share // per_pod - len(admitted)) if per_pod else len(waiting) if not consumers else 0
     pods = [*admitted, *waiting[:room]]
     spare = max(0, share - per_pod * len(pods))
     parties = [

@@ -154,18 +154,15 @@ def unfenced(records: Mapping[str, Record], epoch: int) -> dict[str, Record]:
 
 
 def admissible(pooler: Pooler, view: View) -> bool:
-    """Whether clients may come: the pod shows its table, with every entry that is wanted."""
-    allotment = view.records[pooler.database].allotments.get(pooler.uid)
+    """Whether clients may come: the pod shows its table, with every wanted entry in it. (Where none is wanted,
+    since there is no consumer yet, it needs none.)"""
     wanted = view.wanted.get(pooler.uid)
-    return (
-        not pooler.admitted
-        and not pooler.terminating
-        and pooler.running
-        and allotment is not None
-        and bool(wanted)
-        and held_at_most(allotment, pooler.reading) is not None
-        and set(wanted or ()) <= allotment.caps.keys()
-    )
+    if wanted is None or pooler.admitted or pooler.terminating or not pooler.running:
+        return False
+    allotment = view.records[pooler.database].allotments.get(pooler.uid)
+    if allotment is None:
+        return not wanted
+    return held_at_most(allotment, pooler.reading) is not None and wanted.keys() <= allotment.caps.keys()
 
 
 def rewrite(record: Record, poolers: Iterable[Pooler], view: View, free: int) -> Record | None:

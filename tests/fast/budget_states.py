@@ -1,4 +1,4 @@
-"""What the model of the budget is made of: one value for everything at one moment, and what happens to a pod."""
+"""What the model of the budget is made of: one value for everything at one moment, and what pods go through."""
 
 from __future__ import annotations
 
