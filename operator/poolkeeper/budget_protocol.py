@@ -19,7 +19,8 @@ What has to hold outside of this module:
 - A Reading is of one moment: the revision that the console shows, and the connections that it counts then.
   PgBouncer keeps max_db_connections strictly, but closes nothing when it falls: what is held above stays until
   it is given back.
-- Connections that no console shows any more, of pods that ended, count as others' when the server is measured.
+- Connections that no console shows any more count as others' when the server is measured, for as long as their
+  backends last: those of pods that ended, and those that a pod has just given back.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class View:
     usable: int | None
     """As last measured; None: not yet."""
     ended: frozenset[str]
-    """Pods that were known to have ended before that measurement began: what they left counts as others'."""
+    """Pods that were known to have ended before that measurement began: what they left is in it."""
+    counted: frozenset[str]
+    """Pods whose reading was taken before that measurement began: what they had given back by then is in it."""
     records: Mapping[str, Record]
     """By PooledDatabase, as stored; an empty one where nothing is stored yet."""
     poolers: tuple[Pooler, ...]
@@ -184,7 +187,7 @@ def rewrite(record: Record, poolers: Iterable[Pooler], view: View, free: int) ->
         proved = held_at_most(allotment, pooler.reading)
         if proved is not None:
             may[uid] = proved
-            kept[uid] = replace(allotment, bound=sum(proved.values()))
+            kept[uid] = replace(allotment, bound=lowered(allotment, proved, uid in view.counted))
     room = free + _sum(record) - sum(item.bound for item in kept.values())
     growing = {uid: view.wanted[uid] for uid in may if uid in view.wanted and not present[uid].terminating}
     caps |= spend(room, growing, caps, may, order=sorted(growing, key=lambda uid: (present[uid].admitted, uid)))
@@ -192,10 +195,16 @@ def rewrite(record: Record, poolers: Iterable[Pooler], view: View, free: int) ->
         old = kept.get(uid)
         if old is None and not table:
             continue
-        bound = sum(_larger(table, may[uid]).values()) if uid in may else kept[uid].bound
+        covered = 0 if old is None else old.bound
+        bound = max(covered, sum(_larger(table, may[uid]).values())) if uid in may else covered
         revision = 1 if old is None else old.revision + (dict(table) != dict(old.caps))
         kept[uid] = Allotment(bound, revision, table)
     return None if kept == record.allotments else Record(view.epoch, kept)
+
+
+def lowered(allotment: Allotment, proved: Caps, counted: bool) -> int:
+    """The bound that a proof leaves once the server was measured after it: backends outlive connections."""
+    return sum(proved.values()) if counted else allotment.bound
 
 
 def forgotten(uid: str, view: View) -> bool:

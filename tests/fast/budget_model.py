@@ -5,7 +5,8 @@ the same machine serves an exhaustive search and a random walk.
 
 PgBouncer is as bad as it can be: each entry holds as many connections as its cap lets it, whether or not
 clients are led to the pod, and what it holds above a lowered cap stays until some event gives it back.
-Connections of a pod that ended stay on the server, until some event ends them. The operator sees nothing but
+Connections
+that are closed stay on the server, until some event ends them. The operator sees nothing but
 what it looked at, one thing at a time: its pods, its readings and its measurement are as old as it happens. And
 an operator that was replaced may not have noticed, and goes on for a while with what it knew.
 """
@@ -23,6 +24,7 @@ from tests.fast.budget_states import (
     DYING,
     ENDED,
     LIVE,
+    Measured,
     Pod,
     State,
     Table,
@@ -30,7 +32,9 @@ from tests.fast.budget_states import (
     admitted,
     bounds,
     changed,
+    counted,
     ended,
+    given_back,
     holding,
     record,
     reloaded,
@@ -82,15 +86,15 @@ class World:
             if pod.heard in (LIVE, DYING)
         )
         records = {name: record(written) for name, written in state.records}
-        usable, ended = state.measured or (None, frozenset())
-        share = usable or 0
+        found = state.measured
         return View(
             epoch=state.epoch,
-            usable=usable,
-            ended=frozenset(map(str, ended)),
+            usable=found.usable if found else None,
+            ended=frozenset(map(str, found.ended if found else ())),
+            counted=frozenset(map(str, found.read if found else ())),
             records=records,
             poolers=poolers,
-            wanted=targets(share, self.specs[state.spec], poolers, records) if usable is not None else {},
+            wanted=targets(found.lasting, self.specs[state.spec], poolers, records) if found else {},
         )
 
     def steps(self, state: State) -> Steps:
@@ -124,9 +128,12 @@ class World:
             for entry, _ in pod.surplus:
                 yield (
                     f"pod {number} gives back what {entry} has",
-                    lambda now, n=number, e=entry: changed(
-                        now, n, surplus=tuple(item for item in now.pods[n].surplus if item[0] != e)
-                    ),
+                    lambda now, n=number, e=entry: given_back(now, n, e),
+                )
+            if pod.lingering:
+                yield (
+                    f"backends of pod {number} end",
+                    lambda now, n=number: changed(now, n, lingering=0, top=0),
                 )
             if pod.phase == DYING:
                 yield f"pod {number} ends", lambda now, n=number: ended(now, n)
@@ -152,7 +159,7 @@ class World:
             if pod.heard != pod.phase:
                 yield f"hear of pod {number}", lambda now, n=number: changed(now, n, heard=now.pods[n].phase)
             if pod.heard in (LIVE, DYING) and pod.phase != ENDED and pod.reading != shown(pod):
-                yield f"read pod {number}", lambda now, n=number: changed(now, n, reading=shown(now.pods[n]))
+                yield f"read pod {number}", lambda now, n=number: _read(now, n)
         if state.measured != self._measured(state):
             yield "measure the server", lambda now: now._replace(measured=self._measured(now))
         steps = self.steps(state)
@@ -174,9 +181,12 @@ class World:
         found = dict(dict(state.records)[pod.database].allotments).get(number)
         return pod.mounted if found is None else (found.revision, found.caps)
 
-    def _measured(self, state: State) -> tuple[int, frozenset[int]]:
+    def _measured(self, state: State) -> Measured:
+        leftovers = state.orphans + sum(pod.lingering for pod in state.pods)
+        lasting = self.server - self.foreign[state.foreign]
         gone = frozenset(number for number, pod in enumerate(state.pods) if pod.heard == ENDED)
-        return self.server - self.foreign[state.foreign] - state.orphans, gone
+        read = frozenset(number for number, pod in enumerate(state.pods) if pod.reading is not None)
+        return Measured(lasting - leftovers, lasting, gone, read)
 
     def _replaced(self, state: State) -> State:
         """Another operator begins, and knows nothing."""
@@ -223,7 +233,7 @@ class World:
     def _judged(self, state: State) -> list[str]:
         view, measured = self.view(state), state.measured
         assert measured is not None
-        given = shares(measured[0], self.specs[state.spec])
+        given = shares(measured.lasting, self.specs[state.spec])
         found = []
         for item in self.specs[state.spec]:
             pods = [
@@ -248,9 +258,7 @@ class World:
 
     def held(self, state: State) -> int:
         """The most that processes may hold at this moment, with what the dead ones left."""
-        return state.orphans + sum(
-            amount for pod in state.pods if pod.phase != ENDED for amount in holding(pod).values()
-        )
+        return state.orphans + sum(counted(pod) for pod in state.pods)
 
     def settled(self, state: State) -> State:
         """Where it comes to if nothing new begins and everybody goes on with what there is to do. Raises
@@ -280,13 +288,20 @@ class World:
         for number, pod in enumerate(state.pods):
             if pod.phase == LIVE:
                 state = changed(state, number, mounted=self._mountable(state, number))
-                state = changed(reloaded(state, number), number, surplus=())
+                state = changed(reloaded(state, number), number, surplus=(), lingering=0, top=0)
             elif pod.phase == DYING:
                 state = ended(state, number)
             pod = state.pods[number]
             state = changed(state, number, heard=pod.phase, reading=shown(pod) if pod.phase == LIVE else None)
         state = state._replace(orphans=0)
         return state._replace(measured=self._measured(state))
+
+
+def _read(state: State, number: int) -> State:
+    after = changed(state, number, reading=shown(state.pods[number]))
+    if state.measured is None:
+        return after
+    return after._replace(measured=state.measured._replace(read=state.measured.read - {number}))
 
 
 _PATIENCE = 50

@@ -33,6 +33,9 @@ class Pod(NamedTuple):
     in_force: tuple[int, Table] = (0, ())
     surplus: Table = ()
     """What it holds above its caps."""
+    lingering: int = 0
+    """Backends of connections that it has closed; `top` is what it held before."""
+    top: int = 0
     heard: int = 0
     reading: Shown | None = None
 
@@ -42,10 +45,20 @@ class Written(NamedTuple):
     allotments: tuple[tuple[int, Stored], ...]
 
 
+class Measured(NamedTuple):
+    """What the operator found on the server: what it may give out now, and when all leftovers are gone; the
+    pods known to have ended before, and those that were read before."""
+
+    usable: int
+    lasting: int
+    ended: frozenset[int]
+    read: frozenset[int]
+
+
 class State(NamedTuple):
-    """`records` by database; pods by number; how far `spec` and `foreign` of the world have gone. `measured` is
-    usable, and the pods known to have ended before. `former` is all that the operator before this one knew, and
-    `writes` how often it may still write something."""
+    """`records` by database; pods by number; how far `spec` and `foreign` of the world have gone. `orphans` are
+    backends of pods that ended. `former` is all that the operator before this one knew, and `writes` how often
+    it may still write something."""
 
     records: tuple[tuple[str, Written], ...]
     pods: tuple[Pod, ...]
@@ -53,7 +66,7 @@ class State(NamedTuple):
     orphans: int = 0
     foreign: int = 0
     epoch: int = 0
-    measured: tuple[int, frozenset[int]] | None = None
+    measured: Measured | None = None
     former: State | None = None
     writes: int = 0
 
@@ -76,18 +89,38 @@ def holding(pod: Pod) -> dict[str, int]:
 def reloaded(state: State, number: int) -> State:
     """RELOAD, or a restart that finds the newer files. An entry that is gone closes its connections at once."""
     pod = state.pods[number]
-    caps = dict(pod.mounted[1])
-    surplus = {
-        entry: held - caps[entry] for entry, held in holding(pod).items() if held > caps.get(entry, held)
-    }
-    return changed(state, number, in_force=pod.mounted, surplus=table(surplus))
+    caps, before = dict(pod.mounted[1]), holding(pod)
+    surplus = {entry: held - caps[entry] for entry, held in before.items() if held > caps.get(entry, held)}
+    closed = sum(held for entry, held in before.items() if entry not in caps)
+    return lingering(changed(state, number, in_force=pod.mounted, surplus=table(surplus)), number, closed)
+
+
+def given_back(state: State, number: int, entry: str) -> State:
+    """What the entry held above its cap. The server still has the backends for a moment."""
+    surplus = dict(state.pods[number].surplus)
+    closed = surplus.pop(entry)
+    return lingering(changed(state, number, surplus=table(surplus)), number, closed)
+
+
+def lingering(state: State, number: int, closed: int) -> State:
+    if not closed:
+        return state
+    pod = state.pods[number]
+    left = pod.lingering + closed
+    return changed(state, number, lingering=left, top=max(pod.top, sum(holding(pod).values()) + closed))
+
+
+def counted(pod: Pod) -> int:
+    """Its connections and what lingers of those that it closed. What it opened in their place itself, as every
+    pooler does all the time, does not count twice."""
+    now = sum(holding(pod).values())
+    return max(now, min(now + pod.lingering, pod.top))
 
 
 def ended(state: State, number: int) -> State:
     pod = state.pods[number]
-    left = sum(holding(pod).values())
-    rest = changed(state, number, phase=ENDED, mounted=(0, ()), in_force=(0, ()), surplus=(), reading=None)
-    return rest._replace(orphans=state.orphans + left)
+    rest = Pod(pod.database, ENDED, pod.admitted, heard=pod.heard)
+    return changed(state, number, **rest._asdict())._replace(orphans=state.orphans + counted(pod))
 
 
 def stored(state: State, name: str, item: Record) -> State:

@@ -18,7 +18,15 @@ def serving(uid: str, revision: int = 1, **held: int) -> Pooler:
 def view(*poolers: Pooler, usable: int | None = 10, **known: object) -> View:
     """One pod "old" is recorded with TABLE; what else there is has nothing."""
     records = {"shop": Record(7, {"old": Allotment(6, 1, TABLE)})}
-    made = View(7, usable, frozenset(), records, poolers, {"old": TABLE, "new": {"web": 2, "api": 2}})
+    made = View(
+        7,
+        usable,
+        frozenset(),
+        frozenset({"old", "new", "far"}),
+        records,
+        poolers,
+        {"old": TABLE, "new": {"web": 2, "api": 2}},
+    )
     return replace(made, **known)  # type: ignore[arg-type]
 
 
@@ -68,6 +76,16 @@ def test_a_shrunk_pod_is_believed_once_it_shows_its_table_and_holds_no_more() ->
     last = step(view(fits, poolers[1], wanted=wanted, records=first.records))
     assert last.drain == {}
     assert last.records["shop"].allotments["old"] == Allotment(2, 2, small)
+
+
+def test_what_was_given_back_counts_until_the_server_was_measured_after_it() -> None:
+    small = {"web": 1, "api": 1}
+    records = {"shop": Record(7, {"old": Allotment(6, 2, small)})}
+    fits = replace(serving("old"), reading=Reading(2, small, small))
+    shown = view(fits, wanted={"old": small}, records=records, counted=frozenset())
+    assert step(shown) == Steps()
+    measured = replace(shown, counted=frozenset({"old"}))
+    assert step(measured).records["shop"].allotments == {"old": Allotment(2, 2, small)}
 
 
 def test_a_pod_that_is_told_to_shrink_needs_no_proof_of_what_it_had() -> None:
