@@ -29,8 +29,8 @@ def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = (
     """What each PooledDatabase may hold, by name. The first ones come first where not even the floors fit;
     `limits` are CONNECTION LIMITs of roles and databases that they have in common.
 
-    `usable` is what lasts: backends that our own poolers left behind are no reason to shrink (View.usable counts
-    them, so that nothing grows before they have ended). Else each shrink would ask for the next one.
+    `usable` is what lasts: backends that our own poolers left behind are no reason to shrink, or each shrink
+    would ask for the next one. (In View.usable they count, so that nothing grows before they have ended.)
     """
     parties = [party(item.name, item.weight, item.most, item.pods, item.consumers) for item in databases]
     return apportion(usable, parties, limits)
