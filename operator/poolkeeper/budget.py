@@ -97,7 +97,7 @@ class Division:
     left_out: tuple[str, ...] = ()
     """Entries for which there is no room."""
     pods: int = 0
-    """The most pods that all entries fit on, at least 1: more are not worth having."""
+    """The most pods that all entries fit on, at least 1, once nothing is leaving: more are not worth having."""
     problems: tuple[str, ...] = ()
 
 
@@ -166,16 +166,18 @@ def divide(
     waiting: Sequence[str],
     consumers: Sequence[Consumer],
     in_force: frozenset[str] = frozenset(),
+    leaving: int = 0,
 ) -> Division:
-    """Divide a PooledDatabase's share, less what its leaving pods hold, among its pods and entries.
+    """Divide a PooledDatabase's share, less what its `leaving` pods still hold, among its pods and entries.
 
     `admitted` pods serve already. The entries that are `in_force` on them keep their floors on each, even where
     the share has fallen below that: clients would be thrown out. `waiting` pods come in while every floor fits,
     in their order. New entries come in likewise: in the order of `consumers`, session entries last.
     """
+    most = max(1, share // max(1, sum(item.floor for item in consumers)))
+    share -= leaving
     kept = _that_fit(share, max(1, len(admitted)), consumers, in_force)
     per_pod = sum(item.floor for item in kept)
-    whole = sum(item.floor for item in consumers)
     room = max(0, share // per_pod - len(admitted)) if per_pod else len(waiting) if not consumers else 0
     pods = [*admitted, *waiting[:room]]
     spare = max(0, share - per_pod * len(pods))
@@ -195,7 +197,7 @@ def divide(
     return Division(
         caps,
         left_out,
-        max(1, share // whole) if whole else 1,
+        most,
         (
             *_of_pods(share, per_pod, len(pods), len(admitted) + len(waiting)),
             *_of_entries(left_out),

@@ -47,7 +47,7 @@ def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record
     in_force = frozenset(
         entry for uid, item in record.allotments.items() if uid in staying for entry in item.caps
     )
-    return divide(share - leaving, serving, waiting, pooled.consumers, in_force)
+    return divide(share, serving, waiting, pooled.consumers, in_force, leaving)
 
 
 def targets(

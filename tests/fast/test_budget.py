@@ -135,6 +135,7 @@ def test_pods_that_leave_are_paid_for_until_they_are_gone() -> None:
         Pooler("new", "a"),
     ]
     assert target(pooled, 16, seen, record).caps == {"kept": {"web": 4}, "new": {"web": 4}}
+    assert target(pooled, 16, seen, record).pods == 16, "a rollout is no reason to want fewer pods"
     assert target(pooled, 16, seen, Record(0, {"kept": Allotment(8, 1, {"web": 8})})).caps == {
         "kept": {"web": 8},
         "new": {"web": 8},
