@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from poolkeeper import budget_protocol
 from poolkeeper.budget import Consumer
 from poolkeeper.budget_protocol import Pooler, Reading, Steps, View
-from poolkeeper.budget_targets import Pooled, shares, targets
+from poolkeeper.budget_targets import Pooled, shares, target, targets
 from tests.fast.budget_states import (
     DYING,
     ENDED,
@@ -269,6 +269,9 @@ class World:
             if state in self._outcomes:
                 break
             way.append(state)
+            if (fewer := self._scaled_down(state)) != state:
+                state = fewer
+                continue
             steps = self.steps(state)
             if not steps.records and not steps.admit:
                 self._outcomes[state] = state
@@ -281,6 +284,22 @@ class World:
         outcome = self._outcomes[state]
         self._outcomes.update(dict.fromkeys(way, outcome))
         return outcome
+
+    def _scaled_down(self, state: State) -> State:
+        """A Deployment gets no more replicas than there is room for; those that wait go first."""
+        measured, view = state.measured, self.view(state)
+        assert measured is not None
+        given = shares(measured.lasting, self.specs[state.spec])
+        for item in self.specs[state.spec]:
+            most = target(item, given[item.name], view.poolers, view.records[item.name]).pods
+            live = [
+                (pod.admitted, -number)
+                for number, pod in enumerate(state.pods)
+                if pod.database == item.name and pod.phase == LIVE
+            ]
+            for _, number in sorted(live)[: max(0, len(live) - most)]:
+                state = changed(state, -number, phase=DYING)
+        return state
 
     def _calm(self, state: State) -> State:
         """What goes on without the operator has come to its end, and the operator has looked at everything."""
