@@ -1,0 +1,61 @@
+"""Who should have what in the end: from the PooledDatabases of one server and their pods to each pod's caps.
+
+Pure. It joins the arithmetic (budget.py) with what is stored (budget_protocol.py): pods that leave are paid for
+until they are gone, and pods that serve come before those that wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from poolkeeper.budget import Caps, Consumer, Division, Limit, apportion, divide, party
+from poolkeeper.budget_protocol import Pooler, Record
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A PooledDatabase as one of those on a server. `most` is spec.budget.maxConnections, None for `auto`;
+    `pods` are the wanted replicas; the consumers stand in the order of precedence."""
+
+    name: str
+    weight: int
+    most: int | None
+    pods: int
+    consumers: tuple[Consumer, ...]
+
+
+def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = ()) -> dict[str, int]:
+    """What each PooledDatabase may hold, by name. The first ones come first where not even the floors fit;
+    `limits` are CONNECTION LIMITs of roles and databases that they have in common.
+
+    `usable` is what lasts: backends that our own poolers left behind are no reason to shrink, or each shrink
+    would ask for the next one. (In View.usable they count, so that nothing grows before they have ended.)
+    """
+    parties = [party(item.name, item.weight, item.most, item.pods, item.consumers) for item in databases]
+    return apportion(usable, parties, limits)
+
+
+def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record) -> Division:
+    """The caps that the pods of one PooledDatabase should have. `poolers` come in the order in which they may
+    wait, the oldest first."""
+    mine = [item for item in poolers if item.database == pooled.name and not item.terminating]
+    staying = {item.uid for item in mine}
+    leaving = sum(item.bound for uid, item in record.allotments.items() if uid not in staying)
+    serving = [item.uid for item in mine if item.admitted or item.uid in record.allotments]
+    waiting = [item.uid for item in mine if item.uid not in serving and item.running]
+    in_force = frozenset(
+        entry for uid, item in record.allotments.items() if uid in staying for entry in item.caps
+    )
+    return divide(share, serving, waiting, pooled.consumers, in_force, leaving)
+
+
+def targets(
+    usable: int, databases: Sequence[Pooled], poolers: Sequence[Pooler], records: Mapping[str, Record]
+) -> dict[str, Caps]:
+    """View.wanted of a server without common limits."""
+    given = shares(usable, databases)
+    wanted: dict[str, Caps] = {}
+    for item in databases:
+        wanted |= target(item, given[item.name], poolers, records[item.name]).caps
+    return wanted
