@@ -8,10 +8,11 @@ namespace no consent is needed. Kubernetes' own namespaces are always refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from poolkeeper.api import SYSTEM_NAMESPACES, ConsumerRule, PooledDatabase
 from poolkeeper.names import ACCEPT_FROM_ANNOTATION
+from poolkeeper.resource import Terms
 from poolkeeper.settings import Settings
 from poolkeeper.world import Namespace
 
@@ -40,6 +41,9 @@ class Consumers:
 
     granted: tuple[Consumer, ...]
     refused: tuple[Refusal, ...]
+    terms: Mapping[Consumer, Terms] = field(default_factory=dict)
+    """Of those granted. Where several rules say yes to one consumer, the first that names it, or else the first
+    that selects it."""
 
 
 def decide(owner: str, namespace: Namespace | None, name: str) -> tuple[str, str] | None:
@@ -67,9 +71,9 @@ def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], set
 
     A *named* namespace without consent is a refusal to report; a *selected* one is just no consumer.
     """
-    granted: set[Consumer] = set()
+    granted: dict[Consumer, Terms] = {}
     refused: dict[Consumer, Refusal] = {}
-    for rule in database.consumers:
+    for rule in sorted(database.consumers, key=lambda rule: rule.namespace is None):
         if rule.namespace is None and not settings.reads_namespaces:
             refused[Consumer("", rule.secret_name)] = Refusal("", rule.secret_name, *_UNREADABLE)
             continue
@@ -79,12 +83,13 @@ def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], set
                 database.namespace, namespaces.get(name), name
             )
             if verdict is None:
-                granted.add(consumer)
+                granted.setdefault(consumer, rule.terms)
             elif rule.namespace is not None:
                 refused[consumer] = Refusal(name, rule.secret_name, *verdict)
     return Consumers(
         granted=tuple(sorted(granted)),
         refused=tuple(refused[consumer] for consumer in sorted(refused)),
+        terms=granted,
     )
 
 

@@ -112,12 +112,36 @@ class LabelSelector:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What a consumer gets of the budget. `weight` is relative to that of the others. `max_connections`, all
+    poolers and both endpoints together, and `max_client_connections` are limits; None: none.
+    `session_connections` are the server connections of its session endpoint on each pooler pod."""
+
+    weight: int = 100
+    max_connections: int | None = None
+    max_client_connections: int | None = None
+    session_connections: int = 2
+
+
+@dataclass(frozen=True)
 class ConsumerRule:
     """Who gets Secrets: one namespace by name, or every namespace that the selector matches."""
 
     namespace: str | None
     selector: LabelSelector | None
     secret_name: str
+    terms: Terms = Terms()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the poolers may take of their server. `max_connections`: at most so many, None: whatever their share
+    comes to. `reserve`: so many stay free on the server. `weight` is relative to that of the other
+    PooledDatabases on it."""
+
+    max_connections: int | None = None
+    reserve: int = 5
+    weight: int = 100
 
 
 @dataclass(frozen=True)
@@ -135,3 +159,4 @@ class PooledDatabase:
     consumers: tuple[ConsumerRule, ...]
     paused: bool
     pause_timeout_seconds: int
+    budget: Budget = Budget()

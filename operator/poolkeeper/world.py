@@ -218,6 +218,43 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class BudgetSeen:
+    """What the budget of a PooledDatabase came to when it was worked out last. Amounts are server connections."""
+
+    server: str = ""
+    """Eight hexadecimal digits that name the server; empty while nobody knows which one it is."""
+    problem: str = ""
+    """Why the server could not be measured, and what to do; empty if it was."""
+    arithmetic: str = ""
+    """How `usable` comes about."""
+    max_connections: int = 0
+    others: int = 0
+    reserve: int = 0
+    usable: int = 0
+    """For all poolers on the server."""
+    share: int = 0
+    """Of this PooledDatabase."""
+    shared_with: int = 0
+    """So many other PooledDatabases are on the server."""
+    held: int = 0
+    """What its pods may hold now, together."""
+    pods: Mapping[str, int] = field(default_factory=dict)
+    """The same of each pod, by name."""
+    waiting: tuple[str, ...] = ()
+    """Names of pods that are not admitted yet."""
+    most_pods: int = 1
+    """More pods than that are not worth having: not every entry would fit on each."""
+    problems: tuple[str, ...] = ()
+    """What does not fit, in words."""
+    left_out: frozenset[str] = frozenset()
+    """Entries that no connection is left for."""
+    excess: int = 0
+    """By how much more is held than is usable, which has fallen."""
+    admissible: frozenset[str] = frozenset()
+    """UIDs of pods that clients may come to, as far as the budget goes."""
+
+
+@dataclass(frozen=True)
 class ApiRefusal:
     """The API server's permanent-looking answer to one of our writes; goes when a later write succeeds."""
 
@@ -275,6 +312,7 @@ class World:
     """Of the host that is observed; None until something is known."""
     moved: Mapping[str, Moved] = field(default_factory=dict)
     """By pod UID."""
+    budget: BudgetSeen | None = None
     files: Mapping[Ref, Mapping[str, str]] = field(default_factory=dict)
     """What is in the Secrets that pods mount: the poolers' one and those of keepers."""
     refusals: Mapping[Ref, ApiRefusal] = field(default_factory=dict)
