@@ -20,8 +20,8 @@ class Order:
     """`pooled` has the name `namespace/name`; `reserve` are connections that are to stay free on the server.
 
     `target` is the upstream, `lines` the [databases] lines without caps, by entry. `fixed` are the entries of
-    which clients hold connections for as long as they like. `access` is how to log in at a pooler's console, but
-    for the address; a pod has ended `grace` seconds after it was told to, at the latest.
+    which clients hold connections for as long as they like. `access` is how to log in at a pooler's console,
+    but for the address; a pod has ended `grace` seconds after it was told to, at the latest.
     """
 
     pooled: Pooled

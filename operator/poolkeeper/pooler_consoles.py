@@ -102,7 +102,7 @@ class PoolerConsoles:
         return look
 
     async def retire(self, surplus: Mapping[str, tuple[Pooler, Collection[str]]]) -> None:
-        """Have poolers give back what these entries hold above their caps, connections after their transactions.
+        """Have poolers give back what these entries hold above their caps, after the transactions there.
 
         Nothing else ends it: PgBouncer closes no connection because a cap fell. server_lifetime 0 closes all of
         the process that are idle, so it is set for a moment only, and ever more rarely where transactions last.
