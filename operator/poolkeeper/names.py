@@ -22,6 +22,8 @@ SOURCE_MANAGER = "poolkeeper-source"
 """Field manager of the one label that marks a Secret which the operator reads."""
 
 FINALIZER = f"{GROUP}/cleanup"
+GATE = f"{GROUP}/within-budget"
+"""Readiness gate of pooler pods: clients come to a pod only once the budget has room for it."""
 OWNER_LABEL = f"{GROUP}/owner"
 OWNER_NAMESPACE_LABEL = f"{GROUP}/owner-namespace"
 OWNER_UID_LABEL = f"{GROUP}/owner-uid"

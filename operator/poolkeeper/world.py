@@ -219,7 +219,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class BudgetSeen:
-    """What the budget of a PooledDatabase came to when it was worked out last. Amounts are server connections."""
+    """What the budget of a PooledDatabase came to when last worked out. Amounts are server connections."""
 
     server: str = ""
     """Eight hexadecimal digits that name the server; empty while nobody knows which one it is."""
