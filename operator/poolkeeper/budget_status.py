@@ -117,8 +117,8 @@ def _faults(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) ->
                 PODS_WAIT,
                 f"spec.pooler.replicas is {replicas}, and a share of {seen.share} connections is enough for "
                 f"{_counted(seen.most_pods, 'pod')}, since each entry keeps its least on each: so many run; "
-                "lower the replicas, remove consumers, lower limits.sessionConnections, or raise max_connections "
-                "of the server",
+                "lower the replicas, remove consumers, lower limits.sessionConnections, or raise "
+                "max_connections of the server",
             )
         )
     return faults
