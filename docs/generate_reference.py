@@ -31,6 +31,7 @@ SECTIONS = {
     "spec.upstream": "The database",
     "spec.pooler": "The poolers",
     "spec.keeper": "The keepers",
+    "spec.budget": "The budget",
     "spec.consumers[]": "The consumers",
     "status": "Status",
 }
@@ -123,6 +124,8 @@ def _type(field: Schema) -> str:
     if "additionalProperties" in field:
         values = field["additionalProperties"]
         return f"map to {'whole number or text' if values.get('x-kubernetes-int-or-string') else _type(values)}"
+    if field.get("x-kubernetes-int-or-string"):
+        return "whole number or text"
     if field["type"] == "array":
         most = f", at most {field['maxItems']}" if "maxItems" in field else ""
         return f"list of {_type(field['items'])}{most}"

@@ -39,7 +39,7 @@ BY_HOST: Spec = {
         "replicas": 3,
         "mode": "session",
         "parameters": {
-            "default_pool_size": 40,
+            "max_client_conn": 40,
             "query_wait_timeout": "0.5",
             "server_reset_query": "DISCARD ALL",
             "server_tls_ciphers": "ECDHE-RSA-AES128-GCM-SHA256:AES128-GCM-SHA256",
@@ -75,12 +75,21 @@ BY_HOST: Spec = {
         "imagePullSecrets": [{"name": "registry"}],
         "rollout": "Workload",
     },
-    "consumers": [{"namespace": "web", "secretName": "shop-database"}],
+    "budget": {"maxConnections": 60, "reserve": 10, "weight": 200},
+    "consumers": [
+        {
+            "namespace": "web",
+            "secretName": "shop-database",
+            "weight": 300,
+            "limits": {"maxConnections": 40, "maxClientConnections": 500, "sessionConnections": 4},
+        }
+    ],
     "paused": True,
     "pauseTimeoutSeconds": 300,
 }
 BY_URL: Spec = {
     "upstream": {"uriSecretRef": {"name": "shop-url", "key": "url"}, "tls": {"mode": "require"}},
+    "budget": {"maxConnections": "auto"},
     "consumers": [
         {
             "namespaceSelector": {
@@ -168,6 +177,16 @@ PARAMETER_NAMES = (
     Bad("auth_query", parameter("auth_query", "x"), ("parameters.auth_query", "belongs", "spec.consumers")),
     Bad("listen_addr", parameter("listen_addr", "*"), ("parameters.listen_addr", "belongs", "remove it")),
     Bad("verbose", parameter("verbose", 1), ("parameters.verbose", "belongs", "passwords into its log")),
+    Bad(
+        "default_pool_size",
+        parameter("default_pool_size", 20),
+        ("parameters.default_pool_size", "belongs", "use spec.budget and spec.consumers[].limits"),
+    ),
+    Bad(
+        "max_db_client_connections",
+        parameter("max_db_client_connections", 20),
+        ("parameters.max_db_client_connections", "belongs", "limits.maxClientConnections"),
+    ),
     Bad("pool_mode", parameter("pool_mode", "session"), ("parameters.pool_mode", "use spec.pooler.mode")),
     Bad(
         "server_tls_sslmode",
@@ -176,15 +195,15 @@ PARAMETER_NAMES = (
     ),
 )
 
-_POOL_SIZE = ("parameters.default_pool_size", "a whole number from 1 to 10000", "write it without quotes")
-POOL_SIZES = (
-    Bad("-1", parameter("default_pool_size", -1), _POOL_SIZE),
-    Bad("0", parameter("default_pool_size", 0), _POOL_SIZE),
-    Bad("1e9", parameter("default_pool_size", 10**9), _POOL_SIZE),
-    Bad("quoted 20", parameter("default_pool_size", "20"), _POOL_SIZE),
-    Bad("empty", parameter("default_pool_size", ""), _POOL_SIZE),
-    Bad("true", parameter("default_pool_size", True), ("parameters.default_pool_size",)),
-    Bad("reserve -1", parameter("reserve_pool_size", -1), ("parameters.reserve_pool_size", "from 0 to 10000")),
+_CLIENTS = ("parameters.max_client_conn", "a whole number from 1 to 100000", "write it without quotes")
+CLIENT_LIMITS = (
+    Bad("-1", parameter("max_client_conn", -1), _CLIENTS),
+    Bad("0", parameter("max_client_conn", 0), _CLIENTS),
+    Bad("1e9", parameter("max_client_conn", 10**9), _CLIENTS),
+    Bad("quoted 20", parameter("max_client_conn", "20"), _CLIENTS),
+    Bad("empty", parameter("max_client_conn", ""), _CLIENTS),
+    Bad("true", parameter("max_client_conn", True), ("parameters.max_client_conn",)),
+    Bad("notify -1", parameter("query_wait_notify", -1), ("parameters.query_wait_notify", "from 0 to 3600")),
 )
 
 PARAMETER_VALUES = (
@@ -454,9 +473,49 @@ KEEPERS = (
     ),
 )
 
+
+def limited(**limits: Any) -> Spec:
+    return consumers({"namespace": "web", "limits": limits})
+
+
+_NO_BUDGET = ("spec.budget.maxConnections", "neither auto nor a whole number from 1 to 262143", "write auto")
+_TOO_FEW = ("spec.budget.maxConnections", "on one pooler pod", "raise it, lower limits.sessionConnections")
+_LIMIT = ("limits.maxConnections", "one pooler pod needs", "raise it", "or lower sessionConnections")
+BUDGETS = (
+    *(
+        Bad(f"budget {value!r}", changed("budget.maxConnections", value), _NO_BUDGET)
+        for value in (0, -1, 262144, "Auto", "60", "")
+    ),
+    Bad("reserve of -1", changed("budget.reserve", -1), ("spec.budget.reserve", "0")),
+    Bad("reserve of 1001", changed("budget.reserve", 1001), ("spec.budget.reserve", "1000")),
+    Bad("budget's weight", changed("budget.weight", 0), ("spec.budget.weight", "1")),
+    Bad("weight of 1001", consumers({"namespace": "web", "weight": 1001}), ("weight", "1000")),
+    Bad("limit of 0", limited(maxConnections=0, sessionConnections=0), ("limits.maxConnections", "1")),
+    Bad("no clients", limited(maxClientConnections=0), ("limits.maxClientConnections", "1")),
+    Bad("sessions of -1", limited(sessionConnections=-1), ("limits.sessionConnections", "0")),
+    Bad("101 sessions", limited(sessionConnections=101), ("limits.sessionConnections", "100")),
+    Bad("limit below sessions", limited(maxConnections=4, sessionConnections=4), _LIMIT),
+    Bad("limit below sessions by default", limited(maxConnections=2), _LIMIT),
+    Bad(
+        "budget below one pod's",
+        changed("budget.maxConnections", 5, consumers({"namespace": "web"}, {"namespace": "api"})),
+        _TOO_FEW,
+    ),
+    Bad(
+        "budget below one pod's sessions",
+        changed("budget.maxConnections", 5, limited(sessionConnections=5)),
+        _TOO_FEW,
+    ),
+    Bad(
+        "twice, with other limits",
+        consumers({"namespace": "web"}, {"namespace": "web", "weight": 1}),
+        ("spec.consumers", "twice", "remove"),
+    ),
+)
+
 ALL_BAD = (
     *PARAMETER_NAMES,
-    *POOL_SIZES,
+    *CLIENT_LIMITS,
     *PARAMETER_VALUES,
     *DATABASES,
     *UPSTREAMS,
@@ -467,4 +526,5 @@ ALL_BAD = (
     *SECRET_NAMES,
     *POOLERS,
     *KEEPERS,
+    *BUDGETS,
 )

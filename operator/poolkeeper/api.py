@@ -7,7 +7,7 @@ what it refuses becomes the condition SpecValid. It reads no other object and no
 from collections.abc import Mapping
 from typing import Any
 
-from poolkeeper import parameters
+from poolkeeper import budget_spec, parameters
 from poolkeeper.fields import (
     BINDING_SUFFIX,
     DATABASE,
@@ -73,6 +73,9 @@ def parse(body: Mapping[str, Any]) -> PooledDatabase:
     metadata, spec = root.object("metadata"), root.object("spec")
     namespace = metadata.required("namespace", NAMESPACE)
     upstream = _upstream(spec.object("upstream"))
+    consumers = _consumers(spec, namespace, upstream)
+    budget = budget_spec.budget(spec.object("budget"))
+    budget_spec.check_floors(budget.max_connections, consumers)
     return PooledDatabase(
         namespace=namespace,
         name=metadata.required("name", OWN_NAME),
@@ -82,9 +85,10 @@ def parse(body: Mapping[str, Any]) -> PooledDatabase:
         upstream=upstream,
         pooler=_pooler(spec.object("pooler")),
         keeper=_keeper(spec.object("keeper")),
-        consumers=_consumers(spec, namespace, upstream),
+        consumers=consumers,
         paused=spec.boolean("paused", default=False),
         pause_timeout_seconds=spec.integer("pauseTimeoutSeconds", 5, 1800, default=60),
+        budget=budget,
     )
 
 
@@ -248,7 +252,8 @@ def _consumers(spec: Fields, own_namespace: str, upstream: Upstream) -> tuple[Co
         for other in rules:
             if rule.namespace is not None and other.namespace is not None and rule.namespace != other.namespace:
                 continue
-            if rule.namespace is not None and rule == other:
+            known = (other.namespace, other.secret_name)
+            if rule.namespace is not None and (rule.namespace, rule.secret_name) == known:
                 raise SpecError(fields.path, "is listed twice", "remove it, or choose another secretName")
             for suffix in (BINDING_SUFFIX, KEEPER_SUFFIX):
                 if (
@@ -284,7 +289,7 @@ def _consumer(fields: Fields) -> ConsumerRule:
             f"choose a name that does not end with {' or '.join(_RESERVED_SUFFIXES)}",
         )
     selector = _selector(fields.object("namespaceSelector")) if fields.has("namespaceSelector") else None
-    return ConsumerRule(namespace, selector, secret_name)
+    return ConsumerRule(namespace, selector, secret_name, budget_spec.terms(fields))
 
 
 def _selector(fields: Fields) -> LabelSelector:

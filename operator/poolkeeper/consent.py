@@ -45,6 +45,10 @@ class Consumers:
     """Of those granted. Where several rules say yes to one consumer, the first that names it, or else the first
     that selects it."""
 
+    def has_sessions(self, consumer: Consumer) -> bool:
+        """Whether the consumer has an endpoint in session mode."""
+        return self.terms.get(consumer, Terms()).session_connections > 0
+
 
 def decide(owner: str, namespace: Namespace | None, name: str) -> tuple[str, str] | None:
     """None if a PooledDatabase in namespace `owner` may write into namespace `name`, else (reason, message).

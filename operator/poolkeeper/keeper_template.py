@@ -22,7 +22,8 @@ TRUST, SCRAM = AUTHS = ("Trust", "Scram")
 
 @dataclass(frozen=True)
 class KeeperTemplate:
-    """One database's keeper. `database` and `session_database` are the names that apps connect to."""
+    """One database's keeper. `database` and `session_database` are the names that apps connect to; the second
+    is empty where the consumer has no session endpoint."""
 
     image: str
     image_pull_policy: str

@@ -117,42 +117,7 @@ def _list(
 
 
 TABLE = (
-    # Sizes and limits. All of them count per pooler pod.
-    _integer(
-        "default_pool_size",
-        "20",
-        1,
-        10000,
-        "connections",
-        "Server connections that one consumer's endpoint may use in each pooler pod. The transaction and the"
-        " session endpoint of a consumer count apart.",
-    ),
-    _integer(
-        "reserve_pool_size",
-        "0",
-        0,
-        10000,
-        "connections",
-        "Extra server connections that a pool may open once a client has waited for reserve_pool_timeout; 0"
-        " is none.",
-    ),
-    _integer(
-        "max_db_connections",
-        "0",
-        0,
-        10000,
-        "connections",
-        "Most server connections of one consumer's endpoint in each pooler pod, kept strictly; 0 is no limit.",
-    ),
-    _integer(
-        "max_user_connections",
-        "0",
-        0,
-        10000,
-        "connections",
-        "Most server connections under the upstream's user in each pooler pod. All consumers share that"
-        " user, and a busy one can starve the others at the limit; 0 is no limit.",
-    ),
+    # Sizes and limits. All of them count per pooler pod; those of server connections are spec.budget's.
     _integer(
         "max_client_conn",
         "100",
@@ -160,14 +125,6 @@ TABLE = (
         100000,
         "connections",
         "Client connections that each pooler pod accepts. Every one needs a file descriptor.",
-    ),
-    _integer(
-        "max_db_client_connections",
-        "0",
-        0,
-        100000,
-        "connections",
-        "Client connections of one consumer's endpoint in each pooler pod; 0 is no limit of its own.",
     ),
     _integer(
         "max_user_client_connections",
@@ -237,13 +194,6 @@ TABLE = (
         3600,
         "How long a cancel request may wait for a connection to the server before it is dropped; 0 is for"
         " ever.",
-    ),
-    _seconds(
-        "reserve_pool_timeout",
-        "5",
-        0,
-        3600,
-        "How long a client waits before reserve_pool_size applies; 0 is never.",
     ),
     # Server connections.
     _seconds(
@@ -487,13 +437,21 @@ OWNED_BECAUSE = {
         "resolv_conf",
         "syslog",
         "syslog_facility",
-        "syslog_ident",
         "user",
     ),
     "remove it; the operator makes the passwords of its consumers": ("scram_iterations",),
     "remove it; what drivers commonly send is ignored already": ("ignore_startup_parameters",),
     "remove it; the operator's console speaks the simple query protocol": ("disable_pqexec",),
-    "remove it; a pooler pod without clients must hold no server connections": ("min_pool_size",),
+    "use spec.budget and spec.consumers[].limits.maxConnections; the operator gives each pod its connections": (
+        "default_pool_size",
+        "max_db_connections",
+        "max_user_connections",
+        "min_pool_size",
+        "reserve_pool_size",
+        "reserve_pool_timeout",
+    ),
+    "use spec.consumers[].limits.maxClientConnections": ("max_db_client_connections",),
+    "remove it; the operator tells by it which connections a pod was given": ("syslog_ident",),
     "remove it; poolers have no wildcard database": ("autodb_idle_timeout",),
     # Seen with 1 and 2: "stored secret = ..." for every login, and each entry with its password at a RELOAD.
     "remove it; PgBouncer would write passwords into its log": ("verbose",),

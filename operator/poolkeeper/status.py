@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import names, pause, pause_status, upstream_addresses
+from poolkeeper import budget_status, names, pause, pause_status, upstream_addresses
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
@@ -23,7 +23,7 @@ from poolkeeper.world import Pod, Ref, Resource, Whereabouts, World
 
 FAILING_CONSUMERS_LISTED = 10
 _MESSAGE_LIMIT = 1024
-_FAULTS_FROM_THE_START = ("SpecValid", "UpstreamReachable", "ConsumersSynced")
+_FAULTS_FROM_THE_START = ("SpecValid", "UpstreamReachable", "ConsumersSynced", budget_status.KIND)
 _FALSE_AS_PLANNED = frozenset({pause_status.PAUSING, pause_status.RESUMING, pause_status.RESUMED})
 """Reasons that are no warning."""
 
@@ -47,6 +47,7 @@ def of(
         *data_path,
         consumers_synced(wanted, world),
         keepers_current(wanted, world),
+        budget_status.within_budget(database, wanted.consumers, world),
         *([paused] if paused is not None else []),
     )
     pods = [pod for pod in world.pods if not pod.terminating]
@@ -67,6 +68,7 @@ def of(
         **({"appliedConfig": config.generation} if config and conditions[4].status == TRUE else {}),
         **({"binding": {"name": names.binding_name(own[0].secret_name)}} if own else {}),
         **({pause.FIELD: pause.to_record(pausing)} if pausing is not None else {}),
+        **budget_status.record(world),
     }
     where, moved = _upstream(resource, wanted, world, now)
     written, events = _written(resource, {**body, **where}, conditions, now)
@@ -240,6 +242,10 @@ def _failing_consumers(wanted: Wanted, world: World) -> list[dict[str, str]]:
         for item in wanted.consumers.refused
     ]
     for consumer in wanted.consumers.granted:
+        target = wanted.target
+        if target is not None and budget_status.left_out(consumer, target.database, world.budget):
+            failing.append(budget_status.no_connection_left(consumer))
+            continue
         for name in names.consumer_secrets(consumer.secret_name):
             refusal = world.refusals.get(Ref("Secret", consumer.namespace, name))
             if refusal is not None:

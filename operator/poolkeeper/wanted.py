@@ -106,7 +106,9 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     try:
         config = configuration(
             target,
-            entries.entries(target, granted.granted, database.pooler.mode),
+            entries.entries(
+                target, granted.granted, database.pooler.mode, granted.terms, database.pooler.replicas
+            ),
             logins,
             certificates.issue(authority, wanted.host, now),
             pause.with_patience(database.pooler.parameters, patience),
@@ -115,9 +117,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         )
         apps = _apps(database, granted.granted, logins.authorities, world)
         wait = max(keeper_config.QUERY_WAIT_SECONDS, patience or 0)
-        keepers = _keepers(
-            database, granted.granted, target, logins.consumers, logins.authorities, apps, wait, now
-        )
+        keepers = _keepers(database, granted, target, logins.consumers, logins.authorities, apps, wait, now)
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
@@ -143,11 +143,21 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             secret
             for consumer in granted.granted
             if not _withheld(consumer, target, world)
-            for secret in _secrets_of(database, consumer, target, logins, authority.certificate)
+            for secret in _secrets_of(
+                database, consumer, granted.has_sessions(consumer), target, logins, authority.certificate
+            )
         )
         + tuple(
-            _keeper_secret(database, consumer, template, config, apps.get(consumer), world)
+            _keeper_secret(
+                database,
+                consumer,
+                template if granted.has_sessions(consumer) else replace(template, session_database=""),
+                config,
+                apps.get(consumer),
+                world,
+            )
             for consumer, config in keepers.items()
+            if not _withheld(consumer, target, world)
         ),
     )
 
@@ -205,11 +215,16 @@ def without_spec(key: Key, world: World) -> Wanted:
 
 
 def _secrets_of(
-    database: PooledDatabase, consumer: Consumer, target: Target, logins: Logins, authority: str
+    database: PooledDatabase,
+    consumer: Consumer,
+    sessions: bool,
+    target: Target,
+    logins: Logins,
+    authority: str,
 ) -> tuple[Object, Object]:
     login = logins.consumers[entries.login_name(consumer)]
     entry = entries.entry_name(target.database, consumer)
-    session = entries.session_entry_name(target.database, consumer)
+    session = entries.session_entry_name(target.database, consumer) if sessions else None
     return (
         secrets.consumer(database, consumer, login, entry, session),
         secrets.binding(database, consumer, login, entry, authority),
@@ -218,7 +233,7 @@ def _secrets_of(
 
 def _keepers(
     database: PooledDatabase,
-    consumers: Iterable[Consumer],
+    granted: consent.Consumers,
     target: Target,
     logins: Mapping[str, Login],
     authorities: Authorities,
@@ -237,8 +252,9 @@ def _keepers(
             authorities.poolers.certificate,
             apps.get(consumer),
             wait,
+            sessions=granted.has_sessions(consumer),
         )
-        for consumer in (consumers if database.keeper.enabled else ())
+        for consumer in (granted.granted if database.keeper.enabled else ())
         for name in [entries.login_name(consumer)]
     }
 

@@ -154,6 +154,87 @@ def test_the_operator_may_change_nothing_else(operator: Api, pods: None, pod: st
     assert refusal.value.code == 403
 
 
+KUBELETS = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+
+
+def gate(status: str = "True", **more: str) -> Object:
+    return {"type": names.GATE, "status": status, "lastTransitionTime": "2026-01-02T00:00:00Z", **more}
+
+
+@pytest.fixture
+def pooler(api: Api, operator: Api) -> Iterator[str]:
+    """Path of the status of a pooler pod with a condition of kubelet's."""
+    make_pod(api, "pooler", labels={names.ROLE_LABEL: names.ROLE_POOLER})
+    path = status_of("pooler")
+    api.merge(path, {"status": {"conditions": [KUBELETS], "hostIP": "192.0.2.7"}})
+    yield path
+    api.delete("/api/v1/namespaces/web/pods/pooler")
+
+
+def conditions_of(pod: Object) -> dict[str, str]:
+    return {item["type"]: item["status"] for item in pod["status"]["conditions"]}
+
+
+def patch_condition(api: Api, path: str, condition: Object) -> Object:
+    """As the operator does it: conditions are merged by their type."""
+    body = {"status": {"conditions": [condition]}}
+    return api.request("PATCH", path, body, content_type="application/strategic-merge-patch+json")
+
+
+def test_the_operator_may_open_the_gate_of_a_pooler_pod_and_say_why(operator: Api, pooler: str) -> None:
+    answer = patch_condition(operator, pooler, gate())
+    assert conditions_of(answer) == {names.GATE: "True", "PodScheduled": "True"}
+    patch_condition(operator, pooler, gate(reason="WithinBudget"))
+    operator.merge(pooler, {"metadata": {"annotations": {names.GENERATION_ANNOTATION: "9"}}})
+
+
+def test_kubelets_status_of_a_pod_is_no_hindrance(api: Api, operator: Api, pooler: str) -> None:
+    patch_condition(api, pooler, {**KUBELETS, "type": "Ready", "status": "False"})
+    api.merge(pooler, {"status": {"phase": "Running", "podIP": "192.0.2.9", "podIPs": [{"ip": "192.0.2.9"}]}})
+    assert conditions_of(patch_condition(operator, pooler, gate()))[names.GATE] == "True"
+
+
+@pytest.mark.parametrize("status", ["False", "Unknown"])
+def test_the_operator_may_not_set_the_gate_to_anything_else(operator: Api, pooler: str, status: str) -> None:
+    with pytest.raises(Refused, match="to True, and not take it back"):
+        patch_condition(operator, pooler, gate(status))
+
+
+@pytest.mark.parametrize("conditions", [[KUBELETS, gate("False")], [KUBELETS]], ids=["false", "removed"])
+def test_the_operator_may_not_take_the_gate_back(operator: Api, pooler: str, conditions: list[Object]) -> None:
+    patch_condition(operator, pooler, gate())
+    with pytest.raises(Refused, match="to True, and not take it back"):
+        operator.merge(pooler, {"status": {"conditions": conditions}})
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"conditions": [gate()]},
+        {"conditions": [{**KUBELETS, "status": "False"}, gate()]},
+        {"conditions": [KUBELETS, gate(), {**KUBELETS, "type": "Ready"}]},
+        {"conditions": [KUBELETS, gate()], "phase": "Running"},
+        {"conditions": [KUBELETS, gate()], "hostIP": None},
+    ],
+    ids=["another removed", "another changed", "another added", "a field changed", "a field removed"],
+)
+def test_beside_the_gate_nothing_of_the_status_may_change(operator: Api, pooler: str, status: Object) -> None:
+    with pytest.raises(Refused, match="may not change the status of a pod but for"):
+        operator.merge(pooler, {"status": status})
+
+
+def test_the_gate_of_a_pod_that_is_no_pooler_stays_as_it_is(operator: Api, pods: None) -> None:
+    for pod in ("dressed", "bare"):
+        with pytest.raises(Refused, match="on pooler pods only"):
+            patch_condition(operator, status_of(pod), gate())
+
+
+def test_a_pod_does_not_become_a_pooler_along_with_its_gate(operator: Api, pods: None) -> None:
+    labels = {names.ROLE_LABEL: names.ROLE_POOLER}
+    with pytest.raises(Refused, match="the Poolkeeper operator may"):
+        operator.merge(status_of("bare"), {"metadata": {"labels": labels}, "status": {"conditions": [gate()]}})
+
+
 @pytest.mark.parametrize("annotations", [{"team": None}, None], ids=["one", "all"])
 def test_the_operator_may_not_remove_what_is_not_its_own(
     operator: Api, pods: None, annotations: Object | None

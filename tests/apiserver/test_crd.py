@@ -108,8 +108,8 @@ def test_database_name_of_63_bytes_is_accepted(api: Api) -> None:
     admitted(api, changed("upstream.database", "ä" * 31 + "x"))
 
 
-@rows(specs.POOL_SIZES)
-def test_pool_size_minus_1_or_0_or_1e9_or_quoted_20_is_refused_at_admission(api: Api, bad: Bad) -> None:
+@rows(specs.CLIENT_LIMITS)
+def test_client_limit_minus_1_or_0_or_1e9_or_quoted_20_is_refused_at_admission(api: Api, bad: Bad) -> None:
     assert_refused(api, bad)
 
 
@@ -159,6 +159,11 @@ def test_negative_drain_bad_quantity_and_other_pooler_faults_are_refused_at_admi
 
 @rows(specs.KEEPERS)
 def test_keeper_with_a_pool_of_0_or_a_bad_image_or_quantity_is_refused_at_admission(api: Api, bad: Bad) -> None:
+    assert_refused(api, bad)
+
+
+@rows(specs.BUDGETS)
+def test_budget_that_is_no_number_or_can_never_be_enough_is_refused_at_admission(api: Api, bad: Bad) -> None:
     assert_refused(api, bad)
 
 
@@ -212,6 +217,10 @@ def test_both_ends_of_every_range_are_accepted_and_what_lies_beyond_is_refused(
         consumers({"namespace": "web"}, {"namespace": "api", "secretName": "database-keeper"}),
         changed("keeper", {"enabled": False}),
         consumers(*({"namespace": f"team-{number}"} for number in range(128))),
+        changed("budget", {"maxConnections": 262143, "reserve": 0, "weight": 1}),
+        changed("budget", {"maxConnections": 3}, consumers({"namespace": "web"}, {"namespaceSelector": {}})),
+        consumers({"namespace": "web", "limits": {"maxConnections": 3}}),
+        consumers({"namespace": "web", "limits": {"maxConnections": 1, "sessionConnections": 0}}),
         changed("pooler.tolerations", [{"operator": "Exists"}]),
         changed("pooler.replicas", 0),
         changed("pooler.replicas", 100),
@@ -227,7 +236,15 @@ def test_defaults_are_filled_in_where_nothing_is_written(api: Api) -> None:
     stored = admitted(api, {**MINIMAL, "consumers": [{"namespace": "web"}]})["spec"]
     assert stored["pooler"] == {"replicas": 2, "mode": "transaction", "drainSeconds": 30}
     assert stored["keeper"] == {"enabled": True, "auth": "Trust", "poolSize": 10, "rollout": "Manual"}
-    assert stored["consumers"] == [{"namespace": "web", "secretName": "database"}]
+    assert stored["budget"] == {"maxConnections": "auto", "reserve": 5, "weight": 100}
+    assert stored["consumers"] == [
+        {
+            "namespace": "web",
+            "secretName": "database",
+            "weight": 100,
+            "limits": {"sessionConnections": 2},
+        }
+    ]
     assert stored["upstream"]["credentialsSecretRef"] == {
         "name": "shop-owner",
         "usernameKey": "username",
@@ -264,6 +281,20 @@ def test_the_status_is_written_apart_from_the_spec(api: Api, namespace: str) -> 
         "appliedConfig": "0123",
         "binding": {"name": "database-binding"},
         "endpoints": {"host": "shop-pooler.data.svc", "port": 6432},
+        "budget": {
+            "summary": "38/40",
+            "server": "0123abcd",
+            "maxConnections": 100,
+            "others": 7,
+            "reserve": 5,
+            "usable": 85,
+            "arithmetic": "100 (max_connections) - 3 (...) = 85",
+            "sharedWith": 1,
+            "share": 40,
+            "held": 38,
+            "pods": [{"name": "shop-pooler-1", "connections": 38}],
+            "waitingPods": 1,
+        },
         "consumers": {
             "total": 2,
             "synced": 1,
@@ -323,7 +354,10 @@ def kubectl(api: Api, *arguments: str) -> str:
         ("pooldb.spec.pooler.parameters", "without quotes"),
         ("pooldb.spec.keeper.poolSize", "wait in the keeper"),
         ("pooldb.spec.consumers", "poolkeeper.io/accept-from"),
+        ("pooldb.spec.budget.reserve", "stay free on the server"),
+        ("pooldb.spec.consumers.limits.sessionConnections", "on each pooler pod"),
         ("pooldb.status.conditions", "UpstreamReachable"),
+        ("pooldb.status.budget.arithmetic", "usable"),
     ],
 )
 def test_kubectl_explain_reads_like_documentation(api: Api, field: str, words: str) -> None:
@@ -335,11 +369,12 @@ def test_kubectl_get_shows_the_columns_and_knows_the_category(api: Api, namespac
     condition = {"type": "Ready", "status": "False", "reason": "UpstreamUnreachable", "message": "m"}
     condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
     status = {"readyReplicas": 1, "consumers": {"synced": 3}, "conditions": [condition]}
+    status["budget"] = {"summary": "38/40"}
     api.merge(f"{collection(namespace)}/shop/status", {"status": status})
 
     header, line = kubectl(api, "get", "pooled", "-n", namespace).splitlines()
-    assert header.split() == ["NAME", "READY", "MODE", "PODS", "CONSUMERS", "REASON", "AGE"]
-    assert line.split()[:6] == ["shop", "False", "transaction", "1", "3", "UpstreamUnreachable"]
+    assert header.split() == ["NAME", "READY", "MODE", "PODS", "CONSUMERS", "BUDGET", "REASON", "AGE"]
+    assert line.split()[:7] == ["shop", "False", "transaction", "1", "3", "38/40", "UpstreamUnreachable"]
 
 
 def test_service_binding_tools_recognise_the_resource(api: Api) -> None:

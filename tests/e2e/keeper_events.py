@@ -20,12 +20,7 @@ from tests.e2e.kit import Place, setting, wait_until
 
 SETTLES_SECONDS = 180.0
 HOT_PARAMETERS: dict[str, int | str] = {
-    "default_pool_size": 15,
-    "reserve_pool_size": 5,
-    "max_db_connections": 60,
-    "max_user_connections": 70,
     "max_client_conn": 2000,
-    "max_db_client_connections": 1500,
     "max_user_client_connections": 1600,
     "max_prepared_statements": 150,
     "query_wait_timeout": 60,
@@ -36,7 +31,6 @@ HOT_PARAMETERS: dict[str, int | str] = {
     "client_idle_timeout": 86400,
     "client_login_timeout": 30,
     "cancel_wait_timeout": 20,
-    "reserve_pool_timeout": 3,
     "server_lifetime": 1800,
     "server_idle_timeout": 300,
     "pool_idle_timeout": 900,

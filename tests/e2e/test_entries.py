@@ -30,7 +30,10 @@ main();
 
 @pytest.fixture(scope="module")
 def shop(module_place: Place) -> Place:
-    module_place.serve(module_place.spec(parameters={"default_pool_size": 2}))
+    """On each of 2 poolers 2 connections for transactions, and as many for sessions."""
+    limits = {"maxConnections": 8, "sessionConnections": 2}
+    consumers = [{"namespace": module_place.web, "limits": limits}]
+    module_place.serve({**module_place.spec(), "consumers": consumers})
     return module_place
 
 

@@ -13,6 +13,7 @@ from poolkeeper.api import (
     Tls,
     parse,
 )
+from poolkeeper.resource import Budget, Terms
 from tests import specs
 from tests.specs import BY_HOST, BY_URL, MINIMAL, Bad, body, changed, consumers
 
@@ -75,6 +76,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         rollout="Manual",
     )
     assert database.consumers == (ConsumerRule("web", None, "database"),)
+    assert database.consumers[0].terms == Terms(100, None, None, 2)
+    assert database.budget == Budget(None, 5, 100)
 
 
 def test_every_field_is_read() -> None:
@@ -86,7 +89,7 @@ def test_every_field_is_read() -> None:
     assert database.upstream.tls == Tls("verify-full", SecretKeyRef("shop-ca", "root.crt"))
     assert database.upstream.secret_names() == {"shop-owner", "shop-ca"}
     assert (pooler.replicas, pooler.mode, pooler.drain_seconds) == (3, "session", 300)
-    assert pooler.parameters["default_pool_size"] == "40"
+    assert pooler.parameters["max_client_conn"] == "40"
     assert pooler.parameters["query_wait_timeout"] == "0.5"
     assert pooler.image_pull_secrets == ("registry",)
     assert pooler.resources == {
@@ -94,6 +97,8 @@ def test_every_field_is_read() -> None:
         "limits": {"cpu": "1", "memory": "64Mi"},
     }
     assert pooler.pod_labels == {"team": "shop"}
+    assert database.budget == Budget(60, 10, 200)
+    assert database.consumers == (ConsumerRule("web", None, "shop-database", Terms(300, 40, 500, 4)),)
     assert pooler.node_selector == {"kubernetes.io/os": "linux"}
     assert pooler.tolerations == BY_HOST["pooler"]["tolerations"]
     assert pooler.affinity == BY_HOST["pooler"]["affinity"]
@@ -117,6 +122,7 @@ def test_a_url_is_read_from_its_secret() -> None:
     assert (database.upstream.host, database.upstream.credentials) == (None, None)
     selector = LabelSelector({"tier": "apps"}, (MatchExpression("env", "In", ("prod", "test")),))
     assert database.consumers == (ConsumerRule(None, selector, "database"),)
+    assert database.budget.max_connections is None
 
 
 def test_a_deletion_timestamp_shows() -> None:

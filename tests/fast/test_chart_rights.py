@@ -232,3 +232,14 @@ def test_the_policy_on_pods_knows_the_prefix_of_our_annotations() -> None:
     ]
     assert names.GENERATION_ANNOTATION.startswith(f"{names.GROUP}/")
     assert f'startsWith("{names.GROUP}/")' in policy["spec"]["validations"][0]["expression"]
+
+
+def test_the_policy_on_pods_knows_the_gate_and_the_label_of_poolers() -> None:
+    [policy] = [
+        obj
+        for obj in select(render(), "ValidatingAdmissionPolicy")
+        if obj["metadata"]["name"] == "poolkeeper-pod-status"
+    ]
+    text = str(policy["spec"])
+    assert text.count(f'"{names.GATE}"') == 4
+    assert f'[?"{names.ROLE_LABEL}"].orValue("") == "{names.ROLE_POOLER}"' in text

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from poolkeeper import consent
 from poolkeeper.api import SYSTEM_NAMESPACES, PooledDatabase, parse
 from poolkeeper.consent import Consumer, decide
+from poolkeeper.resource import Terms
 from poolkeeper.world import Namespace
 from tests.fast.worlds import SETTINGS, body
 
@@ -71,7 +72,9 @@ def test_a_named_namespace_is_reported_and_a_selected_one_is_just_left_out() -> 
     selected = consent.consumers(
         database({"namespaceSelector": {"matchLabels": {"tier": "apps"}}}), known, SETTINGS
     )
-    assert selected == consent.Consumers((Consumer("web", "database"),), ())
+    assert selected == consent.Consumers(
+        (Consumer("web", "database"),), (), {Consumer("web", "database"): Terms()}
+    )
 
 
 def test_a_namespace_that_is_named_and_selected_counts_once() -> None:
@@ -82,6 +85,36 @@ def test_a_namespace_that_is_named_and_selected_counts_once() -> None:
         SETTINGS,
     )
     assert found.granted == (Consumer("web", "database"),)
+
+
+def test_terms_are_those_of_the_rule_that_names_a_namespace_else_of_the_first_that_selects_it() -> None:
+    known = {name: namespace("data", tier="apps") for name in ("web", "api")} | {"data": namespace("")}
+    selected = {"namespaceSelector": {"matchLabels": {"tier": "apps"}}}
+    found = consent.consumers(
+        database(
+            {"namespaceSelector": {}, "secretName": "other", "weight": 7},
+            {**selected, "weight": 1},
+            {**selected, "weight": 2, "limits": {"sessionConnections": 0}},
+            {"namespace": "web", "weight": 3, "limits": {"sessionConnections": 0}},
+        ),
+        known,
+        SETTINGS,
+    )
+    assert {(item.namespace, item.secret_name): terms.weight for item, terms in found.terms.items()} == {
+        ("web", "database"): 3,
+        ("api", "database"): 1,
+        ("web", "other"): 7,
+        ("api", "other"): 7,
+        ("data", "other"): 7,
+    }
+    assert found.terms.keys() == set(found.granted)
+    assert not found.has_sessions(Consumer("web", "database"))
+    assert found.has_sessions(Consumer("api", "database"))
+
+
+def test_who_is_refused_has_no_terms() -> None:
+    found = consent.consumers(database({"namespace": "web"}), {"web": namespace("")}, SETTINGS)
+    assert found.terms == {}
 
 
 def test_outside_of_the_watched_namespaces_nobody_is_a_consumer() -> None:

@@ -98,7 +98,7 @@ def test_of_the_poolers_parameters_a_keeper_takes_those_that_both_tiers_share() 
         "max_prepared_statements": 0,
         "track_extra_parameters": "IntervalStyle",
         "server_reset_query": "",
-        "default_pool_size": 99,
+        "max_client_conn": 99,
         "server_lifetime": 99,
         "query_timeout": 5,
     }
@@ -106,7 +106,7 @@ def test_of_the_poolers_parameters_a_keeper_takes_those_that_both_tiers_share() 
     assert settings["max_prepared_statements"] == "0"
     assert settings["track_extra_parameters"] == "IntervalStyle"
     assert settings["server_reset_query"] == ""
-    assert settings["default_pool_size"] == "10"
+    assert settings["max_client_conn"] == "1000"
     assert settings["server_lifetime"] == "20"
     assert "query_timeout" not in settings
 

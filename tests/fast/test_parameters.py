@@ -72,7 +72,7 @@ def test_an_operator_owned_setting_is_refused_with_what_to_use_instead(name: str
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("default_pool_size", 20, "20"),
+        ("query_wait_notify", 20, "20"),
         ("query_wait_timeout", 30, "30"),
         ("query_wait_timeout", "0.5", "0.5"),
         ("query_wait_timeout", "01.50", "1.5"),
@@ -105,7 +105,7 @@ def test_a_good_value_becomes_the_text_that_pgbouncer_shows(name: str, value: ob
         ("query_wait_timeout", "1000.5"),  # SHOW CONFIG could not show all its digits
         ("query_wait_timeout", "1e3"),
         ("query_wait_timeout", "٣.٥"),  # digits, but not those that PgBouncer reads
-        ("default_pool_size", "٣"),
+        ("query_wait_notify", "٣"),
     ],
 )
 def test_a_value_that_only_looks_right_is_refused(name: str, value: object) -> None:

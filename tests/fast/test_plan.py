@@ -259,7 +259,7 @@ _EDITS = st.sampled_from(
     [
         {"pooler": {"replicas": 4}},
         {"pooler": {"mode": "session"}},
-        {"pooler": {"parameters": {"default_pool_size": 7}}},
+        {"pooler": {"parameters": {"query_wait_notify": 7}}},
         {"pooler": {"parameters": {"bogus": 1}}},
         {"consumers": []},
         {"consumers": [{"namespace": "web"}, {"namespace": "closed"}, {"namespace": "data"}]},

@@ -48,7 +48,7 @@ def made(target: Target = TARGET, parameters: dict[str, str] | None = None, *who
 
 def test_the_ini_file() -> None:
     session = replace(ENTRY, name="shop--web-x.session", pool_mode="session")
-    parameters = {"default_pool_size": "7", "server_check_query": ""}
+    parameters = {"query_wait_notify": "7", "server_check_query": ""}
     assert pgbouncer_ini.render(TARGET, [session, ENTRY], parameters, PATHS, {7: "10.0.0.7"}) == (
         "[databases]\n"
         "shop--web-x = host='pg.data.svc' port='5432' dbname='shop' user='shop_owner' password='it''s'"
@@ -65,7 +65,6 @@ def test_the_ini_file() -> None:
         "client_tls_cert_file = /c/tls.crt\n"
         "client_tls_key_file = /c/tls.key\n"
         "client_tls_sslmode = allow\n"
-        "default_pool_size = 7\n"
         "dns_max_ttl = 2\n"
         "dns_nxdomain_ttl = 2\n"
         "ignore_startup_parameters = extra_float_digits,idle_in_transaction_session_timeout,lock_timeout,"
@@ -76,6 +75,7 @@ def test_the_ini_file() -> None:
         "log_disconnections = 0\n"
         "max_client_conn = 1000\n"
         "max_prepared_statements = 200\n"
+        "query_wait_notify = 7\n"
         "server_check_query =\n"
         "server_connect_timeout = 2\n"
         "server_login_retry = 1\n"
@@ -151,7 +151,7 @@ def test_the_ini_file_refuses_an_entry_of_another_alphabet(name: str) -> None:
         {"listen_addr": "127.0.0.1"},
         {"%include": "/etc/passwd"},
         {"[peers]": "1"},
-        {"default_pool_size": " 1"},
+        {"query_wait_notify": " 1"},
     ],
     ids=lambda parameters: next(iter(parameters)),
 )
@@ -263,7 +263,7 @@ def test_a_login_named_like_the_upstreams_user_is_refused() -> None:
 
 
 def test_a_configuration_says_what_the_console_must_show() -> None:
-    whole = made(TARGET, {"default_pool_size": "7"}, WEB)
+    whole = made(TARGET, {"query_wait_notify": "7"}, WEB)
     generation = whole.generation
     assert re.fullmatch(r"[0-9a-f]{12}", generation)
     [ca] = [name for name in whole.files if name.startswith("ca-")]
@@ -273,7 +273,7 @@ def test_a_configuration_says_what_the_console_must_show() -> None:
     assert whole.settings["auth_file"] == f"/etc/poolkeeper/userlist-{generation}.txt"
     assert whole.settings["auth_hba_file"] == f"/etc/poolkeeper/hba-{generation}.conf"
     assert whole.settings["server_tls_ca_file"] == f"/etc/poolkeeper/{ca}"
-    assert whole.settings["default_pool_size"] == "7"
+    assert whole.settings["query_wait_notify"] == "7"
     assert whole.users == {"poolkeeper", entries.login_name(WEB), f"pk.{generation}"}
     row = {"host": "pg.data.svc", "port": "5432", "database": "shop", "force_user": "shop_owner"}
     assert whole.databases == {
@@ -285,7 +285,7 @@ def test_a_configuration_says_what_the_console_must_show() -> None:
 CHANGES: dict[str, Callable[[], Configuration]] = {
     "password": lambda: made(replace(TARGET, password="another")),
     "ca": lambda: made(replace(TARGET, ca="-----BEGIN CERTIFICATE-----")),
-    "parameter": lambda: made(TARGET, {"default_pool_size": "8"}),
+    "parameter": lambda: made(TARGET, {"query_wait_notify": "8"}),
     "consumers": lambda: made(TARGET, {}, WEB),
 }
 
@@ -405,7 +405,7 @@ def test_nothing_is_missing_from_a_console_that_shows_everything() -> None:
 
 
 def test_what_a_console_does_not_show_is_said_in_words() -> None:
-    whole = made(replace(TARGET, password="upstream-password"), {"default_pool_size": "7"}, WEB)
+    whole = made(replace(TARGET, password="upstream-password"), {"query_wait_notify": "7"}, WEB)
     name, session = entries.entry_name("shop", WEB), entries.session_entry_name("shop", WEB)
 
     def problem(table: int, change: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> str | None:
@@ -416,7 +416,7 @@ def test_what_a_console_does_not_show_is_said_in_words() -> None:
     def with_value(key: str, value: str) -> Callable[[list[dict[str, str]]], list[dict[str, str]]]:
         return lambda rows: [row | {"value": value} if row["key"] == key else row for row in rows]
 
-    assert problem(0, with_value("default_pool_size", "20")) == "default_pool_size is '20' instead of '7'"
+    assert problem(0, with_value("query_wait_notify", "20")) == "query_wait_notify is '20' instead of '7'"
     assert problem(0, with_value("listen_port", "1")) == (
         "listen_port is '1' instead of '6432', which takes a restart"
     )

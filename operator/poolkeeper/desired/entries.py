@@ -7,11 +7,14 @@ import base64
 import functools
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from poolkeeper.consent import Consumer
+from poolkeeper.resource import Terms
 from poolkeeper.target import Target
 
 NAME_LIMIT = 63
@@ -25,7 +28,8 @@ class Entry:
     """One line of PgBouncer's [databases]: what a client connects to, and who may.
 
     `database` is the upstream's; `login` is the only login admitted; `application_name` is what
-    pg_stat_activity shows unless the client sends a name of its own.
+    pg_stat_activity shows unless the client sends a name of its own. `max_clients` is how many client
+    connections one pooler takes; None: as many as it takes at all.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Entry:
     login: str
     pool_mode: str
     application_name: str
+    max_clients: int | None = None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -66,8 +71,15 @@ def application_name(consumer: Consumer) -> str:
     return f"{full[: NAME_LIMIT - _DIGEST_LENGTH - 1]}~{_digest(['application', full])}"
 
 
-def entries(target: Target, consumers: Iterable[Consumer], mode: str) -> tuple[Entry, ...]:
-    """The entries of all consumers, sorted by name: one in the given pool mode and one in session mode each.
+def entries(
+    target: Target,
+    consumers: Iterable[Consumer],
+    mode: str,
+    terms: Mapping[Consumer, Terms] = MappingProxyType({}),
+    poolers: int = 1,
+) -> tuple[Entry, ...]:
+    """The entries of all consumers, sorted by name: one in the given pool mode and, if `terms` leave it server
+    connections, one in session mode each. Limits of clients are divided among so many `poolers`, rounded up.
 
     Raises ValueError if two names meet, since the consumers would then share a login or an entry, and if a
     login is named like the upstream's user: PgBouncer keeps one record per user name, and would mix up the
@@ -78,14 +90,18 @@ def entries(target: Target, consumers: Iterable[Consumer], mode: str) -> tuple[E
     for consumer in sorted(set(consumers)):
         login, shown = login_name(consumer), application_name(consumer)
         main = entry_name(target.database, consumer)
-        session = session_entry_name(target.database, consumer)
+        agreed = terms.get(consumer, Terms())
+        limit = agreed.max_client_connections
+        clients = None if limit is None else math.ceil(limit / max(1, poolers))
         if login == target.user:
             raise ValueError(f"the upstream's user has the name of a pooler login ({login}); use another user")
         if login in logins or main in made:
             raise ValueError(f"two consumers are called {login} at the pooler; rename one of their Secrets")
         logins.add(login)
-        made[main] = Entry(main, target.database, login, mode, shown)
-        made[session] = Entry(session, target.database, login, "session", shown)
+        made[main] = Entry(main, target.database, login, mode, shown, clients)
+        if agreed.session_connections:
+            session = session_entry_name(target.database, consumer)
+            made[session] = Entry(session, target.database, login, "session", shown, clients)
     return tuple(made[name] for name in sorted(made))
 
 

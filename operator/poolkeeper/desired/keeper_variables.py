@@ -46,12 +46,13 @@ def variables(prefix: str, port: int, template: KeeperTemplate, secret_name: str
     (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/):
     it comes before them. No TLS, written out: libpq would try it first.
     """
-    main, session = (
-        url(_HOST, port, APP_USER, "", database, sslmode="disable")
-        for database in (template.database, template.session_database)
-    )
+    urls = {
+        name: url(_HOST, port, APP_USER, "", database, sslmode="disable")
+        for name, database in zip(_URLS, (template.database, template.session_database), strict=True)
+        if database
+    }
     values = {
-        **dict(zip(_URLS, (main, session), strict=True)),
+        **urls,
         "PGHOST": _HOST,
         "PGPORT": str(port),
         "PGUSER": APP_USER,
@@ -65,7 +66,7 @@ def variables(prefix: str, port: int, template: KeeperTemplate, secret_name: str
             f"{prefix}{name}": {"name": f"{prefix}{name}", "valueFrom": reference}
             for name in (_PASSWORD, _LIBPQ_PASSWORD)
         }
-        for name in _URLS:
+        for name in urls:
             values[name] = values[name].replace(f"{APP_USER}@", f"{APP_USER}:$({prefix}{_PASSWORD})@", 1)
     return passwords | {
         f"{prefix}{name}": {"name": f"{prefix}{name}", "value": value} for name, value in values.items()

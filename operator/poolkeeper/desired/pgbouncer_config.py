@@ -155,4 +155,5 @@ def shown_columns(target: Target, entry: Entry) -> dict[str, str]:
         "database": entry.database,
         "force_user": target.user,
         "pool_mode": entry.pool_mode,
+        **({} if entry.max_clients is None else {"max_client_connections": str(entry.max_clients)}),
     }

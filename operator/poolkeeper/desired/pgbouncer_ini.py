@@ -17,7 +17,6 @@ from poolkeeper.target import Target
 DEFAULTS: Mapping[str, str] = {
     # PgBouncer's own 100 is soon used up by apps that keep a pool per process. An idle client costs 2 kB.
     "max_client_conn": "1000",
-    "default_pool_size": "20",
     "max_prepared_statements": "200",
     # A dead endpoint costs seconds, not minutes: connecting 2 s, retry after 1 s (15 s of errors otherwise),
     # unacknowledged data 10 s (tcp_user_timeout is in milliseconds), silent peers about a minute.
@@ -146,6 +145,7 @@ def line(target: Target, entry: Entry) -> str:
         "password": _sized("password", target.password, _PASSWORD_LIMIT),
         "pool_mode": entry.pool_mode,
         "application_name": entry.application_name,
+        **({} if entry.max_clients is None else {"max_db_client_connections": str(entry.max_clients)}),
     }
     return f"{entry.name} = " + " ".join(f"{name}={_quoted(name, value)}" for name, value in parts.items())
 

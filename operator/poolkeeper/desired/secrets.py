@@ -44,12 +44,15 @@ def logins(database: PooledDatabase, stored: Logins) -> Object:
     }
 
 
-def consumer(database: PooledDatabase, consumer: Consumer, login: Login, entry: str, session: str) -> Object:
-    """The Secret for `envFrom`: the pooled URLs and libpq's variables.
+def consumer(
+    database: PooledDatabase, consumer: Consumer, login: Login, entry: str, session: str | None
+) -> Object:
+    """The Secret for `envFrom`: the pooled URLs and libpq's variables. No `session`: there is no such entry.
 
     No sslmode: node-postgres verifies against public authorities for any mode but `disable`.
     """
     host, port = service.host(database), names.POOLER_PORT
+    urls = {"DATABASE_URL": entry} | ({} if session is None else {"DATABASE_SESSION_URL": session})
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -57,8 +60,7 @@ def consumer(database: PooledDatabase, consumer: Consumer, login: Login, entry: 
         "type": "Opaque",
         "data": _encoded(
             {
-                "DATABASE_URL": url(host, port, login.name, login.password, entry),
-                "DATABASE_SESSION_URL": url(host, port, login.name, login.password, session),
+                **{key: url(host, port, login.name, login.password, name) for key, name in urls.items()},
                 "PGHOST": host,
                 "PGPORT": str(port),
                 "PGUSER": login.name,

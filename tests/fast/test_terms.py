@@ -1,0 +1,108 @@
+"""What a consumer's terms make of its entries, its Secrets and its keepers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolkeeper import keeper_template, names
+from poolkeeper.consent import Consumer
+from poolkeeper.desired import entries
+from poolkeeper.desired.keeper_variables import variables
+from poolkeeper.keeper_template import SCRAM, KeeperTemplate
+from poolkeeper.resource import Terms
+from poolkeeper.target import Target
+from poolkeeper.world import Ref
+from tests.fast.worlds import Simulation, ready_pod
+
+TARGET = Target("pg.data.svc", 5432, "shop", "shop_owner", "secret", "require", None)
+WEB, API = Consumer("web", "database"), Consumer("api", "database")
+
+
+def settled(**limits: int) -> Simulation:
+    """A cluster with one consumer of these limits."""
+    cluster = Simulation(pods=(ready_pod(),))
+    cluster.edit(consumers=[{"namespace": "web", "limits": limits}])
+    cluster.settle()
+    return cluster
+
+
+def lines(cluster: Simulation) -> list[str]:
+    """The [databases] of the poolers."""
+    ini = cluster.values("data", "shop-pooler-config")["pgbouncer.ini"]
+    return [line for line in ini.splitlines() if line.startswith("shop--web")]
+
+
+def test_a_limit_of_clients_is_divided_among_the_poolers_and_rounded_up() -> None:
+    terms = {WEB: Terms(max_client_connections=100)}
+    for poolers, each in ((1, 100), (3, 34), (100, 1), (0, 100)):
+        rows = entries.entries(TARGET, [WEB, API], "transaction", terms, poolers)
+        limits = {row.name: row.max_clients for row in rows}
+        assert limits == {
+            entries.entry_name("shop", WEB): each,
+            entries.session_entry_name("shop", WEB): each,
+            entries.entry_name("shop", API): None,
+            entries.session_entry_name("shop", API): None,
+        }
+
+
+def test_both_entries_carry_the_limit_of_clients_and_the_console_must_show_it() -> None:
+    cluster = settled(maxClientConnections=5)
+    assert [line.endswith(" max_db_client_connections='3'") for line in lines(cluster)] == [True, True]
+    shown = cluster.plan()
+    assert shown.settled
+    assert not [line for line in lines(settled()) if "max_db_client_connections" in line]
+
+
+def test_without_session_connections_there_is_no_session_endpoint_anywhere() -> None:
+    cluster = settled(sessionConnections=0)
+    assert len(lines(cluster)) == 1
+    assert "pool_mode='transaction'" in lines(cluster)[0]
+    secret = cluster.values("web", "database")
+    assert "DATABASE_URL" in secret
+    assert "DATABASE_SESSION_URL" not in secret
+    assert not [text for text in secret.values() if ".session" in text]
+    keeper = cluster.values("web", "database-keeper")
+    assert not [text for text in keeper.values() if ".session" in text]
+    assert template(cluster).session_database == ""
+
+
+def test_with_session_connections_there_is_one() -> None:
+    cluster = settled(sessionConnections=1)
+    assert len(lines(cluster)) == 2
+    assert ".session" in cluster.values("web", "database")["DATABASE_SESSION_URL"]
+    assert ".session" in cluster.values("web", "database-keeper")["pgbouncer.ini"]
+    assert template(cluster).session_database == "shop.session"
+
+
+def test_a_consumer_with_and_one_without_sessions_stay_apart() -> None:
+    cluster = Simulation(pods=(ready_pod(),))
+    cluster.edit(
+        consumers=[
+            {"namespace": "web", "limits": {"sessionConnections": 0}},
+            {"namespace": "data", "secretName": "own"},
+        ]
+    )
+    cluster.settle()
+    assert "DATABASE_SESSION_URL" not in cluster.values("web", "database")
+    assert "DATABASE_SESSION_URL" in cluster.values("data", "own")
+
+
+def test_sessions_come_back_with_the_limit() -> None:
+    cluster = settled(sessionConnections=0)
+    cluster.edit(consumers=[{"namespace": "web"}])
+    cluster.settle()
+    assert "DATABASE_SESSION_URL" in cluster.values("web", "database")
+
+
+def test_a_keeper_without_sessions_brings_one_url() -> None:
+    for auth in ("Trust", SCRAM):
+        made = KeeperTemplate("i", "Always", None, "shop", "", auth)
+        found = variables("", 6432, made, "database")
+        assert "DATABASE_SESSION_URL" not in found
+        assert "/shop?" in found["DATABASE_URL"]["value"]
+        assert keeper_template.parse(keeper_template.dump(made)) == made
+
+
+def template(cluster: Simulation) -> KeeperTemplate:
+    secret: dict[str, Any] = cluster.objects[Ref("Secret", "web", "database-keeper")]
+    return keeper_template.parse(secret["metadata"]["annotations"][names.KEEPER_ANNOTATION])

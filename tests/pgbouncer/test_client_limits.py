@@ -1,0 +1,65 @@
+"""limits.maxClientConnections on a real PgBouncer: it is kept, what clients are told, and its changes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from poolkeeper import console
+from poolkeeper.desired.entries import entries
+from poolkeeper.desired.pgbouncer_config import Configuration, configuration
+from poolkeeper.resource import Terms
+from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
+from tests.pgbouncer.shop import API, WEB, Shop
+
+
+def limited(shop: Shop, clients: int | None) -> Configuration:
+    """Where WEB may have so many clients at each endpoint of one pooler."""
+    terms = {WEB: Terms(max_client_connections=clients)}
+    rows = entries(shop.target, [WEB, API], "transaction", terms)
+    return configuration(shop.target, rows, shop.logins, shop.certificate, {}, DIRECTORY)
+
+
+async def shown(running: Pooler, shop: Shop, entry: str) -> dict[str, str]:
+    async with console.connect(shop.console(running), 3) as opened:
+        return next(row for row in await opened.show("DATABASES") if row["name"] == entry)
+
+
+def connect(running: Pooler, shop: Shop, entry: str) -> psycopg.Connection:
+    return psycopg.connect(**shop.connection(running, WEB, entry), connect_timeout=5)
+
+
+def test_clients_beyond_the_limit_of_an_endpoint_are_refused_and_told(shop: Shop, tmp_path: Path) -> None:
+    with pooler(tmp_path, limited(shop, 2)) as running, contextlib.ExitStack() as clients:
+        for entry in (shop.entry(WEB), shop.session_entry(WEB)):
+            for _ in range(2):
+                clients.enter_context(connect(running, shop, entry))
+            with pytest.raises(psycopg.OperationalError, match="client connections exceeded"):
+                connect(running, shop, entry)
+        # Another consumer does not notice.
+        for _ in range(5):
+            clients.enter_context(psycopg.connect(**shop.connection(running, API)))
+
+
+def test_a_place_is_free_again_once_a_client_has_left(shop: Shop, tmp_path: Path) -> None:
+    with pooler(tmp_path, limited(shop, 1)) as running:
+        for _ in range(5):
+            connect(running, shop, shop.entry(WEB)).close()
+
+
+async def test_the_limit_arrives_changes_and_goes_by_reload_and_drops_no_client(
+    shop: Shop, tmp_path: Path
+) -> None:
+    entry = shop.entry(WEB)
+    with pooler(tmp_path, limited(shop, None)) as running, contextlib.ExitStack() as clients:
+        assert (await shown(running, shop, entry))["max_client_connections"] == "0"
+        there = [clients.enter_context(connect(running, shop, entry)) for _ in range(3)]
+        for clients_allowed, text in ((2, "2"), (4, "4"), (None, "0")):
+            changed = running.write(limited(shop, clients_allowed))
+            assert await running.apply(changed, shop.console(running)) is None
+            assert (await shown(running, shop, entry))["max_client_connections"] == text
+            for client in there:
+                client.execute("SELECT 1")
