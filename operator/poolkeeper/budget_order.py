@@ -59,6 +59,7 @@ def order(
             budget.max_connections,
             database.pooler.replicas,
             parties,
+            replaceable=database.pooler.replicas == 1,
         ),
         budget.reserve,
         target,

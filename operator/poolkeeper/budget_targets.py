@@ -7,7 +7,7 @@ until they are gone, and pods that serve come before those that wait.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from poolkeeper.budget import Caps, Consumer, Division, Limit, apportion, divide, party
 from poolkeeper.budget_protocol import Pooler, Record
@@ -23,6 +23,9 @@ class Pooled:
     most: int | None
     pods: int
     consumers: tuple[Consumer, ...]
+    replaceable: bool = False
+    """The least of one pod more is kept free. A pod that has to go keeps all it has to its end, and if it was the
+    only one, whatever takes its place would have to wait for that."""
 
 
 def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = ()) -> dict[str, int]:
@@ -47,7 +50,10 @@ def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record
     in_force = frozenset(
         entry for uid, item in record.allotments.items() if uid in staying for entry in item.caps
     )
-    return divide(share, serving, waiting, pooled.consumers, in_force, leaving)
+    least = sum(item.floor for item in pooled.consumers)
+    free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
+    division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving)
+    return replace(division, pods=max(1, share // max(1, least)))
 
 
 def targets(

@@ -39,6 +39,8 @@ WEIGHTS = World(server=6, specs=((pooled("a", 2, 100, 100),), (pooled("a", 2, 30
 """Two consumers on two pods change places, with two operators."""
 FOREIGN = World(server=4, specs=((pooled("a", 1, 100),),), pods=2, foreign=(0, 1, 0))
 """Others connect to the server and leave it again, while a pod is replaced."""
+REPLACEABLE = World(server=4, specs=((replace(pooled("a", 1, 100), replaceable=True),),), pods=2)
+"""The only pod is deleted: there is room for its replacement at once."""
 
 WORLDS = {
     "a replaced pod": (REPLACED, 17_489),
@@ -48,6 +50,7 @@ WORLDS = {
     "a shared server": (SHARED, 20_877),
     "weights": (WEIGHTS, 6_709),
     "connections of others": (FOREIGN, 10_398),
+    "the only pod is replaced": (REPLACEABLE, 826),
 }
 """Each with the number of its states: a model that shrinks unnoticed would prove less."""
 
