@@ -38,14 +38,15 @@ async def _run(own: settings.Settings) -> None:
     # Lease and admission have connections of their own: neither must queue behind other requests.
     cluster, lease, admission = await connect(), await connect(), await connect()
     store = Store(own)
-    reconciler = Reconciler(cluster, store, own)
+    election = Election(lease, own)
+    reconciler = Reconciler(cluster, store, own, lambda: election.term)
     watching = asyncio.Event()
     tasks = [
         asyncio.create_task(_signalled(watching)),
         *([asyncio.create_task(webhook.serve(admission, own, own.webhook))] if own.webhook else []),
         asyncio.create_task(_watch(store, reconciler, own, watching)),
         asyncio.create_task(watches.watch(cluster, store, reconciler.queue, own)),
-        asyncio.create_task(Election(lease, own).lead(lambda: resync.work(cluster, store, reconciler, own))),
+        asyncio.create_task(election.lead(lambda: resync.work(cluster, store, reconciler, own))),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -111,12 +111,13 @@ def _faults(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) ->
     faults += [(_reason(problem), problem) for problem in seen.problems]
     told = {reason for reason, _ in faults}
     replicas = database.pooler.replicas
-    if PODS_WAIT not in told and consumers.granted and seen.most_pods < replicas:
+    most = replicas if seen.most_pods is None else seen.most_pods
+    if PODS_WAIT not in told and consumers.granted and most < replicas:
         faults.append(
             (
                 PODS_WAIT,
                 f"spec.pooler.replicas is {replicas}, and a share of {seen.share} connections is enough for "
-                f"{_counted(seen.most_pods, 'pod')}, since each entry keeps its least on each: so many run; "
+                f"{_counted(most, 'pod')}, since each entry keeps its least on each: so many run; "
                 "lower the replicas, remove consumers, lower limits.sessionConnections, or raise "
                 "max_connections of the server",
             )
@@ -139,7 +140,7 @@ def _shares(seen: BudgetSeen) -> str:
 def _rollouts(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) -> str:
     """A pod more, which a rollout has while it lasts, needs its least too."""
     replicas = database.pooler.replicas
-    if not consumers.granted or seen.most_pods > replicas:
+    if not consumers.granted or seen.most_pods is None or seen.most_pods > replicas:
         return ""
     if replicas == 1:
         return "; there is no room for a second pod, so that a rollout interrupts the service for a moment"

@@ -23,6 +23,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from poolkeeper.names import (
     FINALIZER,
     FINALIZER_MANAGER,
+    GATE,
     GROUP,
     KIND,
     MANAGER,
@@ -252,6 +253,19 @@ class Cluster:
         answer = await self._request(
             "PATCH", _path(Ref("Pod", namespace, name), "status"), {"fieldManager": MANAGER}, body,
             content="application/merge-patch+json",
+        )  # fmt: skip
+        assert answer is not None
+        return answer
+
+    async def admit_pod(self, namespace: str, name: str, uid: str) -> Object:
+        """Open a pod's readiness gate. Raises Conflict if the pod is gone."""
+        body = {
+            "metadata": {"uid": uid},
+            "status": {"conditions": [{"type": GATE, "status": "True", "reason": "WithinBudget"}]},
+        }
+        answer = await self._request(
+            "PATCH", _path(Ref("Pod", namespace, name), "status"), {"fieldManager": MANAGER}, body,
+            content="application/strategic-merge-patch+json",
         )  # fmt: skip
         assert answer is not None
         return answer

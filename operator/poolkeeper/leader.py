@@ -41,6 +41,8 @@ class Election:
         self._ref = Ref("Lease", settings.namespace, settings.lease)
         self._seen: tuple[str, float] = ("", 0.0)
         """Resource version seen last and when, on the monotonic clock."""
+        self.term = 0
+        """How often the lease had changed hands when it was taken: more than for whoever held it before."""
 
     async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Wait for the lease, run `work` while holding it, release it at the end. Raises LostLease."""
@@ -80,7 +82,8 @@ class Election:
                     return True
                 if not self._may_take(lease):
                     return False
-                await self._cluster.put(self._lease(lease))
+                mine = await self._cluster.put(self._lease(lease))
+                self.term = mine["spec"]["leaseTransitions"]
         except Conflict:
             return False
         except (ClusterError, TimeoutError) as error:

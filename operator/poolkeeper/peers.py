@@ -1,4 +1,4 @@
-"""Which pooler pod has which peer_id.
+"""Which pooler pod has which peer_id, and the lines of PgBouncer's configuration that each has of its own.
 
 A cancel request comes over a connection of its own, which a Service leads to any of the poolers. The key in it
 holds the peer_id of the one that knows the query, and [peers] tells where that is.
@@ -13,18 +13,18 @@ from collections.abc import Iterable
 from poolkeeper.world import Pod
 
 LARGEST = 16383
-_LINE = re.compile(r"peer_id = ([1-9][0-9]{0,4})")
+_LINES = re.compile(r"peer_id = ([1-9][0-9]{0,4})(\n%include \S+\n)?")
 
 
-def line(peer: int) -> str:
-    """The line of PgBouncer's configuration that a pod includes."""
-    return f"peer_id = {peer}"
+def lines(peer: int, table: str | None) -> str:
+    """What a pod includes: its peer_id and, if it has one, its `table` of caps, a path."""
+    return f"peer_id = {peer}" + (f"\n%include {table}\n" if table else "")
 
 
-def parse(text: str) -> int | None:
-    """The peer_id in such a line, None for any other text."""
-    match = _LINE.fullmatch(text)
-    return int(match[1]) if match and int(match[1]) <= LARGEST else None
+def parse(text: str) -> tuple[int | None, bool]:
+    """The peer_id in such lines, None in any other text; and whether a table is included."""
+    match = _LINES.fullmatch(text)
+    return (int(match[1]), bool(match[2])) if match and int(match[1]) <= LARGEST else (None, False)
 
 
 def assign(pods: Iterable[Pod]) -> dict[str, int]:

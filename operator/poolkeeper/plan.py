@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import consent, names, pause_status, status, upstream_addresses
+from poolkeeper import allotments, consent, names, pause_status, status, upstream_addresses
 from poolkeeper.api import PooledDatabase, SpecError
+from poolkeeper.budget_order import Order
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.desired import entries, secrets
 from poolkeeper.events import Event
@@ -26,7 +27,16 @@ from poolkeeper.keeper_rollout import Restart, restarts
 from poolkeeper.logins import Login
 from poolkeeper.ownership import desired_digest
 from poolkeeper.pause_status import Pausing, pausing
-from poolkeeper.processes import Leaving, Reload, keepers_behind, leaving, moving, poolers_behind, serves
+from poolkeeper.processes import (
+    Leaving,
+    Reload,
+    admissible,
+    keepers_behind,
+    leaving,
+    moving,
+    poolers_behind,
+    serves,
+)
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target
 from poolkeeper.upstream_addresses import Place, Reconnect
@@ -64,8 +74,12 @@ class Plan:
     """True: add ours. False: take it off."""
     mark: tuple[str, ...] = ()
     unmark: tuple[str, ...] = ()
-    peers: tuple[tuple[Pod, int], ...] = ()
-    """Pods to be given a peer_id."""
+    tables: Object | None = None
+    """The pods' tables of caps, where they don't have the present lines of the entries."""
+    pod_lines: tuple[tuple[Pod, str], ...] = ()
+    """Pods to be given configuration of their own."""
+    admit: tuple[Pod, ...] = ()
+    """Pods that clients may come to from now on."""
     reload: tuple[Reload, ...] = ()
     keepers: tuple[Reload, ...] = ()
     """Likewise keepers. They are seen to beside the runs: there are many, and some can't be reached."""
@@ -83,6 +97,8 @@ class Plan:
     """Controllers of app pods whose workloads have to be read."""
     restart: Restart | None = None
     """The workload of app pods to be restarted. Like the keepers' own, this holds nothing else up."""
+    budget: Order | None = None
+    """What it asks of the budget; None: what runs is left as it is."""
     probe: Target | None = None
     trial: Trial | None = None
     """What to try where the operator itself can't reach the upstream."""
@@ -102,7 +118,9 @@ class Plan:
                 or self.delete
                 or self.mark
                 or self.unmark
-                or self.peers
+                or self.tables
+                or self.pod_lines
+                or self.admit
                 or self.reload
                 or self.probe
             )
@@ -158,6 +176,7 @@ def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: 
         leaving=going,
         moving=moving(wanted, world) if going else (),
         pausing=pausing(wanted, world, now, begin=pause),
+        budget=wanted.budget,
         observe=upstream_addresses.place(host, wanted.namespace) if host is not None else None,
         reconnect=upstream_addresses.reconnects(wanted, world),
     )
@@ -193,16 +212,34 @@ def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
         for ref, uid in unwanted
         if world.children[ref].role == names.ROLE_CONSUMER and _is_ours(world.children[ref], world)
     ]
-    unnumbered = [
-        (pod, wanted.peers[pod.uid])
+    lacking = [
+        (pod, wanted.pod_lines[pod.uid])
         for pod in world.pods
-        if wanted.peers.get(pod.uid, pod.peer) != pod.peer and not pod.terminating
+        if pod.uid in wanted.pod_lines and wanted.pod_lines[pod.uid] != pod.lines and not pod.terminating
     ]
-    return replace(_drift(objects, world), delete=unwanted, peers=tuple(unnumbered), events=tuple(removed))
+    return replace(
+        _drift(objects, world),
+        delete=unwanted,
+        tables=_tables(database, wanted, world),
+        pod_lines=tuple(lacking),
+        events=tuple(removed),
+    )
+
+
+def _tables(database: PooledDatabase, wanted: Wanted, world: World) -> Object | None:
+    """The budget decides on the caps (budgets.py); what stands beside them is decided here."""
+    if wanted.configuration is None or world.stored is None:
+        return None
+    name, lines = names.config_name(database.name), wanted.configuration.lines
+    if allotments.current(world.files[Ref("Secret", database.namespace, name)], lines):
+        return None
+    files = allotments.files(world.stored.record, world.stored.server, lines)
+    return allotments.body(database.namespace, name, world.stored, files)
 
 
 def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
     return Plan(
+        admit=admissible(wanted, world),
         reload=poolers_behind(wanted, world),
         probe=_to_probe(wanted, world),
         trial=_trial(wanted, world),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from poolkeeper import names
+from poolkeeper.budget import Caps
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.consent import Consumer
 from poolkeeper.desired.entries import login_name
 from poolkeeper.desired.keeper_config import shown_by
 from poolkeeper.desired.pgbouncer_config import Configuration
-from poolkeeper.wanted import Wanted
+from poolkeeper.wanted import Wanted, allotted
 from poolkeeper.world import AppPod, ConsoleAccess, Keeper, Pod, World
 
 
@@ -30,6 +32,11 @@ class Reload:
     restarts: int
     access: ConsoleAccess
     configuration: Configuration
+
+    @property
+    def shown_as(self) -> str:
+        """What its configuration is known by in World.shown."""
+        return shown_as(self.configuration, self.configuration.databases)
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,39 @@ def poolers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
             {} if pod.generation == config.generation else {names.GENERATION_ANNOTATION: config.generation},
             pod.restarts,
             wanted.console_at(pod.ip),
-            replace(config, settings={**config.settings, "peer_id": str(wanted.peers[pod.uid])}),
+            _of_pod(config, pod, wanted.peers[pod.uid], allotted(pod, world) or {}),
         )
         for pod in world.pods
-        if serves(pod) and not _attempted(pod.uid, config.generation, pod.restarts, world)
+        if reachable(pod)
+        and not _attempted(pod.uid, shown_as(config, allotted(pod, world) or {}), pod.restarts, world)
+    )
+
+
+def _of_pod(config: Configuration, pod: Pod, peer: int, caps: Caps) -> Configuration:
+    """What a pooler's console must show: of the entries those that its table has."""
+    databases = {entry: columns for entry, columns in config.databases.items() if entry in caps}
+    return replace(config, settings={**config.settings, "peer_id": str(peer)}, databases=databases)
+
+
+def shown_as(config: Configuration, entries: Iterable[str]) -> str:
+    """What a configuration with these of its entries is known by in World.shown."""
+    present = sorted(entry for entry in entries if entry in config.databases)
+    return f"{config.generation} {hashlib.sha256(' '.join(present).encode()).hexdigest()[:8]}"
+
+
+def admissible(wanted: Wanted, world: World) -> tuple[Pod, ...]:
+    """Pods that clients may come to from now on: the budget has room, and they show their configuration."""
+    config = wanted.configuration
+    if config is None or world.budget is None:
+        return ()
+    return tuple(
+        pod
+        for pod in world.pods
+        if pod.uid in world.budget.admissible
+        and not pod.admitted
+        and reachable(pod)
+        and _attempted(pod.uid, shown_as(config, allotted(pod, world) or {}), pod.restarts, world)
+        and not world.shown[pod.uid].problem
     )
 
 
@@ -119,6 +155,11 @@ def running_keepers(wanted: Wanted, world: World) -> Iterator[tuple[AppPod, Keep
             consumer = Consumer(pod.namespace, keeper.secret_name)
             if keeper.running and pod.ip and consumer in granted:
                 yield pod, keeper, consumer
+
+
+def reachable(pod: Pod) -> bool:
+    """Whether the pooler runs, be it that clients may come or not, and is not about to go."""
+    return pod.running and not pod.terminating and bool(pod.ip)
 
 
 def serves(pod: Pod) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper import console, events, mint, names, peers, restarts, sightings, upstream
+from poolkeeper import console, events, mint, names, restarts, sightings, upstream
 from poolkeeper.api import PooledDatabase
 from poolkeeper.beside import Beside
+from poolkeeper.budgets import Budgets
 from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
 from poolkeeper.consent import consumers
 from poolkeeper.desired.entries import login_name
@@ -20,6 +21,7 @@ from poolkeeper.logins import Authorities, Login, Logins
 from poolkeeper.plan import Plan, plan
 from poolkeeper.processes import Reload
 from poolkeeper.queue import Queue, RetryLater
+from poolkeeper.server_watch import Epoch
 from poolkeeper.settings import Settings
 from poolkeeper.store import Store
 from poolkeeper.target import Target
@@ -59,13 +61,15 @@ class _Run:
 class Reconciler:
     """Executes plans. Holds no state of its own but what is under way; what it learns goes to the store."""
 
-    def __init__(self, cluster: Cluster, store: Store, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, store: Store, settings: Settings, term: Callable[[], int]) -> None:
+        """`term` rises with every change of leader."""
         self._cluster = cluster
         self._store = store
         self._settings = settings
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
         self._beside = Beside(store, self.queue, self._annotate)
+        self._budgets = Budgets(cluster, store, self.queue, Epoch(term), self._annotate)
         self._upstreams = UpstreamWatch(cluster, store, self.queue, settings)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -77,6 +81,7 @@ class Reconciler:
                 self._beside.drain(key, steps.leaving, steps.moving)
                 self._beside.pauser.order(key, steps.pausing)
                 self._beside.reconnect(key, steps.reconnect)
+                self._budgets.order(key, steps.budget)
                 self._upstreams.observe(key, steps.observe)
                 if steps.settled:
                     if steps.keepers and await self._beside.update(key, steps.keepers):
@@ -166,7 +171,10 @@ class Reconciler:
         work += [self._delete(key, ref, uid) for ref, uid in steps.delete]
         work += [self._mark(key, name, run.source_uids.get(name), marked=True) for name in steps.mark]
         work += [self._mark(key, name, None, marked=False) for name in steps.unmark]
-        work += [self._give_peer(key, pod, peer) for pod, peer in steps.peers]
+        work += [self._give_lines(key, pod, lines) for pod, lines in steps.pod_lines]
+        work += [self._admit(key, pod) for pod in steps.admit]
+        if steps.tables is not None:
+            work.append(self._apply(key, steps.tables, names.BUDGET_MANAGER))
         if steps.finalizer is not None and resource is not None:
             work.append(self._finalize(key, resource.uid, steps.finalizer))
         work += [self._reload(reload) for reload in steps.reload]
@@ -219,10 +227,10 @@ class Reconciler:
             # Ours, but its owner was edited away: no watch will lead it back to this key.
             await self._apply(key, {**body, "metadata": {**body["metadata"], "uid": found["metadata"]["uid"]}})
 
-    async def _apply(self, key: Key, body: Object) -> None:
+    async def _apply(self, key: Key, body: Object, manager: str = names.MANAGER) -> None:
         ref = _ref(body)
         try:
-            answer = await self._cluster.apply(body)
+            answer = await self._cluster.apply(body, manager)
         except Refused as error:
             if "immutable" in error.message or (ref.kind == "Service" and "Duplicate value" in error.message):
                 # Ours by its labels, and of a shape that can't be changed in place (a port edited by hand stays
@@ -234,7 +242,10 @@ class Reconciler:
             found = await self._cluster.get(ref)
             self._store.forget(ref) if found is None else self._store.observe(found)
         else:
-            self._store.applied(body, answer)
+            if manager == names.MANAGER:
+                self._store.applied(body, answer)
+            else:
+                self._store.observe(answer)
 
     async def _delete(self, key: Key, ref: Ref, uid: str) -> None:
         try:
@@ -274,9 +285,16 @@ class Reconciler:
 
     # Poolers and upstream
 
-    async def _give_peer(self, key: Key, pod: Pod, peer: int) -> None:
-        annotations = {names.PEER_ANNOTATION: peers.line(peer)}
-        await self._annotate(key.namespace, pod.name, pod.uid, annotations)
+    async def _give_lines(self, key: Key, pod: Pod, lines: str) -> None:
+        await self._annotate(key.namespace, pod.name, pod.uid, {names.PEER_ANNOTATION: lines})
+
+    async def _admit(self, key: Key, pod: Pod) -> None:
+        try:
+            answer = await self._cluster.admit_pod(key.namespace, pod.name, pod.uid)
+        except Conflict:
+            self.queue.add(self._store.forget(Ref("Pod", key.namespace, pod.name), pod.uid))
+        else:
+            self.queue.add(self._store.observe(answer))
 
     async def _annotate(self, namespace: str, pod: str, uid: str, annotations: Mapping[str, str]) -> bool:
         """Annotate a pod; False if it is gone."""
@@ -292,7 +310,7 @@ class Reconciler:
         if reload.annotations:
             await self._annotate(reload.namespace, reload.pod, reload.uid, reload.annotations)
         problem = await console.apply(reload.access, reload.configuration, CONSOLE_SECONDS)
-        shown = Shown(reload.configuration.generation, reload.restarts, problem or "")
+        shown = Shown(reload.shown_as, reload.restarts, problem or "")
         self._store.show(reload.process, shown)
 
     async def _probe(self, key: Key, target: Target, steps: Plan) -> None:

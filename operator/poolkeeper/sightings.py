@@ -38,12 +38,21 @@ def data(secret: Object) -> dict[str, bytes]:
         return {}
 
 
+def texts(secret: Object) -> dict[str, str]:
+    """A Secret's values as text."""
+    return {key: value.decode(errors="replace") for key, value in data(secret).items()}
+
+
 def pod(obj: Object) -> Pod:
     """A pooler pod, with what keeps its container from running."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     containers = status.get("containerStatuses") or []
     problem = next((text for text in map(_waiting, containers) if text), "")
     scheduled = _condition(obj, "PodScheduled")
+    annotations = metadata.get("annotations") or {}
+    lines = annotations.get(names.PEER_ANNOTATION, "")
+    peer, includes = peers.parse(lines)
+    gated = any(gate["conditionType"] == names.GATE for gate in obj["spec"].get("readinessGates") or ())
     if not problem and scheduled.get("reason") == "Unschedulable":
         problem = f"Unschedulable: {scheduled.get('message', '')}"
     return Pod(
@@ -53,9 +62,15 @@ def pod(obj: Object) -> Pod:
         ready=_condition(obj, "Ready").get("status") == "True",
         terminating="deletionTimestamp" in metadata,
         restarts=sum(container.get("restartCount", 0) for container in containers),
-        generation=(metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION, ""),
+        generation=annotations.get(names.GENERATION_ANNOTATION, ""),
         problem=problem,
-        peer=peers.parse((metadata.get("annotations") or {}).get(names.PEER_ANNOTATION, "")),
+        running="True" in (_condition(obj, kind).get("status") for kind in ("ContainersReady", "Ready")),
+        admitted=not gated or _condition(obj, names.GATE).get("status") == "True",
+        stopped=stopped(obj),
+        peer=peer,
+        lines=lines,
+        includes=includes,
+        allotment=annotations.get(names.ALLOTMENT_ANNOTATION, ""),
         grace=float(metadata.get("deletionGracePeriodSeconds") or 0),
         killed_at=_time(metadata.get("deletionTimestamp")),
     )
@@ -124,6 +139,18 @@ def deployment_of(obj: Object) -> Owner | None:
         if item.get("controller") and (item["apiVersion"], item["kind"]) == ("apps/v1", "Deployment"):
             return Owner(metadata["namespace"], item["kind"], item["name"], item["uid"])
     return None
+
+
+def stopped(obj: Object) -> bool:
+    """Whether its containers have ended, and none will start again."""
+    status = obj.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return True
+    containers = status.get("containerStatuses")
+    if "deletionTimestamp" not in obj["metadata"] or containers is None:
+        # One that no node has taken yet goes at once.
+        return "deletionTimestamp" in obj["metadata"] and not obj["spec"].get("nodeName")
+    return not any("running" in (item.get("state") or {}) for item in containers)
 
 
 def _time(text: str | None) -> datetime | None:

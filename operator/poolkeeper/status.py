@@ -14,9 +14,11 @@ from poolkeeper import budget_status, names, pause, pause_status, upstream_addre
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
+from poolkeeper.desired.pgbouncer_config import Configuration
 from poolkeeper.events import Event
 from poolkeeper.keeper_status import keepers_current
-from poolkeeper.wanted import Wanted
+from poolkeeper.processes import shown_as
+from poolkeeper.wanted import Wanted, allotted
 from poolkeeper.world import Pod, Ref, Resource, Whereabouts, World
 
 FAILING_CONSUMERS_LISTED = 10
@@ -162,9 +164,7 @@ def config_applied(wanted: Wanted, world: World) -> Condition:
     pods = [pod for pod in world.pods if pod.ready and not pod.terminating]
     if not pods:
         return Condition(kind, UNKNOWN, "NoPodReady", "no pooler pod is ready to show its configuration")
-    behind = [
-        pod for pod in sorted(pods, key=lambda item: item.name) if not _shows(pod, config.generation, world)
-    ]
+    behind = [pod for pod in sorted(pods, key=lambda item: item.name) if not _shows(pod, config, world)]
     if not behind:
         return Condition(kind, TRUE, "Applied", "every ready pod's console shows the configuration")
     shown = world.shown.get(behind[0].uid)
@@ -201,10 +201,10 @@ def ready(data_path: Sequence[Condition]) -> Condition:
     return Condition("Ready", TRUE, "Ready", "the poolers serve")
 
 
-def _shows(pod: Pod, generation: str, world: World) -> bool:
+def _shows(pod: Pod, config: Configuration, world: World) -> bool:
     shown = world.shown.get(pod.uid)
     return shown is not None and (shown.generation, shown.restarts, shown.problem) == (
-        generation,
+        shown_as(config, allotted(pod, world) or {}),
         pod.restarts,
         "",
     )

@@ -8,12 +8,13 @@ concerns nobody, so the echo of our own write starts no work.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from poolkeeper import names, sightings
+from poolkeeper import allotments, names, sightings
+from poolkeeper.allotments import Stored
 from poolkeeper.api import PooledDatabase, SpecError, parse
 from poolkeeper.logins import Logins, from_secret
 from poolkeeper.ownership import desired_digest, live_digest
@@ -22,6 +23,7 @@ from poolkeeper.sources import Sources
 from poolkeeper.world import (
     ApiRefusal,
     AppPod,
+    BudgetSeen,
     Child,
     Key,
     Moved,
@@ -54,6 +56,7 @@ WORKLOAD_SECONDS = 60.0
 changed meanwhile is refused by the API server."""
 WORKLOAD_BUSY_SECONDS = 1.0
 """And for so long if it was being rolled out, or could not be read."""
+REMEMBERED_PODS = 4096
 _NOBODY: Keys = frozenset()
 
 
@@ -88,6 +91,10 @@ class Store:
         """With the monotonic time of its last change."""
         self._moved: dict[str, Moved] = {}
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
+        self._stored: dict[Key, Stored] = {}
+        self._budgets: dict[Key, BudgetSeen] = {}
+        self._stopped: deque[str] = deque(maxlen=REMEMBERED_PODS)
+        """UIDs of pooler pods that are gone and had ended before."""
 
     # Observations of the cluster
 
@@ -100,6 +107,8 @@ class Store:
             return _NOBODY
         if deleted:
             self._versions.pop(ref, None)
+            if ref.kind == "Pod" and ref in self._owners and sightings.stopped(obj):
+                self._stopped.append(metadata["uid"])
             return self._forget(ref)
         self._versions[ref] = version
         if ref.kind == names.KIND:
@@ -282,10 +291,13 @@ class Store:
                 console=found.console or known.console,
                 authorities=found.authorities or known.authorities,
             )
+        if ref.kind == "Secret" and role == names.ROLE_CONFIG and ref.name == names.config_name(key.name):
+            record, server = allotments.parse(sightings.texts(obj))
+            stored = Stored(record, server, metadata["uid"], metadata["resourceVersion"])
+            changed |= key not in self._stored or self._stored[key].record != record
+            self._stored[key] = stored
         if ref.kind == "Secret" and role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
-            self._files[key][ref] = {
-                name: value.decode(errors="replace") for name, value in sightings.data(obj).items()
-            }
+            self._files[key][ref] = sightings.texts(obj)
         return moved | (frozenset({key}) if changed else _NOBODY)
 
     def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
@@ -296,6 +308,7 @@ class Store:
             self._whereabouts.pop(key, None)
             self._workloads.pop(key, None)
             self._workloads_due.pop(key, None)
+            self._budgets.pop(key, None)
             # They outlive their Secret, which is made again with the same logins, but not the resource.
             self._logins.pop(key, None)
             self._sources.reads(key, frozenset())
@@ -324,6 +337,8 @@ class Store:
             if ref.kind == "Deployment":
                 self._rollouts.pop(key_of, None)
             self._files[key_of].pop(ref, None)
+            if ref.name == names.config_name(key_of.name) and ref.kind == "Secret":
+                self._stored.pop(key_of, None)
             if not self._files[key_of]:
                 del self._files[key_of]
         return frozenset(concerned | {key_of})
@@ -370,6 +385,16 @@ class Store:
         seen = self._whereabouts.get(key)
         seconds = time.monotonic() - seen[1] if seen is not None else 0.0
         self._moved[pod] = Moved(whereabouts, seconds, left)
+
+    def budgeted(self, key: Key, seen: BudgetSeen | None) -> Keys:
+        """What the budget came to. Returns the key if that is news."""
+        if self._budgets.get(key) == seen:
+            return _NOBODY
+        if seen is None:
+            del self._budgets[key]
+        else:
+            self._budgets[key] = seen
+        return frozenset({key})
 
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
         """The API server refused a write."""
@@ -422,6 +447,26 @@ class Store:
         """Every PooledDatabase, and every owner of objects that may be left behind."""
         return frozenset(self._resources) | frozenset(self._children)
 
+    def pods(self, key: Key) -> tuple[Pod, ...]:
+        """The pooler pods of a PooledDatabase."""
+        return tuple(self._pods.get(key, {}).values())
+
+    def ended(self, uid: str) -> bool:
+        """Whether a pooler pod is gone, and was seen to have ended."""
+        return uid in self._stopped
+
+    def stored(self, key: Key) -> Stored | None:
+        """What is stored of the budget, None as long as the poolers' Secret doesn't exist."""
+        return self._stored.get(key)
+
+    def allotted_files(self, key: Key) -> Mapping[str, str]:
+        """What is in the Secret that the poolers mount."""
+        return self._files.get(key, {}).get(Ref("Secret", key.namespace, names.config_name(key.name)), {})
+
+    def budget(self, key: Key) -> BudgetSeen | None:
+        """What the budget came to."""
+        return self._budgets.get(key)
+
     def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
         """Data of a marked Secret."""
         return self._sources.get(Ref("Secret", namespace, name))
@@ -464,6 +509,8 @@ class Store:
             namespaces=self.namespaces(),
             marked=self._sources.marked(key),
             logins=logins,
+            budget=self._budgets.get(key),
+            stored=self._stored.get(key),
             files=dict(self._files.get(key, {})),
             shown={process: self._shown[process][0] for process in processes if process in self._shown},
             paused={pod.uid: self._paused[pod.uid] for pod in pods if pod.uid in self._paused},

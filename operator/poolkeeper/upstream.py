@@ -5,16 +5,21 @@ Knows libpq through psycopg, and says what a failure means to the user. Nothing 
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 
 from poolkeeper import faults, libpq
 from poolkeeper.logins import Login
+from poolkeeper.servers import Backend, Measured
 from poolkeeper.target import Target
 
 REACHABLE = "Reachable"
 POOLER_REFUSED = "PoolerRefused"
+MEASURE_SECONDS = 3.0
+"""For a login to measure a server, and for each question."""
 
 _POOLER_REFUSALS = (
     "no authentication method is found",
@@ -35,6 +40,24 @@ _REMEDIES = {
     faults.UNAVAILABLE: "check the server's log",
 }
 
+_SYSTEM = "SELECT system_identifier FROM pg_control_system()"
+_INSTANCE = (
+    "SELECT concat(extract(epoch FROM pg_postmaster_start_time()), ' ', current_setting('port')),"
+    " current_setting('max_connections'), current_setting('superuser_reserved_connections'),"
+    # PostgreSQL has it since 16.
+    " coalesce(current_setting('reserved_connections', true), '0')"
+)
+_CONNECTIONS = (
+    "SELECT 'backend', pid, coalesce(usename, ''), coalesce(datname, ''), coalesce(host(client_addr), '')"
+    " FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL"
+    # Of others' backends a role without pg_monitor sees no type: parallel workers then count as well.
+    " AND coalesce(backend_type, 'client backend') = 'client backend'"
+    " UNION ALL SELECT 'role', rolconnlimit, rolname, '', ''"
+    " FROM pg_roles WHERE rolconnlimit >= 0 AND NOT rolsuper"
+    " UNION ALL SELECT 'database', datconnlimit, '', datname, '' FROM pg_database WHERE datconnlimit >= 0"
+)
+"""Every role may read all of it."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -51,26 +74,81 @@ async def probe(target: Target, timeout: float) -> Observation:
 
     Never raises for what is wrong with the database or the way to it; no message holds the password.
     """
-    where = f"{target.host}:{target.port}"
     try:
         with _authority(target) as authority:
-            version = await _log_in(
-                timeout,
-                host=target.host,
-                port=str(target.port),
-                dbname=target.database,
-                user=target.user,
-                password=target.password,
-                sslmode=target.sslmode,
-                **authority,
-            )
-    except TimeoutError:
-        return _unreachable(faults.TIMEOUT, where, f"no answer within {timeout:.2g} s")
-    except (psycopg.Error, OSError, UnicodeError, ValueError) as error:
-        text = str(error)
-        reason = faults.reason(text, target.user, target.database)
-        return _unreachable(reason, where, faults.quoted(text, target.password))
+            version = await _log_in(timeout, **_parameters(target), **authority)
+    except (TimeoutError, psycopg.Error, OSError, UnicodeError, ValueError) as error:
+        return _not_logged_in(target, timeout, error)
+    where = f"{target.host}:{target.port}"
     return Observation(True, REACHABLE, f"logged in at {where} as {target.user}", version)
+
+
+class Unmeasured(Exception):
+    """A server could not be asked about its connections; the text says why, and what to do."""
+
+
+class Meter:
+    """A standing connection to a server that counts its connections, itself included. All methods raise
+    Unmeasured, after which it is of no use any more."""
+
+    def __init__(self, connection: libpq.Connection, target: Target, timeout: float) -> None:
+        self._connection = connection
+        self._target = target
+        self._timeout = timeout
+        self._settings: tuple[int, int, int] = (0, 0, 0)
+        self.pid: int = connection.info.backend_pid
+
+    async def identify(self) -> tuple[str, str]:
+        """(system, instance) of servers.Identity: they hold as long as the connection does. Where the server
+        doesn't tell its system, as the database's host is all that is known of it."""
+        [(instance, *settings)] = await self._ask(_INSTANCE)
+        self._settings = (int(settings[0]), int(settings[1]), int(settings[2]))
+        try:
+            [(system,)] = await self._ask(_SYSTEM)
+        except Unmeasured:
+            if self._connection.closed:
+                raise
+            return f"{self._connection.info.hostaddr}:{self._target.port}", str(instance)
+        return str(system), str(instance)
+
+    async def measure(self) -> Measured:
+        """The server's connections as they are now. identify() has to come first."""
+        rows = await self._ask(_CONNECTIONS)
+        return Measured(
+            *self._settings,
+            backends=tuple(Backend(row[1], *row[2:]) for row in rows if row[0] == "backend"),
+            role_limits={row[2]: row[1] for row in rows if row[0] == "role"},
+            database_limits={row[3]: row[1] for row in rows if row[0] == "database"},
+        )
+
+    async def _ask(self, statement: str) -> list[tuple[Any, ...]]:
+        try:
+            cursor = await libpq.execute(self._connection, statement, self._timeout)
+            return await cursor.fetchall()
+        except TimeoutError:
+            raise Unmeasured(f"no answer within {self._timeout:.2g} s") from None
+        except psycopg.Error as error:
+            raise Unmeasured(faults.quoted(str(error), self._target.password)) from None
+
+
+@contextlib.asynccontextmanager
+async def measuring(target: Target, timeout: float) -> AsyncIterator[Meter]:
+    """Log in to the upstream to measure it; `timeout` (seconds) bounds the login and each question. Raises
+    Unmeasured."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            with _authority(target) as authority:
+                connection = await stack.enter_async_context(
+                    libpq.connect(
+                        timeout,
+                        application_name="poolkeeper-budget",
+                        **_parameters(target),
+                        **authority,
+                    )
+                )
+        except (TimeoutError, psycopg.Error, OSError, UnicodeError, ValueError) as error:
+            raise Unmeasured(_not_logged_in(target, timeout, error).message) from None
+        yield Meter(connection, target, timeout)
 
 
 async def trial_login(host: str, port: int, login: Login, entry: str, timeout: float) -> Observation:
@@ -106,6 +184,26 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
         reason = faults.reason(text, login.name, entry)
         return Observation(False, reason, f"login through the pooler at {where}: {said}")
     return Observation(True, REACHABLE, f"logged in through the pooler at {where}", version)
+
+
+def _parameters(target: Target) -> dict[str, str]:
+    return {
+        "host": target.host,
+        "port": str(target.port),
+        "dbname": target.database,
+        "user": target.user,
+        "password": target.password,
+        "sslmode": target.sslmode,
+    }
+
+
+def _not_logged_in(target: Target, timeout: float, error: Exception) -> Observation:
+    where = f"{target.host}:{target.port}"
+    if isinstance(error, TimeoutError):
+        return _unreachable(faults.TIMEOUT, where, f"no answer within {timeout:.2g} s")
+    text = str(error)
+    reason = faults.reason(text, target.user, target.database)
+    return _unreachable(reason, where, faults.quoted(text, target.password))
 
 
 def _unreachable(reason: str, where: str, said: str) -> Observation:

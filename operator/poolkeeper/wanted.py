@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import certificates, consent, names, pause, peers
+from poolkeeper import allotments, certificates, consent, names, pause, peers
 from poolkeeper.api import PooledDatabase
+from poolkeeper.budget import Caps
+from poolkeeper.budget_order import Order, order
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import (
     deployment,
@@ -25,7 +27,7 @@ from poolkeeper.keeper_template import MANUAL, SCRAM, KeeperTemplate
 from poolkeeper.logins import Authorities, Login, Logins, keeper_app, keeper_certificate_name, keeper_console
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target, TargetError, resolve
-from poolkeeper.world import ConsoleAccess, Key, Ref, World
+from poolkeeper.world import ConsoleAccess, Key, Pod, Ref, World
 
 Object = dict[str, Any]
 
@@ -46,6 +48,9 @@ class Wanted:
     configuration: Configuration | None = None
     peers: Mapping[str, int] = field(default_factory=dict)
     """peer_ids of pooler pods, by UID."""
+    budget: Order | None = None
+    pod_lines: Mapping[str, str] = field(default_factory=dict)
+    """The configuration that pooler pods have of their own, by UID."""
     poolers: tuple[Object, ...] = ()
     bindings: tuple[Object, ...] = ()
     """The consumers' Secrets."""
@@ -116,6 +121,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
+    most_pods = world.budget.most_pods if world.budget is not None else None
     template = keeper_secret.template(database, target.database, settings)
     return replace(
         wanted,
@@ -124,9 +130,11 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         keeper=template,
         keeper_rollout=database.keeper.rollout,
         peers=peer_ids,
+        budget=order(database, granted, target, config.lines, wanted.console_at("")),
+        pod_lines=_pod_lines(peer_ids, world),
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),
-            deployment.render(database, settings, logins.console),
+            deployment.render(database, settings, logins.console, most_pods),
             service.render(database),
             disruption_budget.render(database),
             network_policy.render(database, (item.namespace for item in granted.granted), settings),
@@ -134,6 +142,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         bindings=tuple(
             secret
             for consumer in granted.granted
+            if not _withheld(consumer, target, world)
             for secret in _secrets_of(
                 database, consumer, granted.has_sessions(consumer), target, logins, authority.certificate
             )
@@ -148,7 +157,38 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
                 world,
             )
             for consumer, config in keepers.items()
+            if not _withheld(consumer, target, world)
         ),
+    )
+
+
+def allotted(pod: Pod, world: World) -> Caps | None:
+    """The caps that are stored for a pod, None if it has no table."""
+    allotment = world.stored.record.allotments.get(pod.uid) if world.stored is not None else None
+    return None if allotment is None else allotment.caps
+
+
+def _pod_lines(peer_ids: Mapping[str, int], world: World) -> dict[str, str]:
+    """A table stays included while there is none: a pod that would forget the name of its table would throw
+    everybody out."""
+    lines = {}
+    for pod in world.pods:
+        if pod.uid in peer_ids:
+            included = pod.includes or allotted(pod, world) is not None
+            table = f"{deployment.CONFIG_DIRECTORY}/{allotments.table_file(pod.uid)}"
+            lines[pod.uid] = peers.lines(peer_ids[pod.uid], table if included else None)
+    return lines
+
+
+def _withheld(consumer: Consumer, target: Target, world: World) -> bool:
+    """Whether a consumer's Secrets have to wait, since a pooler that serves has no connection for it."""
+    if Ref("Secret", consumer.namespace, consumer.secret_name) in world.children:
+        return False
+    entry = entries.entry_name(target.database, consumer)
+    if world.budget is not None and entry in world.budget.left_out:
+        return True
+    return any(
+        entry not in (allotted(pod, world) or {}) for pod in world.pods if pod.ready and not pod.terminating
     )
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from poolkeeper import faults
+from poolkeeper.allotments import Stored
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.logins import Logins
 from poolkeeper.target import Target
@@ -79,8 +80,20 @@ class Pod:
     generation: str
     problem: str
     """Why its container does not run (`ImagePullBackOff: ...`), or empty."""
+    running: bool = False
+    """Its PgBouncer answers, whether or not clients may come."""
+    admitted: bool = False
+    """Its readiness gate is open. It never closes again."""
+    stopped: bool = False
+    """Its containers have ended for good."""
     peer: int | None = None
     """Its peer_id, by which poolers pass on a cancel request that belongs to another of them."""
+    lines: str = ""
+    """The configuration of its own that it has (our annotation)."""
+    includes: bool = False
+    """It includes its table of caps."""
+    allotment: str = ""
+    """The revision of the table that it was last told to show (our annotation)."""
     grace: float = 0.0
     """Seconds from its deletion until it is killed, if it is terminating."""
     killed_at: datetime | None = None
@@ -219,7 +232,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class BudgetSeen:
-    """What the budget of a PooledDatabase came to when last worked out. Amounts are server connections."""
+    """What the budget of a PooledDatabase came to when it was worked out last, in server connections."""
 
     server: str = ""
     """Eight hexadecimal digits that name the server; empty while nobody knows which one it is."""
@@ -242,8 +255,8 @@ class BudgetSeen:
     """The same of each pod, by name."""
     waiting: tuple[str, ...] = ()
     """Names of pods that are not admitted yet."""
-    most_pods: int = 1
-    """More pods than that are not worth having: not every entry would fit on each."""
+    most_pods: int | None = None
+    """More pods than that are not worth having: not every entry would fit on each. None: not known yet."""
     problems: tuple[str, ...] = ()
     """What does not fit, in words."""
     left_out: frozenset[str] = frozenset()
@@ -313,6 +326,8 @@ class World:
     moved: Mapping[str, Moved] = field(default_factory=dict)
     """By pod UID."""
     budget: BudgetSeen | None = None
+    stored: Stored | None = None
+    """What is stored of the budget; None as long as the poolers' Secret doesn't exist."""
     files: Mapping[Ref, Mapping[str, str]] = field(default_factory=dict)
     """What is in the Secrets that pods mount: the poolers' one and those of keepers."""
     refusals: Mapping[Ref, ApiRefusal] = field(default_factory=dict)

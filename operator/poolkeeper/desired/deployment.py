@@ -22,9 +22,16 @@ _USER = 65532
 _DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}
 
 
-def render(database: PooledDatabase, settings: Settings, console: Login) -> Object:
-    """The Deployment of a PooledDatabase. `console` is the operator's login at the poolers' consoles."""
+def render(database: PooledDatabase, settings: Settings, console: Login, most_pods: int | None) -> Object:
+    """The Deployment of a PooledDatabase. `console` is the operator's login at the poolers' consoles; the
+    budget has room for `most_pods`, None: not known yet.
+
+    Where there is no room for one pod more than are wanted, a rollout takes one away first: the new one would
+    wait for ever.
+    """
     pooler = database.pooler
+    replicas = pooler.replicas if most_pods is None else min(pooler.replicas, most_pods)
+    crowded = most_pods is not None and replicas >= most_pods
     meta = metadata(database, names.ROLE_POOLER, names.pooler_name(database.name))
     selector = names.pod_selector(database.uid)
     return {
@@ -32,9 +39,12 @@ def render(database: PooledDatabase, settings: Settings, console: Login) -> Obje
         "kind": "Deployment",
         "metadata": meta,
         "spec": {
-            "replicas": pooler.replicas,
+            "replicas": replicas,
             "revisionHistoryLimit": 2,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 0 if crowded else 1, "maxUnavailable": 1 if crowded else 0},
+            },
             "selector": {"matchLabels": selector},
             "template": {
                 "metadata": {
@@ -63,6 +73,7 @@ def _pod_spec(database: PooledDatabase, settings: Settings, selector: dict[str, 
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        "readinessGates": [{"conditionType": names.GATE}],
         "terminationGracePeriodSeconds": LEAVE_ENDPOINTS_SECONDS + pooler.drain_seconds,
         "securityContext": {
             "runAsNonRoot": True,

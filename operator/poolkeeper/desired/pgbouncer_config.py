@@ -2,6 +2,7 @@
 
 The userlist and hba file carry the configuration's generation, a digest of all its files, in their names. So
 SHOW CONFIG tells which configuration is in force, and a process that hasn't reloaded yet finds its own files.
+The digest covers the entries' lines as well, which stand in each pod's own table.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ _NUL = "\0"
 
 @dataclass(frozen=True)
 class Configuration:
-    """`files` by name, secret; what SHOW CONFIG, SHOW DATABASES and SHOW USERS must show of them.
+    """`files` by name, secret; what SHOW CONFIG, SHOW DATABASES and SHOW USERS must show of them; and, secret
+    too, the `lines` of the entries, by name, for the tables that have them (allotments.py).
 
     `settings` and the columns of `databases` (by entry name) are in the console's own spelling; `users` must
     be listed; `peers` are the columns of SHOW PEERS by peer_id. `generation` is 12 hexadecimal digits and gives
@@ -45,6 +47,7 @@ class Configuration:
     databases: Mapping[str, Mapping[str, str]]
     users: frozenset[str]
     peers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    lines: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def configuration(
@@ -76,20 +79,23 @@ def configuration(
     tls_certificate = content_file("tls", certificate.certificate, "crt")
     tls_key = content_file("tls", certificate.key, "key")
     addresses = dict(peers or {})
+    lines = {row.name: pgbouncer_ini.line(target, row) for row in rows}
 
     def paths(generation: str) -> Paths:
         tls = (tls_ca[0], tls_certificate[0], tls_key[0])
         return paths_in(directory, generation, upstream_ca[0], *tls)
 
     def files(generation: str) -> dict[str, str]:
+        where = paths(generation)
+        settings = pgbouncer_ini.settings(target, parameters, where)
         return {
-            INI: pgbouncer_ini.render(target, rows, parameters, paths(generation), addresses),
+            INI: pgbouncer_ini.render(settings, where.pod, addresses),
             f"userlist-{generation}.txt": userlist.render(known, generation),
             f"hba-{generation}.conf": rules,
             **dict((upstream_ca, tls_ca, tls_certificate, tls_key)),
         }
 
-    generation = digest(logins.console.password, files(PLACEHOLDER))
+    generation = digest(logins.console.password, {**files(PLACEHOLDER), **lines})
     return Configuration(
         generation=generation,
         files=files(generation),
@@ -97,6 +103,7 @@ def configuration(
         databases={row.name: shown_columns(target, row) for row in rows},
         users=frozenset({login.name for login in known} | {userlist.marker(generation)}),
         peers={str(peer): {"host": host, "port": str(POOLER_PORT)} for peer, host in addresses.items()},
+        lines=lines,
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes a pooler's pgbouncer.ini: one [databases] entry per consumer and mode, the settings, the peers.
+"""Writes a pooler's pgbouncer.ini, the settings and the peers, and the line of each [databases] entry.
 
 Knows PgBouncer's quoting and what it can't express, which is refused rather than escaped into hope.
 https://www.pgbouncer.org/config.html
@@ -6,7 +6,7 @@ https://www.pgbouncer.org/config.html
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from poolkeeper.desired.entries import Entry
@@ -22,6 +22,8 @@ DEFAULTS: Mapping[str, str] = {
     # unacknowledged data 10 s (tcp_user_timeout is in milliseconds), silent peers about a minute.
     "server_connect_timeout": "2",
     "server_login_retry": "1",
+    # PgBouncer's own, written out since the operator sets it to 0 for moments, which a RELOAD has to end.
+    "server_lifetime": "3600",
     "tcp_user_timeout": "10000",
     "tcp_keepidle": "30",
     "tcp_keepintvl": "10",
@@ -63,7 +65,7 @@ _DATABASE_LIMIT = 63
 @dataclass(frozen=True)
 class Paths:
     """Where the other files are. `upstream_ca` verifies the upstream; the `tls_` files are shown to clients;
-    `pod` belongs to each pod alone (its peer_id), and may be empty."""
+    `pod` belongs to each pod alone (its peer_id, and where its table of caps is), and may be empty."""
 
     userlist: str
     hba: str
@@ -106,31 +108,26 @@ def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dic
     return {_setting_name(name): _value(name, value) for name, value in sorted(merged.items())}
 
 
-def render(
-    target: Target,
-    entries: Iterable[Entry],
-    parameters: Mapping[str, str],
-    paths: Paths,
-    peers: Mapping[int, str],
-) -> str:
-    """The file; `peers` are the addresses of all poolers by peer_id.
+def render(settings: Mapping[str, str], pod: str, peers: Mapping[int, str]) -> str:
+    """The file, with settings() in it; `pod` is the path of the pod's own, which brings the entries, and
+    `peers` are the addresses of all poolers by peer_id. Raises ValueError for an address that is none.
 
-    Raises ValueError for whatever PgBouncer would read as something else.
-
-    [databases] stands first: PgBouncer gives up at the first line that it doesn't understand, so that new
-    settings shown by its console prove that every entry was read.
+    PgBouncer gives up at the first line that it doesn't understand, so that the entries shown by its console
+    prove that every setting was read.
     """
-    chosen = settings(target, parameters, paths)
-    lines = ["[databases]"]
-    lines += [_entry(target, entry) for entry in sorted(entries, key=lambda entry: entry.name)]
-    lines += ["", "[pgbouncer]"]
-    lines += [f"{name} = {value}".rstrip() for name, value in chosen.items()]
-    lines += [f"%include {paths.pod}", "", "[peers]"]
+    lines = ["[pgbouncer]"]
+    lines += [f"{name} = {value}".rstrip() for name, value in settings.items()]
+    # After an included file PgBouncer goes on in the section that it ended in: [databases], if it has a table.
+    lines += [f"%include {pod}", "", "[peers]"]
     lines += [f"{peer} = host={_address(host)} port={POOLER_PORT}" for peer, host in sorted(peers.items())]
     return "\n".join(lines) + "\n"
 
 
-def _entry(target: Target, entry: Entry) -> str:
+def line(target: Target, entry: Entry) -> str:
+    """An entry's line in [databases], without caps.
+
+    Raises ValueError for whatever PgBouncer would read as something else.
+    """
     if not _ENTRY_NAME.fullmatch(entry.name) or entry.name == "pgbouncer":
         raise ValueError(
             f"{entry.name!r} cannot name a database entry; use at most 63 of a-z, 0-9, '_', '.', '-'"

@@ -1,0 +1,131 @@
+"""What is stored of the budget in the Secret that pooler pods mount: a Record, and each pod's table of caps.
+
+Pure. A pod reads its own table alone, which it includes by the file's name (peers.py), so a pod that has none
+has no entries, and can't hold a connection. https://www.pgbouncer.org/config.html#section-databases
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from poolkeeper.budget import Caps
+from poolkeeper.budget_protocol import Allotment, Reading, Record
+
+RECORD_FILE = "allotments.json"
+_TABLE_FILE = "caps-{}.ini"
+_MARKER = re.compile(r"caps-([1-9][0-9]*)")
+MARKER_SETTING = "syslog_ident"
+"""Free text that PgBouncer shows, re-reads and, as long as nothing is logged to syslog, uses for nothing. It
+falls back to its default where no table is included."""
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A Record with the name of the server that its connections are on (servers.py), and the UID and resource
+    version of the Secret that it was read from."""
+
+    record: Record
+    server: str
+    uid: str
+    version: str
+
+
+def table_file(uid: str) -> str:
+    """Name of the file with the table of a pod."""
+    return _TABLE_FILE.format(uid)
+
+
+def files(record: Record, server: str, lines: Mapping[str, str]) -> dict[str, str]:
+    """The files by name. `lines` are the [databases] lines without caps, by entry."""
+    pods = {
+        uid: {"bound": item.bound, "revision": item.revision, "caps": dict(sorted(item.caps.items()))}
+        for uid, item in sorted(record.allotments.items())
+    }
+    whole = {"epoch": record.epoch, "server": server, "pods": pods}
+    tables = {table_file(uid): table(item, lines) for uid, item in record.allotments.items()}
+    return {RECORD_FILE: json.dumps(whole, sort_keys=True, separators=(",", ":")), **tables}
+
+
+def table(allotment: Allotment, lines: Mapping[str, str]) -> str:
+    """A pod's table. Each entry is a pool of its own, since all clients of one become the same upstream user;
+    min_pool_size 0 keeps a pod that nobody uses from holding anything."""
+    text = [f"{MARKER_SETTING} = caps-{allotment.revision}", "[databases]"]
+    text += [
+        f"{lines[entry]} max_db_connections={cap} pool_size={cap} min_pool_size=0 reserve_pool_size=0"
+        for entry, cap in sorted(allotment.caps.items())
+        if entry in lines
+    ]
+    return "\n".join(text) + "\n"
+
+
+def parse(stored: Mapping[str, str]) -> tuple[Record, str]:
+    """(Record, server) from the files; an empty Record from what is none of ours."""
+    try:
+        whole = json.loads(stored[RECORD_FILE])
+        pods = {
+            str(uid): Allotment(
+                int(item["bound"]),
+                int(item["revision"]),
+                {str(entry): int(cap) for entry, cap in item["caps"].items()},
+            )
+            for uid, item in whole["pods"].items()
+        }
+        return Record(int(whole["epoch"]), pods), str(whole["server"])
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return Record(0), ""
+
+
+def current(stored: Mapping[str, str], lines: Mapping[str, str]) -> bool:
+    """Whether the stored tables are those of the stored Record, with these lines."""
+    wanted = files(*parse(stored), lines)
+    return all(stored.get(name) == text for name, text in wanted.items() if name != RECORD_FILE)
+
+
+def kept(stored: Mapping[str, str], record: Record, server: str) -> dict[str, str]:
+    """The files with the tables as they are stored, where nobody knows the entries' lines."""
+    tables = {name: stored[name] for name in map(table_file, record.allotments) if name in stored}
+    return {RECORD_FILE: files(record, server, {})[RECORD_FILE], **tables}
+
+
+def body(namespace: str, name: str, stored: Stored, files: Mapping[str, str]) -> dict[str, Any]:
+    """What is applied to the Secret, all of the budget's `files` in it. The API server refuses it if somebody
+    wrote since `stored` was read."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "uid": stored.uid,
+            "resourceVersion": stored.version,
+        },
+        "data": {key: base64.b64encode(value.encode()).decode() for key, value in files.items()},
+    }
+
+
+def revision(config: Iterable[Row]) -> int:
+    """The revision of the table in force, from SHOW CONFIG; 0 for none."""
+    shown = {row["key"]: row["value"] for row in config}
+    match = _MARKER.fullmatch(shown.get(MARKER_SETTING, ""))
+    return int(match[1]) if match else 0
+
+
+def reading(config: Iterable[Row], databases: Iterable[Row], allotted: Caps | None) -> Reading:
+    """A Reading from SHOW CONFIG and, asked for after it, SHOW DATABASES.
+
+    Of a table that was read in part only the marker may be right: unless the caps are those `allotted` too, the
+    revision counts for none. (Entries may be missing that have no line any more.) None: nothing is known to be
+    allotted.
+    """
+    rows = [row for row in databases if row["max_connections"] != "0"]
+    caps = {row["name"]: int(row["max_connections"]) for row in rows}
+    held = {row["name"]: int(row["current_connections"]) for row in rows}
+    complete = allotted is None or caps.items() <= dict(allotted).items()
+    return Reading(revision(config) if complete else 0, caps, held)

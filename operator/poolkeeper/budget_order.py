@@ -1,0 +1,69 @@
+"""What one PooledDatabase asks of the budget. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from poolkeeper.api import PooledDatabase
+from poolkeeper.budget import Consumer
+from poolkeeper.budget_targets import Pooled
+from poolkeeper.consent import Consumers
+from poolkeeper.desired.deployment import LEAVE_ENDPOINTS_SECONDS
+from poolkeeper.desired.entries import entry_name, session_entry_name
+from poolkeeper.target import Target
+from poolkeeper.world import ConsoleAccess
+
+
+@dataclass(frozen=True)
+class Order:
+    """`pooled` has the name `namespace/name`; `reserve` are connections that are to stay free on the server.
+
+    `target` is the upstream, `lines` the [databases] lines without caps, by entry. `fixed` are the entries of
+    which clients hold connections for as long as they like. `access` is how to log in at a pooler's console,
+    but for the address; a pod has ended `grace` seconds after it was told to, at the latest.
+    """
+
+    pooled: Pooled
+    reserve: int
+    target: Target
+    lines: Mapping[str, str] = field(repr=False)
+    fixed: frozenset[str]
+    access: ConsoleAccess
+    grace: float
+
+
+def order(
+    database: PooledDatabase,
+    consumers: Consumers,
+    target: Target,
+    lines: Mapping[str, str],
+    access: ConsoleAccess,
+) -> Order:
+    """The order for a valid spec. Consumers that are named come before those that are selected."""
+    parties = tuple(
+        Consumer(
+            entry_name(target.database, consumer),
+            session_entry_name(target.database, consumer),
+            terms.weight,
+            terms.max_connections,
+            terms.session_connections,
+        )
+        for consumer, terms in consumers.terms.items()
+    )
+    budget = database.budget
+    return Order(
+        Pooled(
+            f"{database.namespace}/{database.name}",
+            budget.weight,
+            budget.max_connections,
+            database.pooler.replicas,
+            parties,
+        ),
+        budget.reserve,
+        target,
+        lines,
+        frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties)),
+        access,
+        float(LEAVE_ENDPOINTS_SECONDS + database.pooler.drain_seconds),
+    )

@@ -1,0 +1,70 @@
+"""What is told of the budget: from what was worked out for a server to one BudgetSeen for each PooledDatabase.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from poolkeeper.budget import Division, Server
+from poolkeeper.budget_protocol import Record, View, admissible
+from poolkeeper.world import BudgetSeen, Pod
+
+
+@dataclass(frozen=True)
+class Account:
+    """A server as it was last worked out. `excess`: the bounds are by so much more than is usable lastingly."""
+
+    system: str
+    problem: str
+    server: Server | None
+    """With the connections of others that last; None: never measured."""
+    reserve: int
+    shares: Mapping[str, int]
+    excess: int
+
+
+def seen(account: Account, name: str, division: Division, view: View, pods: Sequence[Pod]) -> BudgetSeen:
+    """What is told of one PooledDatabase; `pods` are its own."""
+    record = view.records.get(name, Record(0))
+    by_uid = {pod.uid: pod for pod in pods}
+    mine = [pooler for pooler in view.poolers if pooler.database == name]
+    known = BudgetSeen(
+        server=hashlib.sha256(account.system.encode()).hexdigest()[:8],
+        problem=account.problem,
+        share=account.shares.get(name, 0),
+        shared_with=max(0, len(account.shares) - 1),
+        held=sum(item.bound for item in record.allotments.values()),
+        pods={by_uid[uid].name: item.bound for uid, item in sorted(record.allotments.items()) if uid in by_uid},
+        waiting=tuple(sorted(pod.name for pod in pods if not pod.admitted and not pod.terminating)),
+        excess=account.excess,
+        admissible=frozenset(pooler.uid for pooler in mine if admissible(pooler, view)),
+    )
+    if account.server is None:
+        return known
+    return replace(
+        known,
+        arithmetic=account.server.arithmetic(account.reserve),
+        max_connections=account.server.max_connections,
+        others=account.server.others,
+        reserve=account.reserve,
+        usable=account.server.usable(account.reserve),
+        most_pods=division.pods,
+        problems=division.problems,
+        left_out=frozenset(division.left_out),
+    )
+
+
+def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> bool:
+    """Whether it is to be told. While caps change hands only who may be admitted is, and connections of others,
+    which come and go all the time, are not unless they change something."""
+    if before is None or before.admissible != now.admissible or before.problem != now.problem:
+        return True
+    return settled and _quiet(before) != _quiet(now)
+
+
+def _quiet(seen: BudgetSeen) -> BudgetSeen:
+    return replace(seen, arithmetic="", others=0, usable=0)

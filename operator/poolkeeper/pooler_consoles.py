@@ -1,0 +1,178 @@
+"""Standing connections to the consoles of pooler pods: what they hold, and having them show their tables.
+
+To log in anew for every look would cost a pooler more than the look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from poolkeeper import allotments, console
+from poolkeeper.budget import Caps
+from poolkeeper.budget_protocol import Allotment, Reading
+from poolkeeper.console import COMMAND_FAILED, Console, ConsoleError
+from poolkeeper.desired.hba import CONSOLE_DATABASE
+from poolkeeper.world import ConsoleAccess
+
+CONSOLE_SECONDS = 1.0
+"""For the login and for every command: nobody else should have to wait for a pooler that is out of reach."""
+RETRY_SECONDS = 2.0
+SLOWEST_RETRY_SECONDS = 15.0
+RETIRE_SECONDS = 0.3
+"""For so long connections above their cap are waited for; meanwhile every transaction takes a new one."""
+RETIRE_PAUSE_SECONDS = 0.5
+SLOWEST_RETIRE_SECONDS = 8.0
+_POLL_SECONDS = 0.02
+_LIFETIME = "server_lifetime"
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """A pod whose console is to be asked."""
+
+    uid: str
+    access: ConsoleAccess
+    allotment: Allotment | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a console showed at one moment: the table, and the backends behind its connections."""
+
+    reading: Reading
+    pids: frozenset[int]
+
+
+@dataclass
+class _Opened:
+    access: ConsoleAccess
+    stack: contextlib.AsyncExitStack
+    console: Console
+
+
+class PoolerConsoles:
+    """The consoles by pod UID. To be closed in the end, as a context manager does."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, _Opened] = {}
+        self._failed: dict[str, tuple[float, float]] = {}
+        """When to try again, and the pause before it."""
+        self._retired: dict[str, tuple[float, float]] = {}
+
+    async def __aenter__(self) -> PoolerConsoles:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.keep(())
+
+    async def keep(self, uids: Collection[str]) -> None:
+        """Close all but these."""
+        for uid in self._opened.keys() - set(uids):
+            await self._close(uid)
+        for known in (self._failed, self._retired):
+            for uid in known.keys() - set(uids):
+                del known[uid]
+
+    async def look(self, poolers: Iterable[Pooler]) -> dict[str, Look]:
+        """What these show, each after it was told to RELOAD if it lags behind its table. Those that don't
+        answer are left out."""
+        asked = tuple(poolers)
+        answers = await asyncio.gather(*map(self._look, asked))
+        return {pooler.uid: look for pooler, look in zip(asked, answers, strict=True) if look is not None}
+
+    async def _look(self, pooler: Pooler) -> Look | None:
+        now = asyncio.get_running_loop().time()
+        due, pause = self._failed.get(pooler.uid, (now, RETRY_SECONDS / 2))
+        if now < due:
+            return None
+        try:
+            look = await _ask(await self._open(pooler), pooler.allotment)
+        except (ConsoleError, KeyError, ValueError):
+            await self._close(pooler.uid)
+            pause = min(pause * 2, SLOWEST_RETRY_SECONDS)
+            self._failed[pooler.uid] = (now + pause, pause)
+            return None
+        self._failed.pop(pooler.uid, None)
+        return look
+
+    async def retire(self, surplus: Mapping[str, tuple[Pooler, Collection[str]]]) -> None:
+        """Have poolers give back what these entries hold above their caps, after the transactions there.
+
+        Nothing else ends it: PgBouncer closes no connection because a cap fell. server_lifetime 0 closes all of
+        the process that are idle, so it is set for a moment only, and ever more rarely where transactions last.
+        """
+        await asyncio.gather(*(self._retire(pooler, entries) for pooler, entries in surplus.values()))
+        for uid in self._retired.keys() - surplus.keys():
+            del self._retired[uid]
+
+    async def _retire(self, pooler: Pooler, entries: Collection[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        due, pause = self._retired.get(pooler.uid, (now, RETIRE_PAUSE_SECONDS / 2))
+        opened = self._opened.get(pooler.uid)
+        if now < due or opened is None or pooler.allotment is None:
+            return
+        try:
+            await _give_back(opened.console, pooler.allotment.caps, entries)
+        except (ConsoleError, KeyError, ValueError):
+            await self._close(pooler.uid)
+        pause = min(pause * 2, SLOWEST_RETIRE_SECONDS)
+        self._retired[pooler.uid] = (asyncio.get_running_loop().time() + pause, pause)
+
+    async def _open(self, pooler: Pooler) -> Console:
+        opened = self._opened.get(pooler.uid)
+        if opened is not None and opened.access == pooler.access:
+            return opened.console
+        await self._close(pooler.uid)
+        stack = contextlib.AsyncExitStack()
+        made = await stack.enter_async_context(console.connect(pooler.access, CONSOLE_SECONDS))
+        self._opened[pooler.uid] = _Opened(pooler.access, stack, made)
+        return made
+
+    async def _close(self, uid: str) -> None:
+        opened = self._opened.pop(uid, None)
+        if opened is not None:
+            await opened.stack.aclose()
+
+
+async def _ask(pooler: Console, allotment: Allotment | None) -> Look:
+    """The table is asked for after its revision, so that it is no older than that."""
+    config = await pooler.show("CONFIG")
+    if allotment is not None and allotments.revision(config) != allotment.revision:
+        try:
+            await pooler.reload()
+        except ConsoleError as error:
+            if error.reason != COMMAND_FAILED:  # the table's file has not arrived yet
+                raise
+        config = await pooler.show("CONFIG")
+    allotted = None if allotment is None else allotment.caps
+    databases = [row for row in await pooler.show("DATABASES") if row["name"] != CONSOLE_DATABASE]
+    connections = await pooler.show("SERVERS")
+    pids = {int(row["remote_pid"]) for row in connections if row["database"] != CONSOLE_DATABASE}
+    return Look(allotments.reading(config, databases, allotted), frozenset(pids))
+
+
+async def _give_back(pooler: Console, caps: Caps, entries: Collection[str]) -> None:
+    """server_lifetime is set back in any case; where that fails, a RELOAD does it, or the next look's."""
+    before = {row["key"]: row["value"] for row in await pooler.show("CONFIG")}[_LIFETIME]
+    if before == "0":  # left so by an operator that was killed
+        await pooler.reload()
+        before = {row["key"]: row["value"] for row in await pooler.show("CONFIG")}[_LIFETIME]
+    await pooler.execute(f"SET {_LIFETIME} = 0")
+    try:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + RETIRE_SECONDS
+        while loop.time() < end and await _above(pooler, caps, entries):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
+    finally:
+        await pooler.execute(f"SET {_LIFETIME} = '{before}'")
+
+
+async def _above(pooler: Console, caps: Caps, entries: Collection[str]) -> bool:
+    held = {row["name"]: int(row["current_connections"]) for row in await pooler.show("DATABASES")}
+    return any(held.get(entry, 0) > caps.get(entry, 0) for entry in entries)

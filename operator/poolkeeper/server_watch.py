@@ -1,0 +1,423 @@
+"""One look at a server and its poolers: consoles, then the server itself, then what may be written now.
+
+The order is what the proof rests on (budget_protocol.py): what a console showed counts once the server was
+measured after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+from poolkeeper import allotments, names, peers, servers, upstream
+from poolkeeper.allotments import Stored
+from poolkeeper.budget import Caps, Division, Server
+from poolkeeper.budget_order import Order
+from poolkeeper.budget_protocol import Pooler, Record, Steps, View, step
+from poolkeeper.budget_report import Account, newsworthy, seen
+from poolkeeper.budget_targets import shares, target
+from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
+from poolkeeper.desired.deployment import CONFIG_DIRECTORY
+from poolkeeper.pooler_consoles import Look, PoolerConsoles
+from poolkeeper.pooler_consoles import Pooler as Asked
+from poolkeeper.queue import Queue
+from poolkeeper.servers import Measured, Others, Ours
+from poolkeeper.store import Store
+from poolkeeper.upstream import MEASURE_SECONDS, Meter, Unmeasured
+from poolkeeper.world import Key, Pod, Ref
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often a server and its poolers are looked at while nothing happens."""
+PODS_PER_SECOND = 200
+"""With many poolers less often, so that no more of them are asked in a second."""
+SOON_SECONDS = 0.1
+"""How soon again while something is under way."""
+EXCESS_SECONDS = 5.0
+"""For so long more may be held than is usable before it is told: until then it is being given back."""
+MARGIN_SECONDS = 5.0
+"""A pod that disappeared unseen counts for so long after its grace is over."""
+UNKNOWN_GRACE_SECONDS = 3600.0
+"""The most that drainSeconds allows."""
+FORGET_SECONDS = 7200.0
+GIVEN = "given "
+TERM_WRITES = 2**20
+"""More writes than one leader leaves without an answer."""
+
+Met = Callable[[Key, str, str], None]
+"""Told of where a PooledDatabase's upstream is: system and instance of servers.Identity."""
+
+
+Annotate = Callable[[str, str, str, Mapping[str, str]], Awaitable[bool]]
+"""Annotates a pod by namespace, name and UID."""
+
+
+def given(order: Order) -> str:
+    """Name of the server of a PooledDatabase that can't be measured, but is told how much it may take."""
+    return f"{GIVEN}{order.target.host}:{order.target.port}"
+
+
+class Epoch:
+    """Higher than that of every operator before, and than this one's own as long as a write of it without an
+    answer may still take effect."""
+
+    def __init__(self, term: Callable[[], int]) -> None:
+        """`term` rises with every change of leader."""
+        self._term = term
+        self._unanswered = 0
+
+    def now(self) -> int:
+        return self._term() * TERM_WRITES + self._unanswered
+
+    def lost_sight(self) -> None:
+        """A write had no answer."""
+        self._unanswered += 1
+
+
+class ServerWatch:
+    """The servers of one cluster of data, with what is kept from look to look: connections, and who was there
+    lately. To be closed in the end, as a context manager does."""
+
+    def __init__(
+        self, cluster: Cluster, store: Store, queue: Queue[Key], epoch: Epoch, annotate: Annotate
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._queue = queue
+        self._epoch = epoch
+        self._annotate = annotate
+        self._stack = contextlib.AsyncExitStack()
+        self._consoles = PoolerConsoles()
+        self._meters: dict[Key, tuple[contextlib.AsyncExitStack, Meter]] = {}
+        self._failed: dict[Key, float] = {}
+        self._others: dict[str, Others] = {}
+        """By instance."""
+        self._servers: dict[str, Server] = {}
+        """As measured last, by the first PooledDatabase on it."""
+        self._missing: dict[str, float] = {}
+        """Since when pods are gone that nobody saw end, by UID."""
+        self._excess: dict[str, float] = {}
+
+    async def __aenter__(self) -> ServerWatch:
+        await self._stack.enter_async_context(self._consoles)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for key in tuple(self._meters):
+            await self._close(key)
+        await self._stack.aclose()
+
+    async def keep(self, members: Iterable[Key]) -> None:
+        """Close what belongs to others than these."""
+        present = frozenset(members)
+        for key in self._meters.keys() - present:
+            await self._close(key)
+        pods = [pod for key in present for pod in self._store.pods(key)]
+        # A connection to the console of a pod that is to end would keep it from ending.
+        await self._consoles.keep([pod.uid for pod in pods if _answers(pod)])
+
+    async def look(self, system: str, orders: Mapping[Key, Order], frozen: Iterable[Key], met: Met) -> float:
+        """Look at one server, which these PooledDatabases are on, and do what may be done now; `frozen` are
+        others whose poolers hold connections there. Answers in how many seconds to look again."""
+        now = asyncio.get_running_loop().time()
+        pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
+        ended = self._ended(pods, orders, now)
+        asked = tuple(self._asked(orders, pods))
+        looks = await self._consoles.look(asked)
+        measured, problem = await self._measure(system, orders, met)
+        ours = _ours(orders, pods, looks)
+        if measured is not None and _unknown(ours, measured, self._own_pids()):
+            # Opened since the first look, perhaps; what was closed since then is in neither.
+            later = await self._consoles.look(asked)
+            ours = replace(ours, pids=ours.pids | _pids(later))
+        view, account, divisions = self._work_out(system, orders, pods, ended, looks, measured, problem, ours)
+        steps = step(view)
+        wrote = await self._write(system, orders, view, steps)
+        told = await self._tell(orders, pods)
+        await self._consoles.retire(_surplus(steps, asked, orders))
+        behind = any(
+            item.allotment is not None
+            and item.uid in looks
+            and looks[item.uid].reading.revision != item.allotment.revision
+            for item in asked
+        )
+        for key, order in orders.items():
+            name = order.pooled.name
+            report = seen(account, name, divisions.get(name, Division()), view, pods[key])
+            if newsworthy(self._store.budget(key), report, settled=not (wrote or told or behind)):
+                self._queue.add(self._store.budgeted(key, report))
+        if wrote or told or behind or steps.drain:
+            return SOON_SECONDS
+        return max(LOOK_SECONDS, len(asked) / PODS_PER_SECOND)
+
+    # Looking
+
+    def _asked(self, orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]]) -> Iterator[Asked]:
+        for key, order in orders.items():
+            record = self._record(key)
+            for pod in pods[key]:
+                if _answers(pod):
+                    access = replace(order.access, ip=pod.ip)
+                    yield Asked(pod.uid, access, record.allotments.get(pod.uid))
+
+    def _record(self, key: Key) -> Record:
+        stored = self._store.stored(key)
+        return Record(0) if stored is None else stored.record
+
+    def _ended(
+        self, pods: Mapping[Key, Sequence[Pod]], orders: Mapping[Key, Order], now: float
+    ) -> frozenset[str]:
+        """Pods with an allotment that are gone for good: seen to have ended, or gone for longer than their end
+        takes. (A node that lost touch may run one on; nobody can tell.)"""
+        found: set[str] = set()
+        missing: dict[str, float] = {}
+        for key, present in pods.items():
+            grace = orders[key].grace if key in orders else UNKNOWN_GRACE_SECONDS
+            for uid in self._record(key).allotments.keys() - {pod.uid for pod in present}:
+                missing[uid] = self._missing.get(uid, now)
+                stopped = any(pod.uid == uid for pod in self._store.pods(key)) or self._store.ended(uid)
+                if stopped or now - missing[uid] > grace + MARGIN_SECONDS:
+                    found.add(uid)
+        kept = {uid: since for uid, since in self._missing.items() if uid not in missing}
+        self._missing = {**{uid: at for uid, at in kept.items() if now - at < FORGET_SECONDS}, **missing}
+        return frozenset(found)
+
+    async def _measure(self, system: str, orders: Mapping[Key, Order], met: Met) -> tuple[Measured | None, str]:
+        """The server as it is now, or in words why it isn't known. One login is tried at most: of those that
+        failed, the one longest ago."""
+        for key in orders:
+            if key in self._meters:
+                try:
+                    return await self._meters[key][1].measure(), ""
+                except Unmeasured as error:
+                    log.info("%s/%s: measuring: %s", key.namespace, key.name, error)
+                    await self._close(key)
+        key = min(orders, key=lambda key: self._failed.get(key, 0.0))
+        try:
+            return await self._open(key, system, orders[key], met), ""
+        except Unmeasured as error:
+            self._failed[key] = asyncio.get_running_loop().time()
+            if all(given(order) == system for order in orders.values()):
+                total = sum(order.pooled.most or 0 for order in orders.values())
+                return Measured(total, 0, 0, (), {}, {}), ""
+            return None, str(error)
+
+    async def _open(self, key: Key, system: str, order: Order, met: Met) -> Measured:
+        stack = contextlib.AsyncExitStack()
+        try:
+            meter = await stack.enter_async_context(upstream.measuring(order.target, MEASURE_SECONDS))
+            where = await meter.identify()
+            met(key, *where)
+            if where[0] != system:
+                raise Unmeasured(f"{order.target.host} leads to another server now")
+            measured = await meter.measure()
+        except BaseException:
+            await stack.aclose()
+            raise
+        self._meters[key] = (stack, meter)
+        return measured
+
+    async def _close(self, key: Key) -> None:
+        stack, _ = self._meters.pop(key)
+        await stack.aclose()
+
+    def _own_pids(self) -> frozenset[int]:
+        return frozenset(meter.pid for _, meter in self._meters.values())
+
+    # Working out
+
+    def _work_out(
+        self,
+        system: str,
+        orders: Mapping[Key, Order],
+        pods: Mapping[Key, Sequence[Pod]],
+        ended: frozenset[str],
+        looks: Mapping[str, Look],
+        measured: Measured | None,
+        problem: str,
+        ours: Ours,
+    ) -> tuple[View, Account, dict[str, Division]]:
+        now = asyncio.get_running_loop().time()
+        records = {_name(key): self._record(key) for key in pods}
+        poolers = tuple(
+            Pooler(
+                pod.uid,
+                _name(key),
+                pod.running,
+                pod.admitted,
+                pod.terminating,
+                looks[pod.uid].reading if pod.uid in looks else None,
+            )
+            for key, present in pods.items()
+            for pod in present
+        )
+        first = min(order.pooled.name for order in orders.values())
+        reserve = 0 if system.startswith(GIVEN) else max(order.reserve for order in orders.values())
+        usable = None
+        divisions: dict[str, Division] = {}
+        shared: dict[str, int] = {}
+        if measured is not None:
+            others = self._count(first, ours, measured, now)
+            usable = measured.server(others.now).usable(reserve)
+            self._servers[first] = measured.server(others.lasting)
+            frozen = sum(_bounds(record) for name, record in records.items() if name not in _names(orders))
+            lasting = max(0, self._servers[first].usable(reserve) - frozen)
+            users = {order.pooled.name: (order.target.user, order.target.database) for order in orders.values()}
+            databases = sorted(
+                (order.pooled for order in orders.values()),
+                key=lambda pooled: (not records[pooled.name].allotments, pooled.name),
+            )
+            shared = shares(lasting, databases, servers.limits(measured, users, ours))
+            divisions = {
+                pooled.name: target(pooled, shared[pooled.name], poolers, records[pooled.name])
+                for pooled in databases
+            }
+        wanted: dict[str, Caps] = {
+            uid: item.caps
+            for name, record in records.items()
+            if name not in divisions
+            for uid, item in record.allotments.items()
+        }
+        for division in divisions.values():
+            wanted |= division.caps
+        view = View(
+            epoch=self._epoch.now(),
+            usable=usable,
+            ended=ended if measured is not None else frozenset(),
+            counted=frozenset(looks) if measured is not None else frozenset(),
+            records=records,
+            poolers=poolers,
+            wanted=wanted,
+        )
+        known = self._servers.get(first)
+        held = sum(map(_bounds, records.values()))
+        excess = held - known.usable(reserve) if known is not None else 0
+        account = Account(system, problem, known, reserve, shared, self._lasting(first, excess, now))
+        return view, account, divisions
+
+    def _count(self, first: str, ours: Ours, measured: Measured, now: float) -> Others:
+        own = sum(backend.pid in self._own_pids() for backend in measured.backends)
+        self._others[first] = self._others.get(first, Others()).advance(ours, measured, own, now)
+        return self._others[first]
+
+    def _lasting(self, first: str, excess: int, now: float) -> int:
+        """The excess, once it has lasted: at first it is being given back."""
+        if excess <= 0:
+            self._excess.pop(first, None)
+            return 0
+        return excess if now - self._excess.setdefault(first, now) > EXCESS_SECONDS else 0
+
+    # Doing
+
+    async def _write(self, system: str, orders: Mapping[Key, Order], view: View, steps: Steps) -> bool:
+        """Store the Records; whether there were any. The first that can't be stored ends it: what comes next is
+        worked out anew."""
+        keys = {_name(key): key for key in (*orders, *self._store.keys())}
+        for name, record in steps.records.items():
+            key = keys[name]
+            stored = self._store.stored(key)
+            if stored is None or stored.record != view.records[name]:
+                break
+            files = (
+                allotments.files(record, system, orders[key].lines)
+                if key in orders
+                else allotments.kept(self._store.allotted_files(key), record, system)
+            )
+            if not await self._store_record(key, stored, files):
+                break
+        return bool(steps.records)
+
+    async def _store_record(self, key: Key, stored: Stored, files: Mapping[str, str]) -> bool:
+        ref = Ref("Secret", key.namespace, names.config_name(key.name))
+        try:
+            answer = await self._cluster.apply(
+                allotments.body(ref.namespace, ref.name, stored, files), names.BUDGET_MANAGER
+            )
+        except Conflict:
+            found = await self._cluster.get(ref)
+            self._queue.add(self._store.forget(ref) if found is None else self._store.observe(found))
+            return False
+        except Refused as error:
+            log.error("%s: refused: %s", ref, error.message)
+            return False
+        except Retry:
+            self._epoch.lost_sight()
+            raise
+        self._queue.add(self._store.observe(answer))
+        return True
+
+    async def _tell(self, orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]]) -> bool:
+        """Annotate the pods whose table changed, so that kubelet brings it; whether there were any."""
+        work = []
+        for key in orders:
+            for pod in pods[key]:
+                allotment = self._record(key).allotments.get(pod.uid)
+                if allotment is None or pod.terminating or pod.peer is None:
+                    continue
+                lines = peers.lines(pod.peer, f"{CONFIG_DIRECTORY}/{allotments.table_file(pod.uid)}")
+                annotations = {
+                    names.ALLOTMENT_ANNOTATION: str(allotment.revision),
+                    names.PEER_ANNOTATION: lines,
+                }
+                if (pod.allotment, pod.lines) != tuple(annotations.values()):
+                    work.append(self._annotate(key.namespace, pod.name, pod.uid, annotations))
+        return bool(await asyncio.gather(*work))
+
+
+def _answers(pod: Pod) -> bool:
+    """Whether its console can be asked."""
+    return pod.running and not pod.terminating and bool(pod.ip)
+
+
+def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    """Those that may hold connections or come to, the longest waiting first."""
+    return tuple(sorted((pod for pod in pods if not pod.stopped), key=lambda pod: (pod.name, pod.uid)))
+
+
+def _ours(orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]], looks: Mapping[str, Look]) -> Ours:
+    return Ours(
+        users=frozenset(order.target.user for order in orders.values()),
+        pids=_pids(looks),
+        addresses=frozenset(
+            pod.ip for present in pods.values() for pod in present if pod.ip and pod.uid not in looks
+        ),
+    )
+
+
+def _pids(looks: Mapping[str, Look]) -> frozenset[int]:
+    return frozenset(pid for look in looks.values() for pid in look.pids)
+
+
+def _unknown(ours: Ours, measured: Measured, own: frozenset[int]) -> bool:
+    return any(backend.user in ours.users and backend.pid not in own for backend in ours.strangers(measured))
+
+
+def _surplus(
+    steps: Steps, asked: Iterable[Asked], orders: Mapping[Key, Order]
+) -> dict[str, tuple[Asked, tuple[str, ...]]]:
+    """What can be given back: not what sessions hold, which end when their clients leave."""
+    fixed = frozenset(entry for order in orders.values() for entry in order.fixed)
+    found = {
+        item.uid: (item, tuple(entry for entry in steps.drain.get(item.uid, ()) if entry not in fixed))
+        for item in asked
+    }
+    return {uid: (item, entries) for uid, (item, entries) in found.items() if entries}
+
+
+def _bounds(record: Record) -> int:
+    return sum(item.bound for item in record.allotments.values())
+
+
+def _name(key: Key) -> str:
+    return f"{key.namespace}/{key.name}"
+
+
+def _names(orders: Mapping[Key, Order]) -> frozenset[str]:
+    return frozenset(map(_name, orders))
