@@ -12,7 +12,8 @@ from poolkeeper.budget import Consumer, Server, divide
 from poolkeeper.parameters import OWNED_REMEDIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "budget.md").read_text()
-USABLE = Server(max_connections=100, superuser_reserved=3, reserved=0, others=0).usable(5)
+USABLE = Server(max_connections=100, superuser_reserved=3, reserved=0, others=1).usable(5)
+"""The operator's own connection is one of others."""
 
 
 def fits(consumers: int, sessions: int, pods: int) -> bool:
