@@ -18,7 +18,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from e2e.cluster.control_plane import ControlPlane
 from poolkeeper import names, webhook_certificate
-from poolkeeper.cluster import Cluster, ClusterError
+from poolkeeper.cluster import Cluster, ClusterError, Conflict
 from poolkeeper.cluster import Refused as ClusterRefused
 from poolkeeper.settings import Settings, Webhook
 from poolkeeper.world import Ref
@@ -186,6 +186,24 @@ def test_the_operator_may_open_the_gate_of_a_pooler_pod_and_say_why(operator: Ap
     assert conditions_of(answer) == {names.GATE: "True", "PodScheduled": "True"}
     patch_condition(operator, pooler, gate(reason="WithinBudget"))
     operator.merge(pooler, {"metadata": {"annotations": {names.GENERATION_ANNOTATION: "9"}}})
+
+
+async def test_what_the_operator_sends_to_open_the_gate_is_let_through_by_the_policy(
+    control_plane: ControlPlane, api: Api, operator: Api, pooler: str
+) -> None:
+    configuration = Configuration()
+    kubeconfig = str(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
+    await aio_config.load_kube_config(kubeconfig, client_configuration=configuration)
+    cluster = Cluster(ApiClient(configuration))
+    uid = api.get(pooler)["metadata"]["uid"]
+    try:
+        for _ in range(2):
+            answer = await cluster.admit_pod("web", "pooler", uid)
+            assert conditions_of(answer) == {names.GATE: "True", "PodScheduled": "True"}
+        with pytest.raises(Conflict):
+            await cluster.admit_pod("web", "gone", uid)
+    finally:
+        await cluster.close()
 
 
 def test_kubelets_status_of_a_pod_is_no_hindrance(api: Api, operator: Api, pooler: str) -> None:

@@ -125,6 +125,11 @@ def test_a_url_is_read_from_its_secret() -> None:
     assert database.budget.max_connections is None
 
 
+def test_what_a_selector_may_find_does_not_count_against_the_budget() -> None:
+    spec = consumers({"namespace": "web"}, {"namespaceSelector": {}, "limits": {"sessionConnections": 50}})
+    assert parse(body(changed("budget.maxConnections", 3, spec))).budget.max_connections == 3
+
+
 def test_a_deletion_timestamp_shows() -> None:
     dying = body(MINIMAL)
     dying["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
