@@ -28,10 +28,11 @@ class Sampling:
         self._agent = Agent(server.agent.namespace, server.agent.pod)
         self._name = f"sampler-{next(self._names)}"
         self._server, self._period = server, period
-        self._places = [*places]
+        self._places = places
         self._passwords: dict[str, str] = {}
         self._over = threading.Event()
         self._follower = threading.Thread(target=self._follow, daemon=True)
+        self._failure: Exception | None = None
         self.record = Record((), (), ())
 
     def __enter__(self) -> Sampling:
@@ -45,10 +46,8 @@ class Sampling:
         self._follower.join()
         self.record = parse(self._agent.call("stop_sampler", sampler=self._name))
         self._agent.close()
-
-    def follow(self, place: Place) -> None:
-        """Ask the consoles of this place's poolers, too, as soon as there are any."""
-        self._places.append(place)
+        if self._failure is not None:
+            raise RuntimeError("new poolers were not watched") from self._failure
 
     def caps(self) -> dict[str, dict[str, int]]:
         """What each console showed last: caps by address and entry."""
@@ -57,11 +56,14 @@ class Sampling:
 
     def _follow(self) -> None:
         """Tell the sampler which poolers there are: from a pod's address on, until the pod is gone."""
-        while not self._over.wait(_FOLLOW_SECONDS):
-            consoles: dict[str, str] = {}
-            for place in self._places:
-                consoles |= self._consoles(place)
-            self._agent.call("watch_consoles", sampler=self._name, consoles=consoles)
+        try:
+            while not self._over.wait(_FOLLOW_SECONDS):
+                consoles: dict[str, str] = {}
+                for place in self._places:
+                    consoles |= self._consoles(place)
+                self._agent.call("watch_consoles", sampler=self._name, consoles=consoles)
+        except Exception as error:  # whatever it is, the block has to fail by it
+            self._failure = error
 
     def _consoles(self, place: Place) -> dict[str, str]:
         addresses = [
