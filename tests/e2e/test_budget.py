@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ RESERVE = 5
 SUPERUSER_RESERVED = 3  # and reserved_connections are 0
 USABLE = MAX_CONNECTIONS - SUPERUSER_RESERVED - RESERVE
 FOREIGN, FOREIGN_RESERVE = 8, 9
-"""So many foreign sessions come at once. What is kept free for such has to be enough until the poolers give way."""
+"""So many foreign sessions come at once; what is kept free has to do until the poolers give way."""
 CLIENTS_PER_PROGRAM = 125
 CROWD = {f"{program}-{number}": PROGRAMS[program] for program in ("pg", "psycopg-pool") for number in range(2)}
 """Four programs: 500 clients. Each has a connection of its own to the keeper and through it to the poolers."""
@@ -240,9 +241,7 @@ def test_caps_follow_when_foreign_connections_rise(shop: Place, crowd: Fleet, sm
     most = int(small.run("SHOW max_connections")[0]["max_connections"])
     rest = usable(most, FOREIGN_RESERVE) - FOREIGN
     with Sampling(small, shop) as sampling:
-        wait_until(
-            lambda: rest < together(sampling) <= rest + FOREIGN, 30, "all but the reserve to be handed out"
-        )
+        wait_until(lambda: rest < together(sampling) <= rest + FOREIGN, 30, "caps but for the reserve")
         with crowd.during(f"{FOREIGN} foreign sessions") as outcome, ExitStack() as stack:
             for _ in range(FOREIGN):
                 session = Session(small.agent, dsn(small.host, "reports", "reports", "postgres"))
@@ -314,5 +313,5 @@ def test_what_cannot_fit_is_said(
     place.patch({"budget": {"reserve": RESERVE}})
     place.wait_condition("WithinBudget", "True", "WithinBudget", within=30)
     for name in names:
-        url = wait_until(lambda name=name: place.secret(name).get("DATABASE_URL"), 30, f"Secret {name}")
-        assert agent.query_soon(url, "SELECT 1 AS one", within=10) == [{"one": "1"}]
+        secret = wait_until(partial(place.secret, name), 30, f"Secret {name}")
+        assert agent.query_soon(secret["DATABASE_URL"], "SELECT 1 AS one", within=10) == [{"one": "1"}]
