@@ -1,4 +1,4 @@
-"""``python -m e2e.bench reconcile | reload | keeper | all``"""
+"""``python -m e2e.bench reconcile | reload | keeper | budget | all``"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from e2e.bench import admission, figures, moving, ratios, reconcile, reload, rollouts
+from e2e.bench import admission, budget, figures, moving, ratios, reconcile, reload, rollouts
 from e2e.bench.figures import Figure
 from e2e.cluster.shell import ClusterError, say
 
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "reconcile": reconcile.run,
     "reload": reload.run,
     "keeper": keeper,
+    "budget": budget.run,
 }
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 LOGIN = "hand"
 
 
-def configuration(database: str, upstream: str, directory: str, port: int = 6432) -> str:
-    """pgbouncer.ini with one database, for every client of the userlist. `upstream` is a connection string."""
+def configuration(
+    database: str, upstream: str, directory: str, port: int = 6432, pool_size: int | None = None
+) -> str:
+    """pgbouncer.ini with one database, for every client of the userlist. `upstream` is a connection string,
+    `pool_size` the most connections to it; None: PgBouncer's default."""
     lines = [
         "[databases]",
         f"{database} = {upstream}",
@@ -22,6 +25,8 @@ def configuration(database: str, upstream: str, directory: str, port: int = 6432
         "server_tls_sslmode = disable",
         "ignore_startup_parameters = extra_float_digits,options",
     ]
+    if pool_size is not None:
+        lines.append(f"default_pool_size = {pool_size}")
     return "\n".join(lines) + "\n"
 
 

@@ -147,9 +147,14 @@ def _pgbench(way: Way, scratch: Path, clients: int, *arguments: str) -> float:
         text=True,
         timeout=SECONDS + 60,
     )
-    found = _TPS.search(done.stdout)
-    if done.returncode != 0 or found is None or "failed transactions: 0 " not in done.stdout:
-        raise ClusterError(f"pgbench: {done.stdout[-500:]} {done.stderr[-500:]}")
+    return transactions_per_second(done.stdout, done.stderr)
+
+
+def transactions_per_second(said: str, complaints: str = "") -> float:
+    """What pgbench's report says. Raises ClusterError where there is none, or a transaction failed."""
+    found = _TPS.search(said)
+    if found is None or "failed transactions: 0 " not in said or "aborted" in complaints:
+        raise ClusterError(f"pgbench: {said[-500:]} {complaints[-500:]}")
     return float(found[1])
 
 

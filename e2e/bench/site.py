@@ -21,13 +21,13 @@ OBSERVER = "bench-observer"
 
 
 @contextlib.contextmanager
-def site() -> Iterator[Place]:
+def site(max_connections: int = 200) -> Iterator[Place]:
     """A place without a PooledDatabase yet; gone afterwards. Needs the operator of this checkout."""
     image = _installed_image()
     _remove()
     try:
         with _observer(image) as agent:
-            yield _place(agent)
+            yield _place(agent, max_connections)
     finally:
         _remove()
 
@@ -62,16 +62,21 @@ def _observer(image: str) -> Iterator[Agent]:
         agent.close()
 
 
-def _place(agent: Agent) -> Place:
+def server(agent: Agent, max_connections: int, name: str = postgres.NAME) -> Server:
+    """A PostgreSQL, as soon as it answers."""
+    password = secrets.token_urlsafe(16)
+    host = postgres.start(DATABASE_NAMESPACE, password, name=name, max_connections=max_connections)
+    postgres.wait(DATABASE_NAMESPACE, name)
+    agent.query_soon(dsn(host, "postgres", password, "postgres"), "SELECT 1", within=15)
+    return Server(agent, host, password)
+
+
+def _place(agent: Agent, max_connections: int) -> Place:
     """PostgreSQL with a role and a database, and the namespaces of the PooledDatabase and its consumer."""
     namespaces((DATABASE_NAMESPACE, {}), (DATA, {}), (APPS, {"poolkeeper.io/accept-from": DATA}))
-    password = secrets.token_urlsafe(16)
-    host = postgres.start(DATABASE_NAMESPACE, password)
-    postgres.wait(DATABASE_NAMESPACE)
-    agent.query_soon(dsn(host, "postgres", password, "postgres"), "SELECT 1", within=15)
-    server = Server(agent, host, password)
-    place = Place(agent, server, DATA, APPS, "shop", secrets.token_urlsafe(16), "shop")
-    server.create(place.role, place.password, place.database)
+    made = server(agent, max_connections)
+    place = Place(agent, made, DATA, APPS, "shop", secrets.token_urlsafe(16), "shop")
+    made.create(place.role, place.password, place.database)
     place.write_owner(place.password)
     return place
 

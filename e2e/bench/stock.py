@@ -36,20 +36,31 @@ signal.pause()
 
 @dataclass(frozen=True)
 class Stock:
-    """PgBouncer in front of the place's database. `ending` is SIGTERM or SIGINT."""
+    """PgBouncer in front of the place's database. `ending` is SIGTERM or SIGINT; `pool_size` None leaves it at
+    PgBouncer's default."""
 
     place: Place
     ending: str
+    replicas: int = REPLICAS
+    pool_size: int | None = None
 
     @property
     def name(self) -> str:
         return f"stock-{self.ending.lower()}"
 
     def deploy(self) -> None:
-        """Start it, wait until it is ready; its clients' Secret lies in the consumer's namespace."""
+        """Start it, wait until it is ready; its clients' Secret lies in the consumer's namespace, and has the
+        URL and libpq's variables."""
         password = secrets.token_urlsafe(16)
         host = f"{self.name}.{self.place.data}.svc"
         url = dsn(host, by_hand.LOGIN, password, self.place.database, 6432)
+        variables = {
+            "PGHOST": host,
+            "PGPORT": "6432",
+            "PGUSER": by_hand.LOGIN,
+            "PGPASSWORD": password,
+            "PGDATABASE": self.place.database,
+        }
         service = {
             "apiVersion": "v1",
             "kind": "Service",
@@ -60,7 +71,7 @@ class Stock:
             kube.secret(self.place.data, self.name, self._files(password)),
             service,
             self._deployment(),
-            kube.secret(self.place.web, self.name, {"DATABASE_URL": url}),
+            kube.secret(self.place.web, self.name, {"DATABASE_URL": url, **variables}),
         ]
         kube.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": bodies}))
         self.settle()
@@ -71,7 +82,7 @@ class Stock:
         self.settle()
 
     def scale_up_and_down(self) -> None:
-        for replicas in (5, 1, REPLICAS):
+        for replicas in (5, 1, self.replicas):
             kubectl("-n", self.place.data, "scale", f"deployment/{self.name}", f"--replicas={replicas}")
             self.settle(replicas)
 
@@ -92,15 +103,17 @@ class Stock:
     def pods(self) -> list[Object]:
         return kube.items("pods", self.place.data, f"app={self.name}")
 
-    def settle(self, replicas: int = REPLICAS) -> None:
+    def settle(self, replicas: int | None = None) -> None:
         """Wait until the new pods are ready and the old ones gone."""
         words = ("rollout", "status", f"deployment/{self.name}", f"--timeout={_SETTLES_SECONDS:.0f}s")
         kubectl("-n", self.place.data, *words, timeout=_SETTLES_SECONDS + 10)
 
-        def settled() -> bool:
-            return len(self.pods()) == replicas
+        wanted = self.replicas if replicas is None else replicas
 
-        wait_until(settled, _SETTLES_SECONDS, f"{replicas} pods of {self.name}")
+        def settled() -> bool:
+            return len(self.pods()) == wanted
+
+        wait_until(settled, _SETTLES_SECONDS, f"{wanted} pods of {self.name}")
 
     def _files(self, password: str) -> dict[str, str]:
         place = self.place
@@ -108,7 +121,9 @@ class Stock:
             f"host={place.server.host} dbname={place.database} user={place.role} password={place.password}"
         )
         return {
-            "pgbouncer.ini": by_hand.configuration(place.database, upstream, "/etc/pgbouncer"),
+            "pgbouncer.ini": by_hand.configuration(
+                place.database, upstream, "/etc/pgbouncer", pool_size=self.pool_size
+            ),
             "userlist.txt": by_hand.userlist(password),
         }
 
@@ -132,7 +147,7 @@ class Stock:
             "kind": "Deployment",
             "metadata": {"namespace": self.place.data, "name": self.name},
             "spec": {
-                "replicas": REPLICAS,
+                "replicas": self.replicas,
                 "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
                 "selector": {"matchLabels": labels},
                 "template": {"metadata": {"labels": labels}, "spec": pod},

@@ -11,13 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import psycopg
 
 CONNECT_SECONDS = 6
+CONSOLE_SECONDS = 0.5
+MOST_CONSOLES = 24
+LIMITS = "max_connections", "superuser_reserved_connections", "reserved_connections"
+ACTIVITY = """SELECT pid, extract(epoch FROM backend_start)::float8, coalesce(usename, ''),
+    coalesce(rolsuper, false), coalesce(host(client_addr), ''), coalesce(client_port, 0), application_name
+  FROM pg_stat_activity LEFT JOIN pg_roles ON pg_roles.oid = usesysid
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"""
 _sessions: dict[str, psycopg.Connection[Any]] = {}
 _loads: dict[str, Load] = {}
+_samplers: dict[str, Sampler] = {}
 _output = threading.Lock()
 
 
@@ -68,6 +77,107 @@ class Load:
         with self._lock:
             failures = {"failed": len(self.failures), "failures": self.failures[:5]}
             return {"succeeded": self.succeeded, "longest": self.longest, **failures}
+
+
+class Sampler:
+    """Writes down again and again who is connected to a server, and right afterwards what poolers' consoles
+    show. Backends are numbered in the record, and a console's caps are in it when they change."""
+
+    def __init__(self, dsn: str, period: float) -> None:
+        self._dsn, self._period = dsn, period
+        self._stop = threading.Event()
+        self._consoles: dict[str, psycopg.Connection[Any] | None] = {}
+        self._asked: dict[str, Future[Any]] = {}
+        self._opening: set[str] = set()
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self.caps: dict[str, dict[str, int]] = {}
+        self._limits: list[Any] = []
+        self._samples: list[Any] = []
+        self._tables: list[Any] = []
+        self._threads = ThreadPoolExecutor(MOST_CONSOLES)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def watch(self, consoles: dict[str, str]) -> None:
+        """Ask these consoles from now on, given as connection strings by address, and no others."""
+        for address in [*self._consoles]:
+            if address not in consoles:
+                self._consoles.pop(address)
+                self.caps.pop(address, None)
+        for address, dsn in consoles.items():
+            if self._consoles.setdefault(address, None) is None and address not in self._opening:
+                self._opening.add(address)
+                self._threads.submit(self._open, address, dsn)
+
+    def stop(self) -> dict[str, Any]:
+        self._stop.set()
+        self._thread.join()
+        self._threads.shutdown()
+        for connection in filter(None, self._consoles.values()):
+            connection.close()
+        record = {"limits": self._limits, "samples": self._samples, "tables": self._tables}
+        return {**record, "backends": [*self._numbers]}
+
+    def _run(self) -> None:
+        server, due = None, time.monotonic()
+        while not self._stop.is_set():
+            try:
+                if server is None or server.closed:
+                    server = psycopg.connect(self._dsn, autocommit=True, connect_timeout=CONNECT_SECONDS)
+                    found = [server.execute(f"SHOW {name}".encode()).fetchone() for name in LIMITS]
+                    self._limits.append([time.time(), *(int(row[0]) for row in found if row)])
+                rows = server.execute(ACTIVITY.encode()).fetchall()
+            except (
+                psycopg.Error
+            ):  # the server is being restarted; that samples are missing is seen by their times
+                time.sleep(self._period)
+                continue
+            at = time.time()
+            backends = [self._numbers.setdefault(row, len(self._numbers)) for row in rows]
+            self._samples.append([at, backends, self._read_consoles(at)])
+            due = max(due + self._period, time.monotonic())
+            self._stop.wait(due - time.monotonic())
+        if server is not None:
+            server.close()
+
+    def _read_consoles(self, at: float) -> dict[str, Any]:
+        """The server connections on each console, None where it doesn't answer in time."""
+        found: dict[str, Any] = dict.fromkeys(self._consoles)
+        for address, connection in [*self._consoles.items()]:
+            if connection is not None and (address not in self._asked or self._asked[address].done()):
+                self._asked[address] = self._threads.submit(self._read, connection)
+        asked = {address: self._asked[address] for address in found if address in self._asked}
+        wait(asked.values(), CONSOLE_SECONDS)
+        for address, future in asked.items():
+            if not future.done():
+                continue
+            if future.exception() is not None:
+                self._consoles[address] = None
+                del self._asked[address]
+                continue
+            found[address], caps = future.result()
+            if self.caps.get(address) != caps:
+                self.caps[address] = caps
+                self._tables.append([at, address, caps])
+        return found
+
+    def _read(self, connection: psycopg.Connection[Any]) -> Any:
+        servers = query(connection, "SHOW SERVERS")
+        databases = query(connection, "SHOW DATABASES")
+        links = [[int(row["remote_pid"]), int(row["local_port"]), row["state"]] for row in servers]
+        return links, {
+            row["name"]: int(row["max_connections"]) for row in databases if row["name"] != "pgbouncer"
+        }
+
+    def _open(self, address: str, dsn: str) -> None:
+        try:
+            opened = connect(dsn, console=True)
+            if address in self._consoles:
+                self._consoles[address] = opened
+        except psycopg.Error:
+            pass  # it isn't up yet, or no more; the next watch() tries again
+        finally:
+            self._opening.discard(address)
 
 
 def connect(dsn: str, *, console: bool = False, prepare: int | None = None) -> psycopg.Connection[Any]:
@@ -135,6 +245,22 @@ def stop_load(load: str) -> dict[str, Any]:
     return _loads.pop(load).stop()
 
 
+def start_sampler(sampler: str, dsn: str, period: float) -> None:
+    _samplers[sampler] = Sampler(dsn, period)
+
+
+def watch_consoles(sampler: str, consoles: dict[str, str]) -> None:
+    _samplers[sampler].watch(consoles)
+
+
+def sampled_caps(sampler: str) -> dict[str, dict[str, int]]:
+    return dict(_samplers[sampler].caps)
+
+
+def stop_sampler(sampler: str) -> dict[str, Any]:
+    return _samplers.pop(sampler).stop()
+
+
 _ORDERS: dict[str, Callable[..., Any]] = {
     order.__name__: order
     for order in (
@@ -147,6 +273,10 @@ _ORDERS: dict[str, Callable[..., Any]] = {
         start_load,
         load_figures,
         stop_load,
+        start_sampler,
+        watch_consoles,
+        sampled_caps,
+        stop_sampler,
     )
 }
 

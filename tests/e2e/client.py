@@ -29,6 +29,7 @@ class Agent:
     """A database client in the cluster."""
 
     def __init__(self, namespace: str, pod: str) -> None:
+        self.namespace, self.pod = namespace, pod
         program = (Path(__file__).parent / "agent.py").read_text()
         self._process = subprocess.Popen(
             argv("kubectl", "-n", namespace, "exec", "-i", pod, "--", "python", "-u", "-c", program),

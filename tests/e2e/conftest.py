@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,13 +115,13 @@ def _numbers() -> Iterator[int]:
 def make_place(agent: Agent, server: Server, _numbers: Iterator[int]) -> Callable[..., Place]:
     """Makes a place: a role and a database, two namespaces of which the second accepts the first."""
 
-    def make(role: str = "", password: str = "") -> Place:
+    def make(role: str = "", password: str = "", at: Server = server) -> Place:
         number = next(_numbers)
         data, web = f"e2e-{_RUN}-{number}-data", f"e2e-{_RUN}-{number}-web"
         namespaces((data, {}), (web, {"poolkeeper.io/accept-from": data}))
         role = f"{role or 'shop'}_{number}"
-        place = Place(agent, server, data, web, role, password or secrets.token_urlsafe(16), f"shop_{number}")
-        server.create(place.role, place.password, place.database)
+        place = Place(agent, at, data, web, role, password or secrets.token_urlsafe(16), f"shop_{number}")
+        at.create(place.role, place.password, place.database)
         place.write_owner(place.password)
         return place
 
@@ -141,17 +142,23 @@ def place(new_place: Callable[..., Place]) -> Place:
 
 
 @pytest.fixture(scope="module")
-def module_place(make_place: Callable[..., Place]) -> Iterator[Place]:
-    """A place that the tests of one module share."""
+def new_module_place(make_place: Callable[..., Place]) -> Iterator[Callable[..., Place]]:
+    """Makes places that the tests of one module share."""
     with _disposable(make_place) as make:
-        yield make()
+        yield make
+
+
+@pytest.fixture(scope="module")
+def module_place(new_module_place: Callable[..., Place]) -> Place:
+    """A place that the tests of one module share."""
+    return new_module_place()
 
 
 @contextmanager
 def _disposable(make_place: Callable[..., Place]) -> Iterator[Callable[..., Place]]:
     made: list[str] = []
 
-    def make(**arguments: str) -> Place:
+    def make(**arguments: Any) -> Place:
         place = make_place(**arguments)
         made.extend((place.data, place.web))
         return place

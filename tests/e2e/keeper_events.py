@@ -113,10 +113,15 @@ def kill_operator_in_mid_rollout(place: Place) -> None:
     before = place.identities()
     place.patch({"pooler": {"podAnnotations": {"example.com/rolled": secrets.token_hex(4)}}})
     wait_until(lambda: _ending(place), SETTLES_SECONDS, "a pooler pod to be ending")
-    kubectl("-n", NAMESPACE, "delete", "pod", *operator_pods(), "--force", "--grace-period=0")
+    kill_operator()
     wait_until(lambda: not before.keys() & place.identities().keys(), SETTLES_SECONDS, "the old pods to go")
     install.wait_for_rollout()
     place.wait_settled(SETTLES_SECONDS)
+
+
+def kill_operator() -> None:
+    """Every pod of it, at once."""
+    kubectl("-n", NAMESPACE, "delete", "pod", *operator_pods(), "--force", "--grace-period=0")
 
 
 def upgrade_operator(place: Place) -> None:

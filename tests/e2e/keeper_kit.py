@@ -197,12 +197,12 @@ class Fleet:
     def _ask(self, pod: Object, path: str = "") -> Object:
         """A program's counters; with the path `reset` they begin anew."""
         where = f"{pod['metadata']['name']}:{PORT}"
-        core = _core()
+        api = core()
         raw = {"_preload_content": False}
         if path:
-            answer = core.connect_post_namespaced_pod_proxy_with_path(where, self.namespace, path, **raw)
+            answer = api.connect_post_namespaced_pod_proxy_with_path(where, self.namespace, path, **raw)
         else:
-            answer = core.connect_get_namespaced_pod_proxy(where, self.namespace, **raw)
+            answer = api.connect_get_namespaced_pod_proxy(where, self.namespace, **raw)
         found: Object = json.loads(answer.data)
         return found
 
@@ -254,6 +254,6 @@ def _tally(program: str, found: Object) -> Tally:
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """One connection pool for all questions: a kubectl for each would take processor time from the programs."""
     return client.CoreV1Api(config.new_client_from_config(str(KUBECONFIG)))

@@ -199,20 +199,24 @@ class Place:
     @contextmanager
     def consoles(self, pods: Collection[str] = ()) -> Iterator[list[Session]]:
         """A console connection to every pooler pod that is not ending, or to those named."""
-        logins = self.secret("shop-pooler-logins", self.data)
-        password = json.loads(logins["console"])["password"]
+        password = self.console_password()
         with ExitStack() as stack:
             yield [
                 stack.enter_context(
-                    Session(
-                        self.agent,
-                        dsn(pod["status"]["podIP"], "poolkeeper", password, "pgbouncer", port=6432),
-                        console=True,
-                    )
+                    Session(self.agent, self.console_dsn(pod["status"]["podIP"], password), console=True)
                 )
                 for pod in self.pods()
                 if "deletionTimestamp" not in pod["metadata"] and (not pods or pod["metadata"]["name"] in pods)
             ]
+
+    def console_password(self) -> str:
+        """Of the poolers' consoles."""
+        logins = self.secret("shop-pooler-logins", self.data)
+        return str(json.loads(logins["console"])["password"])
+
+    @staticmethod
+    def console_dsn(address: str, password: str) -> str:
+        return dsn(address, "poolkeeper", password, "pgbouncer", port=6432)
 
     def reconnect(self) -> None:
         """Have every pooler open new connections to the upstream, with whatever login it has."""

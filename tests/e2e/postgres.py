@@ -21,11 +21,21 @@ kubelet waits ever longer before it starts a container again."""
 
 
 def start(
-    namespace: str, password: str, certificate: Pair | None = None, replicas: int = 1, name: str = NAME
+    namespace: str,
+    password: str,
+    certificate: Pair | None = None,
+    replicas: int = 1,
+    name: str = NAME,
+    max_connections: int | None = 200,
 ) -> str:
-    """Create the server; with ``replicas`` 0 it is there by name and down. Returns its host name."""
+    """Create the server; with ``replicas`` 0 it is there by name and down. Returns its host name.
+
+    With ``max_connections`` None it is PostgreSQL's own default, which ALTER SYSTEM can change.
+    """
     files = {"password": password}
-    arguments = ["-c", "fsync=off", "-c", "max_connections=200"]
+    arguments = ["-c", "fsync=off"]
+    if max_connections is not None:
+        arguments += ["-c", f"max_connections={max_connections}"]
     if certificate is not None:
         files |= {"tls.crt": _text(certificate.certificate), "tls.key": _text(certificate.key)}
         arguments += [
@@ -57,6 +67,11 @@ def restart(namespace: str) -> None:
     begun = kubectl(*pod, *_STARTED)
     kubectl(*pod, "pg_ctl", "stop", "--mode=fast", "--no-wait", "--silent")
     wait_until(lambda: _started(pod) not in ("", begun), _RESTART_SECONDS, "PostgreSQL to be back")
+
+
+def log(namespace: str, name: str = NAME) -> str:
+    """All that it has logged."""
+    return kubectl("-n", namespace, "logs", f"deployment/{name}", "--tail=-1")
 
 
 def service(namespace: str, name: str, server: str = NAME) -> Object:
