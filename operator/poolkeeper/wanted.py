@@ -11,6 +11,7 @@ from poolkeeper import certificates, consent, names, pause, peers
 from poolkeeper.api import PooledDatabase
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import (
+    autoscaler,
     deployment,
     disruption_budget,
     entries,
@@ -129,6 +130,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             deployment.render(database, settings, logins.console),
             service.render(database),
             disruption_budget.render(database),
+            *autoscaler.render(database),
             network_policy.render(database, (item.namespace for item in granted.granted), settings),
         ),
         bindings=tuple(

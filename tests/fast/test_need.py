@@ -428,6 +428,31 @@ def test_demand_that_alternates_moves_little(period: int) -> None:
     assert len(late) <= 10, late
 
 
+JOBS = ("shop", "jobs")
+
+
+def three() -> Server:
+    return Server(60, [database("shop", consumer("web"), consumer("api"), consumer("jobs"))])
+
+
+def test_nobody_begins_to_lend_soon_after_somebody_else_did() -> None:
+    server = three()
+    server.run(22, lambda now: {WEB: 60, JOBS: 20 if now < 1004 else 0})
+    server.run(30, steady(web=60))
+    assert server.caps == {WEB: 56, API: 2, JOBS: 2}
+    first, second = server.changes
+    assert second - first >= LEND_EVERY_SECONDS
+
+
+def test_others_that_lend_later_change_nothing_for_who_lends_already() -> None:
+    """Its ceiling would go up and down with whatever it used last."""
+    server = three()
+    server.run(30, steady(web=60, api=6, jobs=20))
+    assert server.caps == {WEB: 25, API: 9, JOBS: 26}
+    server.run(40, steady(web=60, api=8))
+    assert server.caps == {WEB: 49, API: 9, JOBS: 2}
+
+
 def test_the_pauses_between_changes_are_kept() -> None:
     names = [f"app-{number}" for number in range(30)]
     server = Server(300, [database("shop", *(consumer(name) for name in names))])
