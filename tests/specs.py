@@ -65,6 +65,7 @@ BY_HOST: Spec = {
         "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
         "priorityClassName": "high",
         "drainSeconds": 300,
+        "autoscaling": {"min": 2, "max": 6},
     },
     "keeper": {
         "enabled": True,
@@ -388,10 +389,20 @@ SECRET_NAMES = (
     Bad("two dots", consumers({"namespace": "web", "secretName": "a..b"}), _SECRET_NAME),
 )
 
+
+def autoscaling(least: int, most: int) -> Spec:
+    return changed("pooler.autoscaling", {"min": least, "max": most})
+
+
 _QUANTITY = ("spec.pooler.resources.limits", "quantity", "write an amount such as 250m")
 POOLERS = (
     Bad("negative replicas", changed("pooler.replicas", -1), ("spec.pooler.replicas", "0")),
     Bad("101 replicas", changed("pooler.replicas", 101), ("spec.pooler.replicas", "100")),
+    Bad("no pods at least", autoscaling(0, 4), ("spec.pooler.autoscaling.min", "1")),
+    Bad("101 pods at most", autoscaling(2, 101), ("spec.pooler.autoscaling.max", "100")),
+    Bad("min without max", changed("pooler.autoscaling", {"min": 2}), ("spec.pooler.autoscaling.max",)),
+    Bad("max without min", changed("pooler.autoscaling", {"max": 2}), ("spec.pooler.autoscaling.min",)),
+    Bad("min above max", autoscaling(5, 4), ("spec.pooler.autoscaling.min", "lower min, or raise max")),
     Bad("negative drain", changed("pooler.drainSeconds", -1), ("spec.pooler.drainSeconds", "0")),
     Bad("long drain", changed("pooler.drainSeconds", 3601), ("spec.pooler.drainSeconds", "3600")),
     Bad(

@@ -27,6 +27,7 @@ from poolkeeper.fields import (
 )
 from poolkeeper.keeper_template import AUTHS, MANUAL, ROLLOUTS, TRUST
 from poolkeeper.resource import (
+    Autoscaling,
     ConsumerRule,
     CredentialsRef,
     Keeper,
@@ -179,7 +180,18 @@ def _pooler(fields: Fields) -> Pooler:
         affinity=dict(affinity) or None,
         priority_class_name=fields.text("priorityClassName", OBJECT_NAME),
         drain_seconds=fields.integer("drainSeconds", 0, 3600, default=30),
+        autoscaling=_autoscaling(fields.object("autoscaling")) if fields.has("autoscaling") else None,
     )
+
+
+def _autoscaling(fields: Fields) -> Autoscaling:
+    for name in ("min", "max"):
+        if not fields.has(name):
+            raise SpecError(fields.at(name), "is missing", "write a number of pooler pods, 1 to 100")
+    scaling = Autoscaling(fields.integer("min", 1, 100, default=1), fields.integer("max", 1, 100, default=1))
+    if scaling.min > scaling.max:
+        raise SpecError(fields.at("min"), "is more than max", "lower min, or raise max")
+    return scaling
 
 
 def _keeper(fields: Fields) -> Keeper:

@@ -78,6 +78,8 @@ class Consumer:
     weight: int = 100
     limit: int | None = None
     sessions: int = 1
+    ceiling: int | None = None
+    """The most for its main entry over all pods, for now: what it doesn't use is lent to others (need.py)."""
 
     @property
     def floor(self) -> int:
@@ -152,8 +154,8 @@ def party(name: str, weight: int, most: int | None, pods: int, consumers: Sequen
     spec.budget.maxConnections; it takes no more either than its consumers may have together."""
     if pods == 0 or not consumers:
         return Party(name, weight, 0, 0)
-    limits = [None if item.limit is None else max(item.limit, pods * item.floor) for item in consumers]
-    known = [limit for limit in limits if limit is not None]
+    limits = [_ceiling(item, pods) for item in consumers]
+    known = [limit + pods * item.sessions for limit, item in zip(limits, consumers, strict=True) if limit]
     ceilings = [sum(known)] if len(known) == len(limits) else []
     ceilings += [] if most is None else [most]
     floor = sum(item.floor for item in consumers)
@@ -207,10 +209,10 @@ def divide(
 
 
 def _ceiling(consumer: Consumer, pods: int) -> int | None:
-    """Of its main entry."""
-    if consumer.limit is None:
-        return None
-    return max(pods, consumer.limit - consumer.sessions * pods)
+    """Of its main entry, at least 1 on each pod."""
+    known = [] if consumer.ceiling is None else [consumer.ceiling]
+    known += [] if consumer.limit is None else [consumer.limit - consumer.sessions * pods]
+    return max(pods, min(known)) if known else None
 
 
 def _that_fit(share: int, pods: int, consumers: Sequence[Consumer], in_force: frozenset[str]) -> list[Consumer]:

@@ -68,12 +68,15 @@ RESOURCES: Mapping[str, Resource] = {
     "StatefulSet": Resource("apps/v1", "statefulsets"),
     "DaemonSet": Resource("apps/v1", "daemonsets"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
+    "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "MutatingWebhookConfiguration": Resource(
         "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", namespaced=False
     ),
 }
-CHILD_KINDS = ("Deployment", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service")
+CHILD_KINDS = (
+    "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service",
+)  # fmt: skip
 
 
 _CONNECTION_FAULTS = (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError)

@@ -87,7 +87,7 @@ def fit(name: str, limit: int) -> str:
 
 
 def pooler_name(owner: str) -> str:
-    """Name of the Deployment, Service, PodDisruptionBudget and NetworkPolicy of a PooledDatabase.
+    """Name of the Deployment, Service, PodDisruptionBudget, NetworkPolicy and HorizontalPodAutoscaler.
 
     A Service's name is an RFC 1035 label, so the name of a PooledDatabase has to be one too (api.py).
     """

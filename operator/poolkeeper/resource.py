@@ -48,6 +48,14 @@ class Upstream:
 
 
 @dataclass(frozen=True)
+class Autoscaling:
+    """Between how many pooler pods a HorizontalPodAutoscaler chooses."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
 class Pooler:
     """The pooler pods. `parameters` are PgBouncer's settings as canonical text; drain_seconds is seconds."""
 
@@ -64,6 +72,7 @@ class Pooler:
     affinity: dict[str, Any] | None
     priority_class_name: str | None
     drain_seconds: int
+    autoscaling: Autoscaling | None = None
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,9 @@ def pooler_available(database: PooledDatabase, world: World) -> Condition:
     pods = [pod for pod in world.pods if not pod.terminating]
     ready_pods = sum(pod.ready for pod in pods)
     counts = f"{ready_pods} of {replicas} pooler pods are ready"
-    refused = _refusal(world, "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy")
+    refused = _refusal(
+        world, "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler"
+    )
     if refused is not None:
         return Condition(kind, FALSE, *refused)
     if replicas == 0:

@@ -13,6 +13,7 @@ from poolkeeper.budget import Caps
 from poolkeeper.budget_order import Order, order
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import (
+    autoscaler,
     deployment,
     disruption_budget,
     entries,
@@ -137,6 +138,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             deployment.render(database, settings, logins.console, most_pods),
             service.render(database),
             disruption_budget.render(database),
+            *autoscaler.render(database),
             network_policy.render(database, (item.namespace for item in granted.granted), settings),
         ),
         bindings=tuple(

@@ -13,7 +13,7 @@ from poolkeeper.api import (
     Tls,
     parse,
 )
-from poolkeeper.resource import Budget, Terms
+from poolkeeper.resource import Autoscaling, Budget, Terms
 from tests import specs
 from tests.specs import BY_HOST, BY_URL, MINIMAL, Bad, body, changed, consumers
 
@@ -66,6 +66,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert database.pooler.parameters == {}
     assert database.pooler.resources is None
     assert database.pooler.affinity is None
+    assert database.pooler.autoscaling is None
     assert database.keeper == Keeper(
         enabled=True,
         image=None,
@@ -103,6 +104,7 @@ def test_every_field_is_read() -> None:
     assert pooler.tolerations == BY_HOST["pooler"]["tolerations"]
     assert pooler.affinity == BY_HOST["pooler"]["affinity"]
     assert pooler.priority_class_name == "high"
+    assert pooler.autoscaling == Autoscaling(min=2, max=6)
     assert database.keeper == Keeper(
         enabled=True,
         image="registry.example:5000/keeper:1.26.1@sha256:00",

@@ -27,6 +27,7 @@ WORK_RIGHTS = {
     "apps/deployments": CHILD,
     "/services": CHILD,
     "policy/poddisruptionbudgets": CHILD,
+    "autoscaling/horizontalpodautoscalers": CHILD,
     "networking.k8s.io/networkpolicies": CHILD,
     "/secrets": CHILD,
     "/pods": READ,

@@ -77,7 +77,9 @@ def test_an_event_of_the_same_transition_has_the_same_name_and_another_has_anoth
     assert {event.name for event in other} != {event.name for event in first}
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"])
+@pytest.mark.parametrize(
+    "kind", ["Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler"]
+)
 def test_what_the_api_server_refuses_is_quoted(cluster: Simulation, kind: str) -> None:
     body, _ = told(cluster, refusals=refused(cluster.world(), kind, "data", "shop-pooler"))
     condition = conditions(body)["PoolerAvailable"]

@@ -38,9 +38,12 @@ _GROUPS = {
     "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     "ResourceQuota": "/api/v1/namespaces/{}/resourcequotas",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
+    "HorizontalPodAutoscaler": "/apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
 }
-CHILD_KINDS = ("Deployment", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service")
+CHILD_KINDS = (
+    "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service",
+)  # fmt: skip
 _numbers = itertools.count(1)
 
 

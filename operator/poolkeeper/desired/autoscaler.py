@@ -1,0 +1,56 @@
+"""The HorizontalPodAutoscaler: how many pooler pods their CPU asks for. It knows nothing of server connections,
+of which more pods never get more: the budget divides the same sum."""
+
+from __future__ import annotations
+
+from poolkeeper import names
+from poolkeeper.api import PooledDatabase
+from poolkeeper.desired.metadata import Object, metadata
+
+TARGET = "700m"
+"""CPU of a pod, on average. PgBouncer has one thread, so 1 is all that a pod can use: 0.7 leaves room until
+another pod is there. (A utilization would be relative to the CPU request, which says nothing of that.)"""
+
+
+def render(database: PooledDatabase) -> tuple[Object, ...]:
+    """It scales the PooledDatabase, not the Deployment, whose replicas are the operator's. None where
+    spec.pooler.autoscaling is not asked for."""
+    scaling = database.pooler.autoscaling
+    if scaling is None:
+        return ()
+    up = {"type": "Pods", "value": 2, "periodSeconds": 15}
+    # Each pod that goes is drained, and load comes back sooner than it stays away.
+    down = {"type": "Pods", "value": 1, "periodSeconds": 60}
+    return (
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": metadata(database, names.ROLE_POOLER, names.pooler_name(database.name)),
+            "spec": {
+                "scaleTargetRef": {
+                    "apiVersion": f"{names.GROUP}/{names.VERSION}",
+                    "kind": names.KIND,
+                    "name": database.name,
+                },
+                "minReplicas": scaling.min,
+                "maxReplicas": scaling.max,
+                "metrics": [
+                    {
+                        "type": "Resource",
+                        "resource": {
+                            "name": "cpu",
+                            "target": {"type": "AverageValue", "averageValue": TARGET},
+                        },
+                    }
+                ],
+                "behavior": {
+                    "scaleUp": {"stabilizationWindowSeconds": 0, "selectPolicy": "Max", "policies": [up]},
+                    "scaleDown": {
+                        "stabilizationWindowSeconds": 300,
+                        "selectPolicy": "Max",
+                        "policies": [down],
+                    },
+                },
+            },
+        },
+    )
