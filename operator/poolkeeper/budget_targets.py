@@ -24,8 +24,8 @@ class Pooled:
     pods: int
     consumers: tuple[Consumer, ...]
     replaceable: bool = False
-    """The least of one pod more is kept free. A pod that has to go keeps all it has to its end, and if it was the
-    only one, whatever takes its place would have to wait for that."""
+    """The least of one pod more is kept free. A pod that has to go keeps all it has to its end, and if it was
+    the only one, whatever takes its place would have to wait for that."""
 
 
 def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = ()) -> dict[str, int]:

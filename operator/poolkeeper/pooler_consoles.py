@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from poolkeeper import allotments, console
+from poolkeeper.accounts import Look
 from poolkeeper.budget import Caps
-from poolkeeper.budget_protocol import Allotment, Reading
+from poolkeeper.budget_protocol import Allotment
 from poolkeeper.console import COMMAND_FAILED, Console, ConsoleError
 from poolkeeper.desired.hba import CONSOLE_DATABASE
 from poolkeeper.world import ConsoleAccess
@@ -37,14 +38,6 @@ class Pooler:
     uid: str
     access: ConsoleAccess
     allotment: Allotment | None
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a console showed at one moment: the table, and the backends behind its connections."""
-
-    reading: Reading
-    pids: frozenset[int]
 
 
 @dataclass
@@ -154,7 +147,8 @@ async def _ask(pooler: Console, allotment: Allotment | None) -> Look:
     databases = [row for row in await pooler.show("DATABASES") if row["name"] != CONSOLE_DATABASE]
     connections = await pooler.show("SERVERS")
     pids = {int(row["remote_pid"]) for row in connections if row["database"] != CONSOLE_DATABASE}
-    return Look(allotments.reading(config, databases, allotted), frozenset(pids))
+    reading = allotments.reading(config, databases, allotted)
+    return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")))
 
 
 async def _give_back(pooler: Console, caps: Caps, entries: Collection[str]) -> None:

@@ -13,19 +13,19 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from types import TracebackType
 
-from poolkeeper import allotments, names, peers, servers, upstream
+from poolkeeper import allotments, names, peers, upstream
+from poolkeeper.accounts import Look, Memory
 from poolkeeper.allotments import Stored
-from poolkeeper.budget import Caps, Division, Server
+from poolkeeper.budget import Division
 from poolkeeper.budget_order import Order
-from poolkeeper.budget_protocol import Pooler, Record, Steps, View, step
-from poolkeeper.budget_report import Account, newsworthy, seen
-from poolkeeper.budget_targets import shares, target
+from poolkeeper.budget_protocol import Record, Steps, View, step
+from poolkeeper.budget_report import newsworthy, seen
 from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
 from poolkeeper.desired.deployment import CONFIG_DIRECTORY
-from poolkeeper.pooler_consoles import Look, PoolerConsoles
 from poolkeeper.pooler_consoles import Pooler as Asked
+from poolkeeper.pooler_consoles import PoolerConsoles
 from poolkeeper.queue import Queue
-from poolkeeper.servers import Measured, Others, Ours
+from poolkeeper.servers import Measured, Ours
 from poolkeeper.store import Store
 from poolkeeper.upstream import MEASURE_SECONDS, Meter, Unmeasured
 from poolkeeper.world import Key, Pod, Ref
@@ -38,8 +38,6 @@ PODS_PER_SECOND = 200
 """With many poolers less often, so that no more of them are asked in a second."""
 SOON_SECONDS = 0.1
 """How soon again while something is under way."""
-EXCESS_SECONDS = 5.0
-"""For so long more may be held than is usable before it is told: until then it is being given back."""
 MARGIN_SECONDS = 5.0
 """A pod that disappeared unseen counts for so long after its grace is over."""
 UNKNOWN_GRACE_SECONDS = 3600.0
@@ -95,13 +93,10 @@ class ServerWatch:
         self._consoles = PoolerConsoles()
         self._meters: dict[Key, tuple[contextlib.AsyncExitStack, Meter]] = {}
         self._failed: dict[Key, float] = {}
-        self._others: dict[str, Others] = {}
-        """By instance."""
-        self._servers: dict[str, Server] = {}
-        """As measured last, by the first PooledDatabase on it."""
+        self._memories: dict[str, Memory] = {}
+        """By the first PooledDatabase on a server."""
         self._missing: dict[str, float] = {}
         """Since when pods are gone that nobody saw end, by UID."""
-        self._excess: dict[str, float] = {}
 
     async def __aenter__(self) -> ServerWatch:
         await self._stack.enter_async_context(self._consoles)
@@ -137,7 +132,22 @@ class ServerWatch:
             # Opened since the first look, perhaps; what was closed since then is in neither.
             later = await self._consoles.look(asked)
             ours = replace(ours, pids=ours.pids | _pids(later))
-        view, account, divisions = self._work_out(system, orders, pods, ended, looks, measured, problem, ours)
+        sight = Sight(
+            at=asyncio.get_running_loop().time(),
+            orders={order.pooled.name: order for order in orders.values()},
+            records={_name(key): self._record(key) for key in pods},
+            pods={_name(key): present for key, present in pods.items()},
+            looks=looks,
+            ended=ended,
+            measured=measured,
+            ours=ours,
+            own=self._own_pids(),
+            reserve=0 if system.startswith(GIVEN) else max(order.reserve for order in orders.values()),
+        )
+        first = min(sight.orders)
+        memory = self._memories[first] = remember(self._memories.get(first, Memory()), sight)
+        view, divisions, shared = work_out(sight, memory, self._epoch.now())
+        worked_out = account(system, problem, sight, memory, shared)
         steps = step(view)
         wrote = await self._write(system, orders, view, steps)
         told = await self._tell(orders, pods)
@@ -150,7 +160,7 @@ class ServerWatch:
         )
         for key, order in orders.items():
             name = order.pooled.name
-            report = seen(account, name, divisions.get(name, Division()), view, pods[key])
+            report = seen(worked_out, name, divisions.get(name, Division()), view, pods[key])
             if newsworthy(self._store.budget(key), report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:
@@ -230,89 +240,6 @@ class ServerWatch:
 
     def _own_pids(self) -> frozenset[int]:
         return frozenset(meter.pid for _, meter in self._meters.values())
-
-    # Working out
-
-    def _work_out(
-        self,
-        system: str,
-        orders: Mapping[Key, Order],
-        pods: Mapping[Key, Sequence[Pod]],
-        ended: frozenset[str],
-        looks: Mapping[str, Look],
-        measured: Measured | None,
-        problem: str,
-        ours: Ours,
-    ) -> tuple[View, Account, dict[str, Division]]:
-        now = asyncio.get_running_loop().time()
-        records = {_name(key): self._record(key) for key in pods}
-        poolers = tuple(
-            Pooler(
-                pod.uid,
-                _name(key),
-                pod.running,
-                pod.admitted,
-                pod.terminating,
-                looks[pod.uid].reading if pod.uid in looks else None,
-            )
-            for key, present in pods.items()
-            for pod in present
-        )
-        first = min(order.pooled.name for order in orders.values())
-        reserve = 0 if system.startswith(GIVEN) else max(order.reserve for order in orders.values())
-        usable = None
-        divisions: dict[str, Division] = {}
-        shared: dict[str, int] = {}
-        if measured is not None:
-            others = self._count(first, ours, measured, now)
-            usable = measured.server(others.now).usable(reserve)
-            self._servers[first] = measured.server(others.lasting)
-            frozen = sum(_bounds(record) for name, record in records.items() if name not in _names(orders))
-            lasting = max(0, self._servers[first].usable(reserve) - frozen)
-            users = {order.pooled.name: (order.target.user, order.target.database) for order in orders.values()}
-            databases = sorted(
-                (order.pooled for order in orders.values()),
-                key=lambda pooled: (not records[pooled.name].allotments, pooled.name),
-            )
-            shared = shares(lasting, databases, servers.limits(measured, users, ours))
-            divisions = {
-                pooled.name: target(pooled, shared[pooled.name], poolers, records[pooled.name])
-                for pooled in databases
-            }
-        wanted: dict[str, Caps] = {
-            uid: item.caps
-            for name, record in records.items()
-            if name not in divisions
-            for uid, item in record.allotments.items()
-        }
-        for division in divisions.values():
-            wanted |= division.caps
-        view = View(
-            epoch=self._epoch.now(),
-            usable=usable,
-            ended=ended if measured is not None else frozenset(),
-            counted=frozenset(looks) if measured is not None else frozenset(),
-            records=records,
-            poolers=poolers,
-            wanted=wanted,
-        )
-        known = self._servers.get(first)
-        held = sum(map(_bounds, records.values()))
-        excess = held - known.usable(reserve) if known is not None else 0
-        account = Account(system, problem, known, reserve, shared, self._lasting(first, excess, now))
-        return view, account, divisions
-
-    def _count(self, first: str, ours: Ours, measured: Measured, now: float) -> Others:
-        own = sum(backend.pid in self._own_pids() for backend in measured.backends)
-        self._others[first] = self._others.get(first, Others()).advance(ours, measured, own, now)
-        return self._others[first]
-
-    def _lasting(self, first: str, excess: int, now: float) -> int:
-        """The excess, once it has lasted: at first it is being given back."""
-        if excess <= 0:
-            self._excess.pop(first, None)
-            return 0
-        return excess if now - self._excess.setdefault(first, now) > EXCESS_SECONDS else 0
 
     # Doing
 
@@ -411,13 +338,5 @@ def _surplus(
     return {uid: (item, entries) for uid, (item, entries) in found.items() if entries}
 
 
-def _bounds(record: Record) -> int:
-    return sum(item.bound for item in record.allotments.values())
-
-
 def _name(key: Key) -> str:
     return f"{key.namespace}/{key.name}"
-
-
-def _names(orders: Mapping[Key, Order]) -> frozenset[str]:
-    return frozenset(map(_name, orders))
