@@ -14,7 +14,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from poolkeeper import allotments, names, peers, upstream
-from poolkeeper.accounts import Look, Memory
+from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
 from poolkeeper.allotments import Stored
 from poolkeeper.budget import Division
 from poolkeeper.budget_order import Order
