@@ -334,8 +334,8 @@ def _revoked(key: Key, world: World) -> tuple[tuple[Ref, str], ...]:
 def _teardown(world: World) -> Plan:
     """Delete everything, wait until the pods have ended (their grace bounds it), then let the resource go.
 
-    While there are pods, what they hold of the server stays stored, for others to reckon with, and how to get to
-    their consoles.
+    While there are pods, what they hold of the server stays stored, for others to reckon with, and how to get
+    to their consoles.
     """
     stays = (names.ROLE_CONFIG, names.ROLE_LOGINS) if world.pods else ()
     deleted = tuple((ref, uid) for ref, uid in _all_children(world) if world.children[ref].role not in stays)
