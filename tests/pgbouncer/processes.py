@@ -31,6 +31,7 @@ from tests.pgbouncer.rootfs import rootfs
 USER = 65532
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
 """Of the pod that a process is."""
+TABLE = allotments.table_file(UID)
 DIRECTORY = "/tmp"
 """Where a process finds the directory that it was given."""
 
@@ -214,8 +215,8 @@ class Pooler:
     process: subprocess.Popen[bytes] | None = None
     host: str = "127.0.0.1"
     peer: int = 1
-    cap: int = 20
-    """Of every entry, in the table that it is given."""
+    cap: int | None = 20
+    """Of every entry, in the table that it is given; None: it gets no table."""
 
     def write(self, configuration: Configuration, keep: Mapping[str, str] | None = None) -> Configuration:
         """Replace the mounted files, as kubelet does; returns the configuration with this process' port."""
@@ -239,23 +240,18 @@ class Pooler:
         return {name: (self.directory / name).read_text() for name in self._files()}
 
     def localised(self, configuration: Configuration) -> Configuration:
-        """The configuration with this process' port, since several run on one machine, and with the files that a
-        pod has for itself: its table of caps, and what includes it."""
+        """The configuration with this process' port, since several run on one machine, and with the files that
+        a pod has for itself: its table of caps, and what includes it."""
         ini = configuration.files[INI]
         assert ini.count("\nlisten_port = 6432\n") == 1
         ini = ini.replace("\nlisten_port = 6432\n", f"\nlisten_port = {self.port}\n")
         settings = {**configuration.settings, "listen_port": str(self.port)}
-        table = allotments.table_file(UID)
-        own = {
-            table: self.table(configuration),
-            POD_FILE: peers.lines(self.peer, f"{DIRECTORY}/{table}"),
-        }
+        own = {POD_FILE: peers.lines(self.peer, None)}
+        if self.cap is not None:
+            caps = dict.fromkeys(configuration.lines, self.cap)
+            table = allotments.table(Allotment(sum(caps.values()), 1, caps), configuration.lines)
+            own = {POD_FILE: peers.lines(self.peer, f"{DIRECTORY}/{TABLE}"), TABLE: table}
         return replace(configuration, files={**configuration.files, INI: ini, **own}, settings=settings)
-
-    def table(self, configuration: Configuration) -> str:
-        """A table with all entries of the configuration."""
-        caps = dict.fromkeys(configuration.lines, self.cap)
-        return allotments.table(Allotment(sum(caps.values()), 1, caps), configuration.lines)
 
     async def apply(
         self, configuration: Configuration, access: ConsoleAccess, timeout: float = 3.0
@@ -276,9 +272,10 @@ class Pooler:
 
 
 @contextmanager
-def pooler(directory: Path, configuration: Configuration) -> Iterator[Pooler]:
-    """Start PgBouncer on the files of `configuration`; the block begins once it listens."""
-    made = Pooler(directory, free_port())
+def pooler(directory: Path, configuration: Configuration, cap: int | None = 20) -> Iterator[Pooler]:
+    """Start PgBouncer on the files of `configuration`, with this cap for every entry; the block begins once it
+    listens."""
+    made = Pooler(directory, free_port(), cap=cap)
     made.write(configuration)
     _give(directory)
     log = directory / "pgbouncer.log"
