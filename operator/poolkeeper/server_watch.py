@@ -16,7 +16,6 @@ from types import TracebackType
 from poolkeeper import allotments, names, peers, upstream
 from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
 from poolkeeper.allotments import Stored
-from poolkeeper.budget import Division
 from poolkeeper.budget_order import Order
 from poolkeeper.budget_protocol import Record, Steps, View, step
 from poolkeeper.budget_report import newsworthy, seen
@@ -160,8 +159,9 @@ class ServerWatch:
         )
         for key, order in orders.items():
             name = order.pooled.name
-            report = seen(worked_out, name, divisions.get(name, Division()), view, pods[key])
-            if newsworthy(self._store.budget(key), report, settled=not (wrote or told or behind)):
+            before = self._store.budget(key)
+            report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
+            if newsworthy(before, report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:
             return SOON_SECONDS

@@ -1,4 +1,4 @@
-"""What is stored of the budget: the Record survives, tables say what PgBouncer reads, consoles are read with care."""
+"""Stored budgets: Records survive, tables are what PgBouncer reads, consoles are believed with care."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ DIVISION = Division(caps={}, pods=8, left_out=("api",), problems=("too little",)
 
 
 def test_what_is_told_of_one_of_two() -> None:
-    assert seen(ACCOUNT, "data/shop", DIVISION, VIEW, PODS) == BudgetSeen(
-        server=seen(ACCOUNT, "data/blog", DIVISION, VIEW, ()).server,
+    assert seen(ACCOUNT, "data/shop", DIVISION, VIEW, PODS, None) == BudgetSeen(
+        server=seen(ACCOUNT, "data/blog", DIVISION, VIEW, (), None).server,
         arithmetic=SERVER.arithmetic(5),
         max_connections=100,
         others=7,
@@ -56,23 +56,37 @@ def test_what_is_told_of_one_of_two() -> None:
 
 
 def test_a_server_is_named_without_giving_it_away() -> None:
-    named = seen(ACCOUNT, "data/shop", DIVISION, VIEW, PODS).server
+    named = seen(ACCOUNT, "data/shop", DIVISION, VIEW, PODS, None).server
     assert len(named) == 8
     assert int(named, 16) >= 0
     assert "7301" not in named
-    assert named != seen(replace(ACCOUNT, system="7302"), "data/shop", DIVISION, VIEW, PODS).server
+    assert named != seen(replace(ACCOUNT, system="7302"), "data/shop", DIVISION, VIEW, PODS, None).server
 
 
 def test_before_the_first_measurement_what_is_held_is_known_already() -> None:
     told = seen(
         Account("7301", "no answer", None, 5, {}, 0),
         "data/shop",
-        Division(),
+        None,
         replace(VIEW, usable=None, wanted={}),
         PODS,
+        None,
     )
     assert (told.problem, told.held, told.waiting) == ("no answer", 13, ("shop-pooler-2",))
     assert (told.arithmetic, told.usable, told.most_pods, told.admissible) == ("", 0, None, frozenset())
+
+
+def test_while_the_server_cannot_be_measured_what_was_known_of_it_stays() -> None:
+    """Above all how many pods there is room for: nobody takes pods away because a server is down."""
+    before = seen(ACCOUNT, "data/shop", DIVISION, VIEW, PODS, None)
+    down = replace(ACCOUNT, problem="no answer", shares={})
+    told = seen(down, "data/shop", None, replace(VIEW, usable=None, wanted={}), PODS[:1], before)
+    assert told == replace(
+        before, problem="no answer", pods={"shop-pooler-1": 6}, waiting=(), admissible=frozenset()
+    )
+    assert (told.most_pods, told.share) == (8, 40)
+    again = seen(ACCOUNT, "data/shop", DIVISION, VIEW, PODS, told)
+    assert again == before
 
 
 BEFORE = BudgetSeen(server="0a", arithmetic="x", others=3, usable=80, held=10, share=40)

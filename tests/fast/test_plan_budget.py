@@ -1,4 +1,4 @@
-"""What plan() makes of the budget: it carries tables on, lets pods in, and holds logins back; it decides on no cap."""
+"""What plan() makes of the budget: it carries tables on, lets pods in, holds logins back, decides on no cap."""
 
 from __future__ import annotations
 
@@ -243,6 +243,28 @@ def test_where_there_is_no_room_a_rollout_takes_one_away_first() -> None:
 def test_no_more_pods_are_made_than_there_is_room_for() -> None:
     assert strategy(5, 3) == (3, 0, 1)
     assert strategy(2, 0) == (0, 0, 1)
+
+
+def test_a_restarted_operator_leaves_the_deployment_alone_until_it_has_measured() -> None:
+    for replicas, most_pods in ((5, 3), (2, 2), (2, 9)):
+        cluster = Simulation(budget=BudgetSeen(server="0a1b2c3d", most_pods=most_pods))
+        cluster.edit(pooler={"replicas": replicas})
+        cluster.settle()
+        before = cluster.objects[DEPLOYMENT]
+        for seen in (None, BudgetSeen(problem="no answer")):
+            cluster.budget = seen
+            cluster.settle()
+            assert cluster.objects[DEPLOYMENT] == before
+
+
+def test_with_room_again_there_are_as_many_pods_as_are_wanted() -> None:
+    cluster = Simulation(budget=BudgetSeen(server="0a1b2c3d", most_pods=3))
+    cluster.edit(pooler={"replicas": 5})
+    cluster.settle()
+    cluster.budget = BudgetSeen(server="0a1b2c3d", most_pods=20)
+    cluster.settle()
+    spec = cluster.objects[DEPLOYMENT]["spec"]
+    assert (spec["replicas"], spec["strategy"]["rollingUpdate"]) == (5, {"maxSurge": 1, "maxUnavailable": 0})
 
 
 def test_pods_wait_for_the_budget_before_they_are_ready() -> None:

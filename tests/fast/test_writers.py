@@ -50,6 +50,10 @@ def ini(target: Target, parameters: dict[str, str], peers: dict[int, str]) -> st
     return pgbouncer_ini.render(pgbouncer_ini.settings(target, parameters, PATHS), PATHS.pod, peers)
 
 
+def files(target: Target, entry: Entry, parameters: dict[str, str]) -> tuple[str, str]:
+    return ini(target, parameters, {}), pgbouncer_ini.line(target, entry)
+
+
 def test_the_line_of_an_entry() -> None:
     session = replace(ENTRY, name="shop--web-x.session", pool_mode="session", max_clients=9)
     assert pgbouncer_ini.line(TARGET, ENTRY) == (
@@ -118,8 +122,7 @@ def test_the_ini_file_takes_no_control_character_anywhere(place: str, character:
     }.get(place, ENTRY)
     parameters = {"server_check_query": poison} if place == "parameter" else {}
     with pytest.raises(ValueError, match=r"control character U\+") as caught:
-        ini(target, parameters, {})
-        pgbouncer_ini.line(target, entry)
+        files(target, entry, parameters)
     assert poison not in str(caught.value)
 
 
@@ -142,8 +145,7 @@ def test_the_ini_file_takes_no_control_character_anywhere(place: str, character:
 )
 def test_the_ini_file_refuses_an_upstream_that_pgbouncer_would_read_otherwise(change: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="upstream") as caught:
-        ini(replace(TARGET, **change), {}, {})
-        pgbouncer_ini.line(replace(TARGET, **change), ENTRY)
+        files(replace(TARGET, **change), ENTRY, {})
     assert not change.get("password") or change["password"] not in str(caught.value)
 
 

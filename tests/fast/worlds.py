@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper import allotments, mint, names, ownership, peers
+from poolkeeper import allotments, mint, names, ownership, peers, sightings
 from poolkeeper.allotments import Stored
 from poolkeeper.api import SpecError, parse
 from poolkeeper.budget_order import Order
@@ -148,7 +148,7 @@ class Simulation:
             app_pods=self.app_pods,
             workloads=self.workloads,
             workloads_due=self.workloads_due,
-            rollout=Rollout(True, len(self.pods), len(self.pods), ""),
+            rollout=self._rollout(),
             namespaces=self.namespaces,
             sources=self.secrets,
             marked=frozenset(self.marked),
@@ -261,6 +261,11 @@ class Simulation:
         kept = {uid: item.caps for uid, item in allotments.parse(self.tables)[0].allotments.items()}
         leaving = {pod.uid: kept[pod.uid] for pod in self.pods if pod.terminating and pod.uid in kept}
         self.allot(order, {**{uid: dict.fromkeys(order.lines, 5) for uid in asking}, **leaving})
+
+    def _rollout(self) -> Rollout | None:
+        deployment = self.objects.get(Ref("Deployment", KEY.namespace, names.pooler_name(KEY.name)))
+        progress = Rollout(True, len(self.pods), len(self.pods), "")
+        return replace(progress, most_pods=sightings.rollout(deployment).most_pods) if deployment else progress
 
     def _stored(self) -> Stored | None:
         if CONFIG not in self.objects:

@@ -1,4 +1,7 @@
-"""As much of a PostgreSQL server as a login and SELECT 1 need: it tells right passwords from wrong ones.
+"""As much of a PostgreSQL server as a login, SELECT 1 and a measurement need.
+
+It tells right passwords from wrong ones, and shows no connections but the one that asks and those of others
+that it is told of, so that nothing hangs on who else is just being tested.
 
 The operator is what these tests watch; how it speaks to a real server is tested with a real server.
 """
@@ -6,9 +9,17 @@ The operator is what these tests watch; how it speaks to a real server is tested
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socketserver
 import struct
 import threading
+from collections.abc import Sequence
+
+from poolkeeper import upstream
+
+_TEXT, _BIGINT, _INTEGER = 25, 20, 23
+_systems = itertools.count(7_300_000_000_000_000_001)
+_pids = itertools.count(1000)
 
 
 class FakePostgres(socketserver.ThreadingTCPServer):
@@ -21,6 +32,11 @@ class FakePostgres(socketserver.ThreadingTCPServer):
     def __init__(self, *passwords: str) -> None:
         super().__init__(("127.0.0.1", 0), _Session)
         self.passwords = set(passwords)
+        self.max_connections = 200
+        self.others = 0
+        """Connections of somebody else."""
+        self.system = next(_systems)
+        """As no other server has it."""
         self.port: int = self.server_address[1]
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
 
@@ -32,7 +48,10 @@ class _Session(socketserver.StreamRequestHandler):
 
     def _serve(self) -> None:
         (length,) = struct.unpack("!I", self._read(4))
-        self._read(length - 4)  # the startup packet; with TLS disabled nothing comes before it
+        # The startup packet; with TLS disabled nothing comes before it.
+        words = self._read(length - 4)[4:].decode().split("\0")
+        startup = dict(zip(words[::2], words[1::2], strict=False))
+        pid = next(_pids)
         self._send(b"R", struct.pack("!I", 3))  # AuthenticationCleartextPassword
         kind, password = self._message()
         server = self.server
@@ -43,13 +62,34 @@ class _Session(socketserver.StreamRequestHandler):
         self._send(b"R", struct.pack("!I", 0))
         for name, value in (("server_version", "17.2"), ("client_encoding", "UTF8")):
             self._send(b"S", f"{name}\0{value}\0".encode())
+        self._send(b"K", struct.pack("!II", pid, 1))
         self._ready()
         while (message := self._message())[0] == b"Q":
-            if message[1].strip(b"\0 ;").upper() == b"SELECT 1":
-                self._send(b"T", struct.pack("!H", 1) + b"one\0" + struct.pack("!IHIhIH", 0, 0, 23, 4, 0, 0))
-                self._send(b"D", struct.pack("!HI", 1, 1) + b"1")
-            self._send(b"C", b"SELECT 1\0")
-            self._ready()
+            self._answer(message[1].strip(b"\0 ;").decode(), pid, startup["user"], startup["database"])
+
+    def _answer(self, statement: str, pid: int, user: str, database: str) -> None:
+        server = self.server
+        assert isinstance(server, FakePostgres)
+        if statement.upper() == "SELECT 1":
+            self._rows((_INTEGER,), [(1,)])
+        elif statement == upstream._SYSTEM:
+            self._rows((_BIGINT,), [(server.system,)])
+        elif statement == upstream._INSTANCE:
+            self._rows((_TEXT,) * 4, [(f"1700000000 {server.port}", server.max_connections, 3, 0)])
+        elif statement == upstream._CONNECTIONS:
+            others = [("backend", 100_000 + number, "other", "other", "") for number in range(server.others)]
+            own = ("backend", pid, user, database, "127.0.0.1")
+            self._rows((_TEXT, _INTEGER, _TEXT, _TEXT, _TEXT), [own, *others])
+        self._send(b"C", b"SELECT 1\0")
+        self._ready()
+
+    def _rows(self, types: Sequence[int], rows: Sequence[Sequence[object]]) -> None:
+        columns = b"".join(b"c\0" + struct.pack("!IHIhIH", 0, 0, kind, -1, 0, 0) for kind in types)
+        self._send(b"T", struct.pack("!H", len(types)) + columns)
+        for row in rows:
+            values = [str(value).encode() for value in row]
+            parts = b"".join(struct.pack("!I", len(value)) + value for value in values)
+            self._send(b"D", struct.pack("!H", len(values)) + parts)
 
     def _ready(self) -> None:
         self._send(b"Z", b"I")

@@ -282,21 +282,50 @@ class Lane:
 
     # Pods, which no controller makes here
 
-    def make_pod(self, name: str, address: str = "127.66.66.66") -> None:
-        """A ready pooler pod whose console does not answer."""
+    def make_pod(self, name: str, address: str = "127.66.66.66", *, gate: bool = False) -> None:
+        """A pooler pod whose container runs. With its `gate` it waits for the operator; without one it is
+        ready, as a pod is that was let in already. (At the default address no console answers.)"""
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
         self.api.apply(f"/api/v1/namespaces/{self.data}/serviceaccounts/default", account)
         template = self.get("Deployment", "shop-pooler")["spec"]["template"]
         metadata = {**template["metadata"], "name": name}
-        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-        self.api.create(path("Pod", self.data), body)
+        spec = {key: value for key, value in template["spec"].items() if gate or key != "readinessGates"}
+        self.api.create(
+            path("Pod", self.data), {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        )
         status = {
             "phase": "Running",
             "podIP": address,
             "podIPs": [{"ip": address}],
-            "conditions": [{"type": "Ready", "status": "True"}],
+            "conditions": [
+                {"type": "ContainersReady", "status": "True"},
+                {"type": "Ready", "status": "False" if gate else "True"},
+            ],
+            "containerStatuses": [
+                {
+                    "name": "pgbouncer",
+                    "image": "pgbouncer",
+                    "imageID": "",
+                    "ready": True,
+                    "restartCount": 0,
+                    "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+                }
+            ],
         }
         self.api.merge(path("Pod", self.data, name, "status"), {"status": status})
+
+    def let_in(self, name: str) -> bool:
+        """What kubelet does once a pod's gate is open; whether it is."""
+        conditions = self.get("Pod", name)["status"]["conditions"]
+        known = {item["type"]: item["status"] for item in conditions}
+        if known.get(names.GATE) == "True" and known["Ready"] != "True":
+            self.api.request(
+                "PATCH",
+                path("Pod", self.data, name, "status"),
+                {"status": {"conditions": [{"type": "Ready", "status": "True"}]}},
+                content_type="application/strategic-merge-patch+json",
+            )
+        return known.get(names.GATE) == "True"
 
     def remove_pod(self, name: str) -> None:
         self.api.request("DELETE", path("Pod", self.data, name), gracePeriodSeconds="0")

@@ -71,7 +71,8 @@ def assert_consistent(lane: Lane, objects: list[Object], consumers: tuple[Consum
         assert passwords == {stored["password"]}, f"passwords of {consumer} differ"
         assert proves(stored["verifier"], stored["password"]), f"verifier of {consumer}"
         assert f'"{login}" "{stored["verifier"]}"\n' in userlist, f"userlist lacks {consumer}"
-        assert app["PGDATABASE"] in config["pgbouncer.ini"]
+        rules = config[f"hba-{current_generation(config)}.conf"]
+        assert f'"{app["PGDATABASE"]}"' in rules, f"no rule for {consumer}"
         keeper = secrets[consumer.namespace, names.keeper_name(consumer.secret_name)]["pgbouncer.ini"]
         assert f"user='{login}' password='{stored['password']}'" in keeper, f"keeper of {consumer}"
 

@@ -60,6 +60,11 @@ def ini(lane: Lane) -> str:
     return (lane.secret(lane.data, "shop-pooler-config") or {}).get("pgbouncer.ini", "")
 
 
+def proved(lane: Lane) -> str:
+    """The upstream that poolers are to use, with its password."""
+    return (lane.secret(lane.data, "shop-pooler-logins") or {}).get("upstream", "")
+
+
 def writes_only(decide: Callable[[], Answer | None]) -> Callable[[Call], Answer | None]:
     return lambda call: decide() if call.is_write else None
 
@@ -159,7 +164,7 @@ def test_watch_frozen_loses_no_edit(site: Site, settled: Lane, operator: Operato
     settled.api.delete(path("Secret", settled.web, "database"))
     time.sleep(3)
     operator.gate.thaw_watches()
-    eventually(lambda: "query_wait_timeout = 24" in ini(settled) and "while-frozen" in ini(settled), 10)
+    eventually(lambda: "query_wait_timeout = 24" in ini(settled) and "while-frozen" in proved(settled), 10)
     converged(settled, *both(settled))
 
 
@@ -175,7 +180,7 @@ def test_watch_410_loses_no_edit(site: Site, settled: Lane, operator: Operator) 
     time.sleep(1)
     operator.gate.expire_watches()
     operator.gate.thaw_watches()
-    eventually(lambda: "query_wait_timeout = 25" in ini(settled) and "while-gone" in ini(settled), 10)
+    eventually(lambda: "query_wait_timeout = 25" in ini(settled) and "while-gone" in proved(settled), 10)
     converged(settled, *both(settled))
     assert (settled.secret(settled.web, "database") or {})["PGHOST"] != "nonsense"
     eventually(lambda: settled.get("Service", "shop-pooler") is not None, 10)

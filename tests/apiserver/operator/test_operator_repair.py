@@ -17,7 +17,7 @@ from poolkeeper.desired.pgbouncer_config import POD_FILE
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import Lane, Object, Site, eventually, history, path
-from tests.apiserver.operator.snapshot import difference, snapshot
+from tests.apiserver.operator.snapshot import current_generation, difference, snapshot
 
 REPAIR_SECONDS = 10.0
 
@@ -66,6 +66,17 @@ def delete_namespace(lane: Lane, namespace: str) -> None:
 
 def config(lane: Lane) -> dict[str, str]:
     return lane.secret(lane.data, "shop-pooler-config") or {}
+
+
+def rules(lane: Lane) -> str:
+    """Who may log in at poolers."""
+    files = config(lane)
+    return files[f"hba-{current_generation(files)}.conf"]
+
+
+def proved(lane: Lane) -> str:
+    """The upstream that poolers are to use, with its password."""
+    return (lane.secret(lane.data, "shop-pooler-logins") or {}).get("upstream", "")
 
 
 # --- a child edited or deleted by hand ---------------------------------------------------------------------
@@ -191,7 +202,7 @@ def test_password_rotated_in_the_source_secret_reaches_the_poolers(site: Site, s
     site.postgres.passwords.add("rotated-password")
     before = settled.secret(settled.web, "database")
     settled.put_source(username="o", password="rotated-password")
-    eventually(lambda: "rotated-password" in config(settled)["pgbouncer.ini"], REPAIR_SECONDS)
+    eventually(lambda: "rotated-password" in proved(settled), REPAIR_SECONDS)
     settled.expect("UpstreamReachable", "True", "Reachable")
     assert settled.secret(settled.web, "database") == before
 
@@ -214,7 +225,7 @@ def test_source_secret_deleted_keeps_the_last_good_state_and_converges_when_it_i
     assert "Secret shop-owner does not exist" in settled.expect("UpstreamReachable", "False", "SecretMissing")
     assert settled.children() == whole
     settled.put_source(username="o", password="from-a-new-secret")
-    eventually(lambda: "from-a-new-secret" in config(settled)["pgbouncer.ini"], REPAIR_SECONDS)
+    eventually(lambda: "from-a-new-secret" in proved(settled), REPAIR_SECONDS)
     settled.expect("UpstreamReachable", "True", "Reachable")
 
 
@@ -222,7 +233,7 @@ def test_source_secret_whose_label_is_taken_off_is_still_followed(site: Site, se
     site.postgres.passwords.add("after-the-label-was-gone")
     settled.api.merge(path("Secret", settled.data, "shop-owner"), {"metadata": {"labels": None}})
     settled.put_source(username="o", password="after-the-label-was-gone")
-    eventually(lambda: "after-the-label-was-gone" in config(settled)["pgbouncer.ini"], REPAIR_SECONDS)
+    eventually(lambda: "after-the-label-was-gone" in proved(settled), REPAIR_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +320,7 @@ def test_consumer_list_edits_add_and_remove_secrets_logins_and_entries(settled: 
     )
     login = entries.login_name(Consumer(settled.web, "database"))
     assert f"consumer.{login}" not in (settled.secret(settled.data, "shop-pooler-logins") or {})
-    assert login not in config(settled)["pgbouncer.ini"]
+    assert login not in rules(settled)
     settled.apply(consumers=[])
     gone(settled, "Secret", settled.backend, "shop-db")
     settled.synced(0)
@@ -322,7 +333,7 @@ def test_target_namespace_without_consent_or_with_consent_withdrawn_gets_no_secr
     message = settled.expect("ConsumersSynced", "False", "NoConsent")
     assert f"kubectl annotate namespace {settled.web} poolkeeper.io/accept-from={settled.data}" in message
     assert [event for event in settled.events() if event["reason"] == "ConsumerRemoved"]
-    assert entries.login_name(Consumer(settled.web, "database")) not in config(settled)["pgbouncer.ini"]
+    assert entries.login_name(Consumer(settled.web, "database")) not in rules(settled)
     annotate(settled, settled.web, f"other-namespace, {settled.data}")
     settled.synced(2)
     annotate(settled, settled.web, None)

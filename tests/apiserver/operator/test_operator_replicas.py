@@ -120,7 +120,7 @@ def test_no_password_in_a_log_at_debug_level_an_annotation_the_status_or_an_even
     known |= secret_values(lane)
     lane.make_pod("p")
     lane.put_source(username="o", password=rotated)
-    eventually(lambda: rotated in (lane.secret(lane.data, "shop-pooler-config") or {})["pgbouncer.ini"], 10)
+    eventually(lambda: rotated in (lane.secret(lane.data, "shop-pooler-logins") or {})["upstream"], 10)
     lane.put_source(username="o", password=wrong)
     lane.expect("UpstreamReachable", "False", "AuthenticationFailed")
     lane.put_source(username="o", password=broken)
