@@ -27,26 +27,35 @@ class Account:
     excess: int
 
 
-def seen(account: Account, name: str, division: Division, view: View, pods: Sequence[Pod]) -> BudgetSeen:
-    """What is told of one PooledDatabase; `pods` are its own."""
+def seen(
+    account: Account,
+    name: str,
+    division: Division | None,
+    view: View,
+    pods: Sequence[Pod],
+    before: BudgetSeen | None,
+) -> BudgetSeen:
+    """What is told of one PooledDatabase; `pods` are its own. Without a `division`, since the server could not
+    be measured, it is what was told `before` but for the pods."""
     record = view.records.get(name, Record(0))
     by_uid = {pod.uid: pod for pod in pods}
     mine = [pooler for pooler in view.poolers if pooler.database == name]
-    known = BudgetSeen(
+    known = replace(
+        before if before is not None else BudgetSeen(),
         server=hashlib.sha256(account.system.encode()).hexdigest()[:8],
         problem=account.problem,
-        share=account.shares.get(name, 0),
-        shared_with=max(0, len(account.shares) - 1),
         held=sum(item.bound for item in record.allotments.values()),
         pods={by_uid[uid].name: item.bound for uid, item in sorted(record.allotments.items()) if uid in by_uid},
         waiting=tuple(sorted(pod.name for pod in pods if not pod.admitted and not pod.terminating)),
         excess=account.excess,
         admissible=frozenset(pooler.uid for pooler in mine if admissible(pooler, view)),
     )
-    if account.server is None:
+    if account.server is None or division is None:
         return known
     return replace(
         known,
+        share=account.shares[name],
+        shared_with=len(account.shares) - 1,
         arithmetic=account.server.arithmetic(account.reserve),
         max_connections=account.server.max_connections,
         others=account.server.others,

@@ -150,8 +150,9 @@ class ServerWatch:
         )
         for key, order in orders.items():
             name = order.pooled.name
-            report = seen(account, name, divisions.get(name, Division()), view, pods[key])
-            if newsworthy(self._store.budget(key), report, settled=not (wrote or told or behind)):
+            before = self._store.budget(key)
+            report = seen(account, name, divisions.get(name), view, pods[key], before)
+            if newsworthy(before, report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:
             return SOON_SECONDS

@@ -174,13 +174,15 @@ def _waiting(container: Object) -> str:
 
 def rollout(obj: Object) -> Rollout:
     """A Deployment's progress."""
-    status = obj.get("status") or {}
+    spec, status = obj["spec"], obj.get("status") or {}
     failure = _condition(obj, "ReplicaFailure")
+    rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
     return Rollout(
         observed=status.get("observedGeneration") == obj["metadata"].get("generation"),
         updated_replicas=status.get("updatedReplicas", 0),
         replicas=status.get("replicas", 0),
         failure=failure.get("message", "") if failure.get("status") == "True" else "",
+        most_pods=spec.get("replicas") if rolling.get("maxSurge") == 0 else None,
     )
 
 

@@ -121,7 +121,6 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
-    most_pods = world.budget.most_pods if world.budget is not None else None
     template = keeper_secret.template(database, target.database, settings)
     return replace(
         wanted,
@@ -134,7 +133,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         pod_lines=_pod_lines(peer_ids, world),
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),
-            deployment.render(database, settings, logins.console, most_pods),
+            deployment.render(database, settings, logins.console, _most_pods(world)),
             service.render(database),
             disruption_budget.render(database),
             network_policy.render(database, (item.namespace for item in granted.granted), settings),
@@ -160,6 +159,13 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             if not _withheld(consumer, target, world)
         ),
     )
+
+
+def _most_pods(world: World) -> int | None:
+    """Until an operator that starts has measured the server it stays as it was: no pod more could come in."""
+    if world.budget is not None and world.budget.most_pods is not None:
+        return world.budget.most_pods
+    return world.rollout.most_pods if world.rollout is not None else None
 
 
 def allotted(pod: Pod, world: World) -> Caps | None:

@@ -65,6 +65,8 @@ class Rollout:
     updated_replicas: int
     replicas: int
     failure: str
+    most_pods: int | None = None
+    """So many pods the budget had room for when it was written last; None: more than it has."""
 
 
 @dataclass(frozen=True)

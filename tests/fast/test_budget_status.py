@@ -35,7 +35,7 @@ WEB, API = Consumer("web", "web.session", sessions=2), Consumer("api", "api.sess
 
 @pytest.fixture
 def cluster() -> Simulation:
-    made = Simulation(pods=(ready_pod(1), ready_pod(2)))
+    made = Simulation(pods=(ready_pod(1), ready_pod(2)), budget=None)
     made.settle()
     return made
 

@@ -208,8 +208,7 @@ def test_while_keepers_are_being_changed_the_status_stays_as_it_was(cluster: Sim
     before = cluster.condition("KeepersCurrent")
     cluster.shown.clear()
     for pod in cluster.pods:
-        config = cluster.plan().reload[0].configuration
-        cluster.shown[pod.uid] = Shown(config.generation, 0, "")
+        cluster.shown[pod.uid] = Shown(cluster.plan().reload[0].shown_as, 0, "")
     assert cluster.plan().keepers
     assert cluster.plan().status is None
     assert cluster.condition("KeepersCurrent") == before

@@ -12,7 +12,7 @@ from poolkeeper.world import Pod
 from tests.fast.worlds import Simulation, ready_pod
 
 POD = st.builds(
-    lambda number, ip, peer: Pod(f"pod-{number}", f"uid-{number}", ip, True, False, 0, "", "", peer),
+    lambda number, ip, peer: Pod(f"pod-{number}", f"uid-{number}", ip, True, False, 0, "", "", peer=peer),
     st.integers(1, 30),
     st.sampled_from(["", "10.0.0.1"]),
     st.none() | st.integers(1, 5),
@@ -31,19 +31,35 @@ def test_every_pod_with_an_address_gets_one_of_its_own_and_keeps_it(pods: list[P
     assert peers.assign(again) == assigned
 
 
-def test_a_line_is_read_back_and_anything_else_is_no_peer_id() -> None:
-    assert [peers.parse(peers.line(peer)) for peer in (1, 77, peers.LARGEST)] == [1, 77, peers.LARGEST]
-    for text in ("", "peer_id = 0", "peer_id = 16384", "peer_id = 1\nadmin_users = me", "7"):
-        assert peers.parse(text) is None
+def test_lines_are_read_back_and_anything_else_is_no_peer_id() -> None:
+    for peer in (1, 77, peers.LARGEST):
+        assert peers.parse(peers.lines(peer, None)) == (peer, False)
+        assert peers.parse(peers.lines(peer, "/etc/poolkeeper/caps-0-1.ini")) == (peer, True)
+    for text in (
+        "",
+        "peer_id = 0",
+        "peer_id = 16384",
+        "peer_id = 1\nadmin_users = me",
+        "peer_id = 1\n%include /a b\n",
+        "peer_id = 1\n%include /a\nadmin_users = me",
+        "7",
+    ):
+        assert peers.parse(text) == (None, False)
+
+
+def test_the_line_of_the_table_is_whole() -> None:
+    """PgBouncer goes on in the file that includes it right behind it."""
+    assert peers.lines(3, "/t.ini") == "peer_id = 3\n%include /t.ini\n"
+    assert peers.lines(3, None) == "peer_id = 3"
 
 
 def test_pods_are_numbered_before_they_are_asked_to_show_their_number() -> None:
     cluster = Simulation(pods=(ready_pod(1), ready_pod(2)))
     cluster.settle()
-    numbered = [index for index, line in enumerate(cluster.log) if line.startswith("peer ")]
+    numbered = [index for index, line in enumerate(cluster.log) if line.startswith("lines ")]
     reloaded = [index for index, line in enumerate(cluster.log) if line.startswith("reload ")]
-    assert len(numbered) == 2
-    assert max(numbered) < min(reloaded)
+    assert [cluster.log[index] for index in numbered[:2]] == ["lines shop-pooler-1 1", "lines shop-pooler-2 2"]
+    assert numbered[1] < min(reloaded)
     ini = cluster.values("data", "shop-pooler-config")["pgbouncer.ini"]
     assert ini.endswith("[peers]\n1 = host=10.0.0.1 port=6432\n2 = host=10.0.0.2 port=6432\n")
 

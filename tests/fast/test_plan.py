@@ -84,17 +84,24 @@ def test_a_selected_namespace_without_consent_is_just_no_consumer() -> None:
     assert cluster.condition("ConsumersSynced")["status"] == "True"
 
 
-def test_consent_withdrawn_removes_both_secrets_and_the_login() -> None:
-    cluster = Simulation()
+def test_consent_withdrawn_removes_both_secrets_the_entries_and_the_login() -> None:
+    cluster = Simulation(pods=(ready_pod(),))
     cluster.settle()
     before = cluster.values("data", "shop-pooler-config")
     cluster.namespaces["web"] = Namespace({}, "", terminating=False)
     cluster.settle()
     assert APP not in cluster.objects
     assert BINDING not in cluster.objects
-    ini = cluster.values("data", "shop-pooler-config")["pgbouncer.ini"]
-    assert "web" in before["pgbouncer.ini"]
-    assert "web" not in ini
+    after = cluster.values("data", "shop-pooler-config")
+    assert "web" in before["caps-pod-1.ini"]
+    assert "web" not in after["caps-pod-1.ini"]
+    [before_users, after_users] = (
+        next(text for name, text in files.items() if name.startswith("userlist-") and name in ini)
+        for files in (before, after)
+        for ini in [files["pgbouncer.ini"]]
+    )
+    assert "web" in before_users
+    assert "web" not in after_users
 
 
 def test_kube_system_is_refused_even_if_it_consents() -> None:
@@ -147,7 +154,7 @@ def test_a_rotated_password_that_works_is_taken_over() -> None:
     cluster.settle()
     cluster.secrets = {"shop-owner": {"username": b"shop_owner", "password": b"rotated"}}
     cluster.settle()
-    assert "password='rotated'" in cluster.values("data", "shop-pooler-config")["pgbouncer.ini"]
+    assert "password='rotated'" in cluster.values("data", "shop-pooler-config")["caps-pod-1.ini"]
     assert cluster.condition("Ready")["status"] == "True"
 
 

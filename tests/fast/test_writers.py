@@ -46,16 +46,29 @@ def made(target: Target = TARGET, parameters: dict[str, str] | None = None, *who
 # pgbouncer.ini
 
 
-def test_the_ini_file() -> None:
-    session = replace(ENTRY, name="shop--web-x.session", pool_mode="session")
-    parameters = {"query_wait_notify": "7", "server_check_query": ""}
-    assert pgbouncer_ini.render(TARGET, [session, ENTRY], parameters, PATHS, {7: "10.0.0.7"}) == (
-        "[databases]\n"
+def ini(target: Target, parameters: dict[str, str], peers: dict[int, str]) -> str:
+    return pgbouncer_ini.render(pgbouncer_ini.settings(target, parameters, PATHS), PATHS.pod, peers)
+
+
+def files(target: Target, entry: Entry, parameters: dict[str, str]) -> tuple[str, str]:
+    return ini(target, parameters, {}), pgbouncer_ini.line(target, entry)
+
+
+def test_the_line_of_an_entry() -> None:
+    session = replace(ENTRY, name="shop--web-x.session", pool_mode="session", max_clients=9)
+    assert pgbouncer_ini.line(TARGET, ENTRY) == (
         "shop--web-x = host='pg.data.svc' port='5432' dbname='shop' user='shop_owner' password='it''s'"
-        " pool_mode='transaction' application_name='web/database'\n"
+        " pool_mode='transaction' application_name='web/database'"
+    )
+    assert pgbouncer_ini.line(TARGET, session) == (
         "shop--web-x.session = host='pg.data.svc' port='5432' dbname='shop' user='shop_owner' password='it''s'"
-        " pool_mode='session' application_name='web/database'\n"
-        "\n"
+        " pool_mode='session' application_name='web/database' max_db_client_connections='9'"
+    )
+
+
+def test_the_ini_file() -> None:
+    parameters = {"query_wait_notify": "7", "server_check_query": ""}
+    assert ini(TARGET, parameters, {7: "10.0.0.7"}) == (
         "[pgbouncer]\n"
         "admin_users = poolkeeper\n"
         "auth_file = /c/userlist\n"
@@ -78,6 +91,7 @@ def test_the_ini_file() -> None:
         "query_wait_notify = 7\n"
         "server_check_query =\n"
         "server_connect_timeout = 2\n"
+        "server_lifetime = 3600\n"
         "server_login_retry = 1\n"
         "server_tls13_ciphers =\n"
         "server_tls_ca_file = /c/ca\n"
@@ -108,7 +122,7 @@ def test_the_ini_file_takes_no_control_character_anywhere(place: str, character:
     }.get(place, ENTRY)
     parameters = {"server_check_query": poison} if place == "parameter" else {}
     with pytest.raises(ValueError, match=r"control character U\+") as caught:
-        pgbouncer_ini.render(target, [entry], parameters, PATHS, {})
+        files(target, entry, parameters)
     assert poison not in str(caught.value)
 
 
@@ -131,7 +145,7 @@ def test_the_ini_file_takes_no_control_character_anywhere(place: str, character:
 )
 def test_the_ini_file_refuses_an_upstream_that_pgbouncer_would_read_otherwise(change: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="upstream") as caught:
-        pgbouncer_ini.render(replace(TARGET, **change), [ENTRY], {}, PATHS, {})
+        files(replace(TARGET, **change), ENTRY, {})
     assert not change.get("password") or change["password"] not in str(caught.value)
 
 
@@ -140,7 +154,7 @@ def test_the_ini_file_refuses_an_upstream_that_pgbouncer_would_read_otherwise(ch
 )
 def test_the_ini_file_refuses_an_entry_of_another_alphabet(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a database entry"):
-        pgbouncer_ini.render(TARGET, [replace(ENTRY, name=name)], {}, PATHS, {})
+        pgbouncer_ini.line(TARGET, replace(ENTRY, name=name))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +171,7 @@ def test_the_ini_file_refuses_an_entry_of_another_alphabet(name: str) -> None:
 )
 def test_the_ini_file_refuses_settings_that_are_not_the_users(parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"operator sets|cannot name a setting|begins or ends with a space"):
-        pgbouncer_ini.render(TARGET, [ENTRY], parameters, PATHS, {})
+        ini(TARGET, parameters, {})
 
 
 # userlist.txt and the hba file

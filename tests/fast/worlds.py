@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper import mint, names, ownership
+from poolkeeper import allotments, mint, names, ownership, peers, sightings
+from poolkeeper.allotments import Stored
 from poolkeeper.api import SpecError, parse
+from poolkeeper.budget_order import Order
+from poolkeeper.budget_protocol import Allotment, Record
 from poolkeeper.consent import consumers
 from poolkeeper.desired.entries import login_name
 from poolkeeper.logins import Login, Logins, from_secret
@@ -18,6 +21,7 @@ from poolkeeper.settings import Settings
 from poolkeeper.world import (
     ApiRefusal,
     AppPod,
+    BudgetSeen,
     Child,
     Key,
     Moved,
@@ -39,6 +43,7 @@ SETTINGS = Settings(namespace="poolkeeper", identity="test")
 KEY = Key("data", "shop")
 UID = "11111111-2222-3333-4444-555555555555"
 AUTHORITIES = mint.authorities()
+CONFIG = Ref("Secret", KEY.namespace, names.config_name(KEY.name))
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 OWNER_SECRET = {"username": b"shop_owner", "password": b"upstream-password"}
 
@@ -101,6 +106,11 @@ class Simulation:
     probe: Probe | None = None
     whereabouts: Whereabouts | None = None
     moved: dict[str, Moved] = field(default_factory=dict)
+    budget: BudgetSeen | None = field(default_factory=lambda: BudgetSeen(server="0a1b2c3d", share=90))
+    allotting: bool = True
+    """The budget gives every pod that asks for it a table with all entries."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """What the poolers' Secret holds of the budget."""
     accepts: Mapping[str, str] = field(default_factory=dict)
     """Password -> reason of refusal; what is not listed logs in."""
     log: list[str] = field(default_factory=list)
@@ -138,7 +148,7 @@ class Simulation:
             app_pods=self.app_pods,
             workloads=self.workloads,
             workloads_due=self.workloads_due,
-            rollout=Rollout(True, len(self.pods), len(self.pods), ""),
+            rollout=self._rollout(),
             namespaces=self.namespaces,
             sources=self.secrets,
             marked=frozenset(self.marked),
@@ -148,6 +158,8 @@ class Simulation:
             probe=self.probe,
             whereabouts=self.whereabouts,
             moved=self.moved,
+            budget=self._budget_seen(),
+            stored=self._stored(),
             files=self._files(),
             refusals={},
         )
@@ -163,18 +175,26 @@ class Simulation:
             self.log.append(f"apply {ref}")
         for ref, _ in steps.delete:
             del self.objects[ref]
+            if ref == CONFIG:
+                self.tables = {}
             self.log.append(f"delete {ref}")
         if steps.finalizer is not None:
             self.finalized = steps.finalizer
             self.log.append(f"finalizer {steps.finalizer}")
         self.marked |= set(steps.mark)
         self.marked -= set(steps.unmark)
-        numbered = {pod.uid: peer for pod, peer in steps.peers}
-        self.pods = tuple(replace(pod, peer=numbered.get(pod.uid, pod.peer)) for pod in self.pods)
-        for pod, peer in steps.peers:
-            self.log.append(f"peer {pod.name} {peer}")
+        for pod, lines in steps.pod_lines:
+            peer, includes = peers.parse(lines)
+            self._change(pod.uid, peer=peer, lines=lines, includes=includes)
+            self.log.append(f"lines {pod.name} {peer}{' table' if includes else ''}")
+        for pod in steps.admit:
+            self._change(pod.uid, admitted=True, ready=True)
+            self.log.append(f"admit {pod.name}")
+        if steps.tables is not None:
+            self.tables = _decoded(steps.tables["data"])
+            self.log.append("tables")
         for reload in steps.reload:
-            self.shown[reload.process] = Shown(reload.configuration.generation, reload.restarts, "")
+            self.shown[reload.process] = Shown(reload.shown_as, reload.restarts, "")
             self.log.append(f"reload {reload.pod} {reload.configuration.generation}")
         for reload in steps.keepers:
             self.shown[reload.process] = Shown(reload.configuration.generation, reload.restarts, "")
@@ -189,13 +209,16 @@ class Simulation:
         if steps.status is not None:
             self.status = dict(steps.status)
             self.log.append("status")
+        if self.allotting and steps.budget is not None and CONFIG in self.objects:
+            self._allot(steps.budget)
         return steps
 
     def settle(self) -> Plan:
         """Step until nothing is left to do; fails if that takes more steps than a plan has groups."""
-        for _ in range(10):
+        for _ in range(14):
+            tables = self.tables
             steps = self.step()
-            if steps.settled and steps.status is None and not steps.reconnect:
+            if steps.settled and steps.status is None and not steps.reconnect and tables == self.tables:
                 return steps
         raise AssertionError(f"never settles: {self.log[-20:]}")
 
@@ -213,8 +236,50 @@ class Simulation:
         return next(item for item in self.status["conditions"] if item["type"] == kind)
 
     def values(self, namespace: str, name: str) -> dict[str, str]:
-        data = self.objects[Ref("Secret", namespace, name)]["data"]
-        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+        ref = Ref("Secret", namespace, name)
+        return _decoded(self.objects[ref]["data"]) | (self.tables if ref == CONFIG else {})
+
+    def allot(self, order: Order, caps: Mapping[str, Mapping[str, int]]) -> None:
+        """Store these caps by pod UID, as the budget does."""
+        record, _ = allotments.parse(self.tables)
+        known = record.allotments
+        given = {
+            uid: Allotment(
+                sum(table.values()),
+                (known[uid].revision + (known[uid].caps != table)) if uid in known else 1,
+                table,
+            )
+            for uid, table in caps.items()
+        }
+        stored = allotments.files(Record(1, given), "system", order.lines)
+        if stored != self.tables:
+            self.tables = stored
+            self.log.append("allot")
+
+    def _allot(self, order: Order) -> None:
+        asking = [pod.uid for pod in self.pods if pod.running and not pod.terminating]
+        kept = {uid: item.caps for uid, item in allotments.parse(self.tables)[0].allotments.items()}
+        leaving = {pod.uid: kept[pod.uid] for pod in self.pods if pod.terminating and pod.uid in kept}
+        self.allot(order, {**{uid: dict.fromkeys(order.lines, 5) for uid in asking}, **leaving})
+
+    def _rollout(self) -> Rollout | None:
+        deployment = self.objects.get(Ref("Deployment", KEY.namespace, names.pooler_name(KEY.name)))
+        progress = Rollout(True, len(self.pods), len(self.pods), "")
+        return replace(progress, most_pods=sightings.rollout(deployment).most_pods) if deployment else progress
+
+    def _stored(self) -> Stored | None:
+        if CONFIG not in self.objects:
+            return None
+        record, server = allotments.parse(self.tables)
+        return Stored(record, server, f"uid-of-{CONFIG.name}", "7")
+
+    def _budget_seen(self) -> BudgetSeen | None:
+        if self.budget is None or not self.allotting:
+            return self.budget
+        return replace(self.budget, admissible=frozenset(allotments.parse(self.tables)[0].allotments))
+
+    def _change(self, uid: str, **changes: Any) -> None:
+        self.pods = tuple(replace(pod, **changes) if pod.uid == uid else pod for pod in self.pods)
 
     def _logins(self) -> Logins:
         secret = self.objects.get(Ref("Secret", KEY.namespace, names.logins_name(KEY.name)))
@@ -232,4 +297,16 @@ class Simulation:
 
 
 def ready_pod(number: int = 1) -> Pod:
-    return Pod(f"shop-pooler-{number}", f"pod-{number}", f"10.0.0.{number}", True, False, 0, "", "")
+    """A pod that clients come to."""
+    return replace(new_pod(number), ready=True, admitted=True)
+
+
+def new_pod(number: int = 1) -> Pod:
+    """A pod that runs and waits for its share."""
+    return Pod(
+        f"shop-pooler-{number}", f"pod-{number}", f"10.0.0.{number}", False, False, 0, "", "", running=True
+    )
+
+
+def _decoded(data: Mapping[str, str]) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}

@@ -22,12 +22,16 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from poolkeeper import console
+from poolkeeper import allotments, console, peers
+from poolkeeper.budget_protocol import Allotment
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
 from poolkeeper.world import ConsoleAccess
 from tests.pgbouncer.rootfs import rootfs
 
 USER = 65532
+UID = "0a1b2c3d-0000-4000-8000-000000000001"
+"""Of the pod that a process is."""
+TABLE = allotments.table_file(UID)
 DIRECTORY = "/tmp"
 """Where a process finds the directory that it was given."""
 
@@ -210,6 +214,9 @@ class Pooler:
     port: int
     process: subprocess.Popen[bytes] | None = None
     host: str = "127.0.0.1"
+    peer: int = 1
+    cap: int | None = 20
+    """Of every entry, in the table that it is given; None: it gets no table."""
 
     def write(self, configuration: Configuration, keep: Mapping[str, str] | None = None) -> Configuration:
         """Replace the mounted files, as kubelet does; returns the configuration with this process' port."""
@@ -233,12 +240,18 @@ class Pooler:
         return {name: (self.directory / name).read_text() for name in self._files()}
 
     def localised(self, configuration: Configuration) -> Configuration:
-        """The configuration with this process' port: several run on one machine. Nothing else differs."""
+        """The configuration with this process' port, since several run on one machine, and with the files that
+        a pod has for itself: its table of caps, and what includes it."""
         ini = configuration.files[INI]
         assert ini.count("\nlisten_port = 6432\n") == 1
         ini = ini.replace("\nlisten_port = 6432\n", f"\nlisten_port = {self.port}\n")
         settings = {**configuration.settings, "listen_port": str(self.port)}
-        return replace(configuration, files={**configuration.files, INI: ini}, settings=settings)
+        own = {POD_FILE: peers.lines(self.peer, None)}
+        if self.cap is not None:
+            caps = dict.fromkeys(configuration.lines, self.cap)
+            table = allotments.table(Allotment(sum(caps.values()), 1, caps), configuration.lines)
+            own = {POD_FILE: peers.lines(self.peer, f"{DIRECTORY}/{TABLE}"), TABLE: table}
+        return replace(configuration, files={**configuration.files, INI: ini, **own}, settings=settings)
 
     async def apply(
         self, configuration: Configuration, access: ConsoleAccess, timeout: float = 3.0
@@ -254,15 +267,15 @@ class Pooler:
         return [line for line in self.log().splitlines() if any(word in line for word in words)]
 
     def _files(self) -> list[str]:
-        suffixes = (".txt", ".conf", ".crt", ".key")
-        return [path.name for path in self.directory.iterdir() if path.name == INI or path.suffix in suffixes]
+        suffixes = (".txt", ".conf", ".crt", ".key", ".ini")
+        return [path.name for path in self.directory.iterdir() if path.suffix in suffixes]
 
 
 @contextmanager
-def pooler(directory: Path, configuration: Configuration) -> Iterator[Pooler]:
-    """Start PgBouncer on the files of `configuration`; the block begins once it listens."""
-    made = Pooler(directory, free_port())
-    (directory / POD_FILE).touch()
+def pooler(directory: Path, configuration: Configuration, cap: int | None = 20) -> Iterator[Pooler]:
+    """Start PgBouncer on the files of `configuration`, with this cap for every entry; the block begins once it
+    listens."""
+    made = Pooler(directory, free_port(), cap=cap)
     made.write(configuration)
     _give(directory)
     log = directory / "pgbouncer.log"

@@ -7,31 +7,29 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from poolkeeper import console
+from poolkeeper import allotments, console, peers, pooler_consoles
+from poolkeeper.budget_protocol import Allotment, Reading
 from poolkeeper.console import Console, ConsoleError
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
-from tests.pgbouncer.processes import DIRECTORY, USER, Pooler, Postgres, pooler
+from poolkeeper.desired.pgbouncer_config import POD_FILE
+from poolkeeper.pooler_consoles import Look, PoolerConsoles
+from tests.pgbouncer.processes import DIRECTORY, TABLE, UID, USER, Pooler, Postgres, pooler
 from tests.pgbouncer.shop import WEB, Shop
-
-TABLE = "caps.ini"
-_SETTINGS = "\n[pgbouncer]\n"
 
 
 @dataclass
 class Pod:
-    """A pooler whose entries lie in a file of its own, which pod.ini includes or not."""
+    """A pooler with the table of caps that it was allotted last, if any."""
 
     shop: Shop
     process: Pooler
-    lines: Mapping[str, str]
-    """By entry name, without caps."""
+    allotment: Allotment | None = None
 
     def put(self, name: str, text: str) -> None:
         path = self.process.directory / f".{name}"
@@ -39,19 +37,38 @@ class Pod:
         os.chown(path, USER, USER)
         path.rename(self.process.directory / name)
 
-    def allot(self, revision: int, **caps: int) -> None:
-        """Write the pod's table: `web` and `session` are the consumer's entries."""
+    def allot(self, revision: int, *, arrives: bool = True, **caps: int) -> None:
+        """Allot a table: `web` and `session` are the consumer's entries. It may arrive later."""
         names = {"web": self.shop.entry(WEB), "session": self.shop.session_entry(WEB)}
-        lines = [f"syslog_ident = caps-{revision}", "[databases]"]
-        for entry, cap in caps.items():
-            lines.append(f"{self.lines[names[entry]]} max_db_connections={cap} pool_size={cap}")
-        self.put(TABLE, "\n".join(lines) + "\n")
+        table = {names[entry]: cap for entry, cap in caps.items()}
+        self.allotment = Allotment(sum(table.values()), revision, table)
+        if arrives:
+            self.put(TABLE, allotments.table(self.allotment, self.shop.configuration((WEB,)).lines))
+        self.put(POD_FILE, peers.lines(1, f"{DIRECTORY}/{TABLE}"))
 
-    def include(self, name: str | None) -> None:
-        self.put(POD_FILE, "peer_id = 1\n" + (f"%include {DIRECTORY}/{name}\n" if name else ""))
+    @property
+    def asked(self) -> pooler_consoles.Pooler:
+        return pooler_consoles.Pooler(UID, self.shop.console(self.process), self.allotment)
+
+    async def look(self, consoles: PoolerConsoles) -> Look:
+        return (await consoles.look([self.asked]))[UID]
+
+    async def shrink(self, consoles: PoolerConsoles, seconds: float = 5.0) -> Look:
+        """Have it show its table, and give back what it holds above its caps, as the operator does."""
+        assert self.allotment is not None
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = await self.look(consoles)
+            caps, held = self.allotment.caps, found.reading.held
+            above = tuple(entry for entry in held if held[entry] > caps.get(entry, 0))
+            if found.reading.revision == self.allotment.revision and not above:
+                return found
+            await consoles.retire({UID: (self.asked, above)})
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"still above its caps after {seconds} s: {found}")
 
     @contextlib.asynccontextmanager
-    async def console(self) -> Iterator[Console]:  # type: ignore[misc]
+    async def console(self) -> AsyncIterator[Console]:
         async with console.connect(self.shop.console(self.process), 5) as opened:
             yield opened
 
@@ -59,28 +76,15 @@ class Pod:
         return psycopg.connect(**self.shop.connection(self.process, WEB, entry), connect_timeout=5)
 
 
-async def held(opened: Console, entry: str) -> int:
-    return next(
-        int(row["current_connections"]) for row in await opened.show("DATABASES") if row["name"] == entry
-    )
+async def setting(opened: Console, name: str) -> str:
+    return next(row["value"] for row in await opened.show("CONFIG") if row["key"] == name)
 
 
-async def caps(opened: Console) -> dict[str, str]:
-    return {
-        row["name"]: row["max_connections"]
-        for row in await opened.show("DATABASES")
-        if row["name"] != "pgbouncer"
-    }
-
-
-async def revision(opened: Console) -> str:
-    return next(row["value"] for row in await opened.show("CONFIG") if row["key"] == "syslog_ident")
-
-
-async def fits(opened: Console, entry: str, cap: int, seconds: float) -> bool:
+async def fits(pod: Pod, consoles: PoolerConsoles, entry: str, cap: int, seconds: float) -> bool:
+    """Whether it comes to hold no more than that by itself."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if await held(opened, entry) <= cap:
+        if (await pod.look(consoles)).reading.held[entry] <= cap:
             return True
         await asyncio.sleep(0.01)
     return False
@@ -88,12 +92,14 @@ async def fits(opened: Console, entry: str, cap: int, seconds: float) -> bool:
 
 @pytest.fixture
 def pod(shop: Shop, tmp_path: Path) -> Iterator[Pod]:
-    configuration = shop.configuration((WEB,))
-    table, settings = configuration.files[INI].split(_SETTINGS)
-    lines = {line.split(" = ")[0]: line for line in table.splitlines()[1:] if line}
-    files = {**configuration.files, INI: "[pgbouncer]\n" + settings}
-    with pooler(tmp_path, replace(configuration, files=files)) as process:
-        yield Pod(shop, process, lines)
+    with pooler(tmp_path, shop.configuration((WEB,)), cap=None) as process:
+        yield Pod(shop, process)
+
+
+@pytest.fixture
+async def consoles() -> AsyncIterator[PoolerConsoles]:
+    async with PoolerConsoles() as opened:
+        yield opened
 
 
 @contextlib.contextmanager
@@ -121,131 +127,198 @@ def load(pod: Pod, clients: int) -> Iterator[list[str]]:
             thread.join()
 
 
-async def test_a_pod_without_a_table_holds_nothing_and_can_be_asked(pod: Pod) -> None:
+async def test_a_pod_without_a_table_holds_nothing_and_can_be_asked(pod: Pod, consoles: PoolerConsoles) -> None:
     with pytest.raises(psycopg.OperationalError, match="no such database"):
         await asyncio.to_thread(pod.client)
-    async with pod.console() as opened:
-        assert await caps(opened) == {}
-        assert await revision(opened) == "pgbouncer"
+    assert await pod.look(consoles) == Look(Reading(0, {}, {}), frozenset())
 
 
-async def test_a_table_comes_with_a_reload_and_shows_its_revision_and_caps(pod: Pod) -> None:
+async def test_a_look_brings_the_table_and_shows_revision_caps_and_backends(
+    pod: Pod, consoles: PoolerConsoles
+) -> None:
     web, session = pod.shop.entry(WEB), pod.shop.session_entry(WEB)
-    async with pod.console() as opened:
-        pod.allot(1, web=3, session=1)
-        pod.include(TABLE)
-        await opened.reload()
-        assert (await revision(opened), await caps(opened)) == ("caps-1", {web: "3", session: "1"})
-        with await asyncio.to_thread(pod.client) as client:
-            before = client.execute("SELECT pg_backend_pid()").fetchone()
-            pod.allot(2, web=5, session=1)
-            await opened.reload()
-            assert (await revision(opened), await caps(opened)) == ("caps-2", {web: "5", session: "1"})
-            assert client.execute("SELECT pg_backend_pid()").fetchone() == before
-            assert [row["remote_pid"] for row in await opened.show("SERVERS")] == [str(before[0])]  # type: ignore[index]
+    pod.allot(1, web=3, session=1)
+    assert await pod.look(consoles) == Look(Reading(1, {web: 3, session: 1}, {web: 0, session: 0}), frozenset())
+    with await asyncio.to_thread(pod.client) as client:
+        [pid] = client.execute("SELECT pg_backend_pid()").fetchone() or ()
+        pod.allot(2, web=5, session=1)
+        assert await pod.look(consoles) == Look(
+            Reading(2, {web: 5, session: 1}, {web: 1, session: 0}), frozenset({pid})
+        )
+        assert client.execute("SELECT pg_backend_pid()").fetchone() == (pid,)
 
 
-async def test_a_table_that_is_not_there_yet_changes_nothing_in_force(pod: Pod) -> None:
-    async with pod.console() as opened:
-        pod.allot(1, web=3)
-        pod.include(TABLE)
-        await opened.reload()
-        with await asyncio.to_thread(pod.client) as client:
-            pod.include("missing.ini")
+async def test_nobody_reloads_a_pooler_that_shows_its_table(pod: Pod, consoles: PoolerConsoles) -> None:
+    pod.allot(1, web=3)
+    for _ in range(3):
+        await pod.look(consoles)
+    assert pod.process.log().count("RELOAD command issued") == 1
+
+
+async def test_a_table_that_has_not_arrived_changes_nothing_in_force(
+    pod: Pod, consoles: PoolerConsoles
+) -> None:
+    web = pod.shop.entry(WEB)
+    pod.allot(1, web=3)
+    await pod.look(consoles)
+    with await asyncio.to_thread(pod.client) as client:
+        client.execute("SELECT 1")
+        (pod.process.directory / TABLE).unlink()
+        pod.allot(2, web=5, arrives=False)
+        async with pod.console() as opened:
             with pytest.raises(ConsoleError, match="RELOAD failed"):
                 await opened.reload()
-            assert await caps(opened) == {pod.shop.entry(WEB): "3"}
-            assert client.execute("SELECT 1").fetchone() == (1,)
+        found = await pod.look(consoles)
+        # Not allotted any more, so it proves nothing; but it is known what is in force.
+        assert (found.reading.revision, found.reading.caps, found.reading.held) == (0, {web: 3}, {web: 1})
+        assert client.execute("SELECT 1").fetchone() == (1,)
+        pod.allot(2, web=5)
+        assert (await pod.look(consoles)).reading == Reading(2, {web: 5}, {web: 1})
 
 
-async def test_a_lowered_cap_leaves_transactions_alone_until_they_end(pod: Pod) -> None:
+async def test_a_table_that_was_read_in_part_proves_nothing(pod: Pod, consoles: PoolerConsoles) -> None:
     web = pod.shop.entry(WEB)
+    pod.allot(1, web=3)
+    await pod.look(consoles)
+    pod.allot(2, web=5)
+    whole = (pod.process.directory / TABLE).read_text()
+    pod.put(TABLE, whole.replace("[databases]\n", "[databases]\nbroken = host\n"))
+    found = (await pod.look(consoles)).reading
+    assert (found.revision, found.caps) == (0, {web: 3})
     async with pod.console() as opened:
-        pod.allot(1, web=6)
-        pod.include(TABLE)
-        await opened.reload()
-        clients = [await asyncio.to_thread(pod.client) for _ in range(6)]
-        for client in clients:
-            client.execute("BEGIN")
-            client.execute("SELECT 1")
+        assert await setting(opened, "syslog_ident") == "caps-2", "the marker alone is new"
+
+
+async def test_a_console_that_is_gone_is_left_out_and_found_again(
+    pod: Pod, consoles: PoolerConsoles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooler_consoles, "RETRY_SECONDS", 0.2)
+    pod.allot(1, web=3)
+    await pod.look(consoles)
+    other = Pod(pod.shop, Pooler(pod.process.directory, pod.process.port + 1), pod.allotment)
+    assert await consoles.look([other.asked]) == {}
+    end = time.monotonic() + 3
+    while not await consoles.look([pod.asked]):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+
+
+async def test_a_lowered_cap_leaves_transactions_alone_until_they_end(
+    pod: Pod, consoles: PoolerConsoles
+) -> None:
+    web = pod.shop.entry(WEB)
+    pod.allot(1, web=6)
+    await pod.look(consoles)
+    clients = [await asyncio.to_thread(pod.client) for _ in range(6)]
+    for client in clients:
+        client.execute("BEGIN")
+        client.execute("SELECT 1")
+    pod.allot(2, web=2)
+    await pod.look(consoles)
+    await consoles.retire({UID: (pod.asked, [web])})
+    assert not await fits(pod, consoles, web, 5, 1)
+    for client in clients[:4]:
+        client.execute("COMMIT")
+    assert (await pod.shrink(consoles)).reading.held == {web: 2}
+    for client in clients[4:]:
+        client.execute("SELECT 1")
+        client.execute("COMMIT")
+    for client in clients:
+        client.close()
+
+
+async def test_a_lowered_cap_is_reached_under_load_and_nobody_notices(
+    pod: Pod, consoles: PoolerConsoles
+) -> None:
+    web = pod.shop.entry(WEB)
+    pod.allot(1, web=8)
+    await pod.look(consoles)
+    with load(pod, 16) as errors:
+        end = time.monotonic() + 5
+        while (await pod.look(consoles)).reading.held[web] < 8:
+            assert time.monotonic() < end
         pod.allot(2, web=2)
-        await opened.reload()
-        assert not await fits(opened, web, 5, 1)
-        for client in clients[:4]:
-            client.execute("COMMIT")
-        assert await fits(opened, web, 2, 2)
-        for client in clients:
-            client.close()
+        await pod.shrink(consoles)
+        async with pod.console() as opened:
+            assert await setting(opened, "server_lifetime") == "3600"
+        assert not [held for _ in range(30) if (held := (await pod.look(consoles)).reading.held[web]) > 2]
+    assert errors == []
 
 
-async def test_a_lowered_cap_is_reached_under_load_by_retiring_connections(pod: Pod) -> None:
+async def test_an_operator_that_was_killed_while_connections_retired_is_cleaned_up_after(
+    pod: Pod, consoles: PoolerConsoles
+) -> None:
     web = pod.shop.entry(WEB)
+    pod.allot(1, web=3)
+    await pod.look(consoles)
     async with pod.console() as opened:
-        pod.allot(1, web=8)
-        pod.include(TABLE)
-        await opened.reload()
-        with load(pod, 16) as errors:
-            while await held(opened, web) < 8:
-                await asyncio.sleep(0.02)
-            pod.allot(2, web=2)
-            await opened.reload()
-            await opened.execute("SET server_lifetime = 0")
-            assert await fits(opened, web, 2, 2)
-            await opened.execute("SET server_lifetime = 3600")
-            assert not [count for _ in range(30) if (count := await held(opened, web)) > 2]
-        assert errors == []
+        await opened.execute("SET server_lifetime = 0")
+        await consoles.retire({UID: (pod.asked, [web])})
+        assert await setting(opened, "server_lifetime") == "3600"
+        await opened.execute("SET server_lifetime = 0")
+        pod.allot(2, web=2)
+        await pod.look(consoles)
+        assert await setting(opened, "server_lifetime") == "3600"
 
 
-async def test_a_session_keeps_what_it_has_and_gives_it_back_when_it_ends(pod: Pod) -> None:
+async def test_the_lifetime_that_the_user_chose_is_set_back(
+    shop: Shop, tmp_path: Path, consoles: PoolerConsoles
+) -> None:
+    chosen = shop.configuration((WEB,), parameters={"server_lifetime": "77"})
+    with pooler(tmp_path, chosen, cap=None) as process:
+        pod = Pod(shop, process)
+        pod.allot(1, web=3)
+        await pod.look(consoles)
+        await consoles.retire({UID: (pod.asked, [shop.entry(WEB)])})
+        async with pod.console() as opened:
+            assert await setting(opened, "server_lifetime") == "77"
+
+
+async def test_a_session_keeps_what_it_has_and_gives_it_back_when_it_ends(
+    pod: Pod, consoles: PoolerConsoles
+) -> None:
     session = pod.shop.session_entry(WEB)
-    async with pod.console() as opened:
-        pod.allot(1, session=2)
-        pod.include(TABLE)
-        await opened.reload()
-        clients = [await asyncio.to_thread(pod.client, session) for _ in range(2)]
-        for client in clients:
-            client.execute("SELECT 1")
-        pod.allot(2, session=1)
-        await opened.reload()
-        assert not await fits(opened, session, 1, 1)
-        assert [client.execute("SELECT 1").fetchone() for client in clients] == [(1,), (1,)]
-        clients[0].close()
-        assert await fits(opened, session, 1, 2)
-        assert clients[1].execute("SELECT 1").fetchone() == (1,)
-        clients[1].close()
+    pod.allot(1, session=2)
+    await pod.look(consoles)
+    clients = [await asyncio.to_thread(pod.client, session) for _ in range(2)]
+    for client in clients:
+        client.execute("SELECT 1")
+    pod.allot(2, session=1)
+    assert not await fits(pod, consoles, session, 1, 1)
+    assert [client.execute("SELECT 1").fetchone() for client in clients] == [(1,), (1,)]
+    clients[0].close()
+    assert await fits(pod, consoles, session, 1, 2)
+    assert clients[1].execute("SELECT 1").fetchone() == (1,)
+    clients[1].close()
 
 
-async def test_once_shown_a_cap_is_never_exceeded_on_the_server(pod: Pod, server: Postgres) -> None:
-    web, user = pod.shop.entry(WEB), pod.shop.target.user
+async def test_once_shown_a_cap_is_never_exceeded_on_the_server(
+    pod: Pod, server: Postgres, consoles: PoolerConsoles
+) -> None:
+    user = pod.shop.target.user
     over: list[tuple[int, int]] = []
     samples = 0
     with psycopg.connect(
         host=server.host, port=server.port, user=server.superuser, password=server.password, dbname="postgres"
     ) as watcher:
         watcher.autocommit = True
-        async with pod.console() as opened:
-            pod.allot(1, web=4)
-            pod.include(TABLE)
-            await opened.reload()
-            with load(pod, 12) as errors:
-                for number, cap in enumerate((1, 8, 3, 5, 2, 7, 1, 6, 4, 8, 2, 3), start=2):
-                    pod.allot(number, web=cap)
-                    await opened.reload()
-                    assert await revision(opened) == f"caps-{number}"
-                    await opened.execute("SET server_lifetime = 0")
-                    assert await fits(opened, web, cap, 3)
-                    await opened.execute("SET server_lifetime = 3600")
-                    # A closed connection's backend takes a moment to end.
-                    await asyncio.sleep(0.05)
-                    for _ in range(20):
-                        row = watcher.execute(
-                            "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [user]
-                        ).fetchone()
-                        assert row is not None
-                        samples += 1
-                        if row[0] > cap:
-                            over.append((cap, row[0]))
-                        await asyncio.sleep(0.005)
-            assert errors == []
+        pod.allot(1, web=4)
+        await pod.look(consoles)
+        with load(pod, 12) as errors:
+            for number, cap in enumerate((1, 8, 3, 5, 2, 7, 1, 6, 4, 8, 2, 3), start=2):
+                pod.allot(number, web=cap)
+                await pod.shrink(consoles)
+                # A closed connection's backend takes a moment to end.
+                await asyncio.sleep(0.05)
+                for _ in range(20):
+                    row = watcher.execute(
+                        "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [user]
+                    ).fetchone()
+                    assert row is not None
+                    samples += 1
+                    if row[0] > cap:
+                        over.append((cap, row[0]))
+                    await asyncio.sleep(0.005)
+        assert errors == []
     assert samples == 240
     assert over == []

@@ -22,7 +22,7 @@ from poolkeeper.consent import Consumer
 from poolkeeper.desired import userlist
 from poolkeeper.desired.database_url import jdbc_url, pgpass_line, r2dbc_url, url
 from poolkeeper.desired.entries import entries, entry_name, login_name
-from poolkeeper.desired.pgbouncer_config import INI, Configuration, configuration
+from poolkeeper.desired.pgbouncer_config import Configuration, configuration
 from poolkeeper.logins import Login
 from poolkeeper.mint import mint
 from poolkeeper.scalars import forbidden_character
@@ -74,13 +74,10 @@ def node() -> Iterator[NodeParser]:
 
 def merged(configurations: list[Configuration]) -> Configuration:
     """The entries of all configurations in the files of the last one."""
-    separator = "\n\n[pgbouncer]\n"
-    parts = [each.files[INI].partition(separator) for each in configurations]
-    lines = [entries.removeprefix("[databases]\n") for entries, _, _ in parts]
-    ini = "[databases]\n" + "\n".join(lines) + separator + parts[-1][2]
     last = configurations[-1]
     databases = {name: row for each in configurations for name, row in each.databases.items()}
-    return replace(last, files={**last.files, INI: ini}, databases=databases)
+    lines = {name: line for each in configurations for name, line in each.lines.items()}
+    return replace(last, databases=databases, lines=lines)
 
 
 upstreams = st.lists(

@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper import console, mint, peers
+from poolkeeper import console, mint
 from poolkeeper.certificates import PERIOD, issue
 from poolkeeper.desired.entries import entries
-from poolkeeper.desired.pgbouncer_config import POD_FILE, Configuration, configuration
+from poolkeeper.desired.pgbouncer_config import Configuration, configuration
 from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
 from tests.pgbouncer.shop import NAME, WEB, Shop
 
@@ -97,7 +97,7 @@ async def test_a_pooler_takes_its_peer_id_from_its_own_file_and_shows_its_peers(
     shop: Shop, tmp_path: Path
 ) -> None:
     with pooler(tmp_path, shop.configuration()) as running:
-        (tmp_path / POD_FILE).write_text(peers.line(7))
+        running.peer = 7
         changed = running.write(shop.configuration(peers={7: "127.0.0.7", 8: "fd00::8"}))
         numbered = replace(changed, settings={**changed.settings, "peer_id": "7"})
         assert await running.apply(numbered, shop.console(running)) is None
