@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from poolkeeper import keeper_template, names
+from poolkeeper.api import PooledDatabase
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import entries
 from poolkeeper.desired.keeper_variables import variables
 from poolkeeper.keeper_template import SCRAM, KeeperTemplate
 from poolkeeper.resource import Terms
 from poolkeeper.target import Target
+from poolkeeper.wanted import want
 from poolkeeper.world import Ref
-from tests.fast.worlds import Simulation, ready_pod
+from tests.fast.worlds import NOW, SETTINGS, Simulation, ready_pod
 
 TARGET = Target("pg.data.svc", 5432, "shop", "shop_owner", "secret", "require", None)
 WEB, API = Consumer("web", "database"), Consumer("api", "database")
@@ -48,8 +50,12 @@ def test_a_limit_of_clients_is_divided_among_the_poolers_and_rounded_up() -> Non
 def test_both_entries_carry_the_limit_of_clients_and_the_console_must_show_it() -> None:
     cluster = settled(maxClientConnections=5)
     assert [" max_db_client_connections='3' " in line for line in lines(cluster)] == [True, True]
-    shown = cluster.plan()
-    assert shown.settled
+    world = cluster.world()
+    assert world.resource is not None
+    assert isinstance(world.resource.spec, PooledDatabase)
+    config = want(world.resource.spec, world, SETTINGS, NOW).configuration
+    assert config is not None
+    assert [row["max_client_connections"] for row in config.databases.values()] == ["3", "3"]
     assert not [line for line in lines(settled()) if "max_db_client_connections" in line]
 
 
