@@ -18,6 +18,7 @@ from poolkeeper.need import (
     CALM_SECONDS,
     GAP_SECONDS,
     HOLD_SECONDS,
+    LASTING_SECONDS,
     LEND_EVERY_SECONDS,
     RETURN_EVERY_SECONDS,
     Need,
@@ -255,6 +256,17 @@ def test_who_needed_its_own_back_is_left_alone_longer_and_longer() -> None:
         server.run(5, steady(web=60, api=30))
     assert lent[0] < HOLD_SECONDS
     assert [round(seconds / HOLD_SECONDS) for seconds in lent[1:]] == [1, 2, 4]
+
+
+def test_who_lent_for_long_is_left_alone_no_longer_than_the_first_time() -> None:
+    server = shop()
+    for _ in range(2):
+        server.run(HOLD_SECONDS + LASTING_SECONDS + 40, steady(web=60))
+        assert server.need.lending
+        server.run(5, steady(web=60, api=30))
+        assert not server.need.lending
+    server.run(HOLD_SECONDS + 10, steady(web=60))
+    assert server.need.lending
 
 
 def test_while_a_pod_does_not_answer_nobody_lends_and_who_lent_gets_it_back_all_the_same() -> None:
