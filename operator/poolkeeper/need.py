@@ -20,7 +20,8 @@ from poolkeeper.budget_targets import Pooled
 LEND_AFTER_SECONDS = 2.0
 """Others lend to an entry whose clients have waited so long, while it uses at least half of its caps."""
 RETURN_AFTER_SECONDS = 1.0
-"""An entry that lends and whose clients have waited so long gets its own back."""
+"""An entry that lends and whose clients have waited so long gets its own back; so does at once one whose
+clients wait while all that it has left is in use."""
 LEND_EVERY_SECONDS = 10.0
 """Nobody begins to lend, or lends more, sooner after the last change."""
 RETURN_EVERY_SECONDS = 3.0
@@ -28,8 +29,8 @@ RETURN_EVERY_SECONDS = 3.0
 CALM_SECONDS = 60.0
 """All goes back once nobody has waited, or used more than was his, for so long."""
 HOLD_SECONDS = 60.0
-"""For so long an entry that got its own back lends no more than what is above that. It doubles each time, up to
-HOLD_MOST_SECONDS, and starts anew with an entry that has lent for LASTING_SECONDS."""
+"""For so long an entry that got its own back lends nothing of it, and one that got more room keeps that. It
+doubles each time, up to HOLD_MOST_SECONDS, and is the first again once it was over for LASTING_SECONDS."""
 HOLD_MOST_SECONDS = 960.0
 LASTING_SECONDS = 600.0
 GAP_SECONDS = 15.0
@@ -38,10 +39,8 @@ GAP_SECONDS = 15.0
 _STEP_SECONDS = 5.0
 _STEPS = 4
 """What was used lately is the peak of so many steps, the last one under way: of 15 to 20 seconds."""
-_COLUMNS = itemgetter(
-    "database", "cl_waiting", "sv_active", "sv_tested", "sv_login", "sv_active_cancel", "sv_being_canceled"
-)
-_NONE = ["0"] * 4
+_SELDOM = itemgetter("cl_waiting", "sv_tested", "sv_login", "sv_active_cancel", "sv_being_canceled")
+_NONE = ("0",) * 5
 _UNUSED = (0,) * _STEPS
 
 Slot = tuple[str, str]
@@ -86,10 +85,8 @@ class Demand:
     own: int
     """Its caps when nobody lent anything."""
     ceiling: int | None = None
-    lends: float = 0.0
-    """Since when there is a ceiling."""
     held: float = 0.0
-    """Until then it lends nothing of its own."""
+    """Until then it lends no more than it does."""
     hold: float = 0.0
 
     @property
@@ -139,14 +136,15 @@ def uses(entries: Iterable[str], pods: Iterable[Iterable[Mapping[str, str]]]) ->
     longest: dict[str, float] = {}
     for rows in pods:
         for row in rows:
-            name, clients, busy, *rest = _COLUMNS(row)
+            name = row["database"]
             if name not in active:
                 continue
-            active[name] += int(busy)
-            if rest != _NONE:  # as it seldom is; and reading numbers is most of the work
-                active[name] += sum(map(int, rest))
-            if clients != "0":
-                waiting[name] = waiting.get(name, 0) + int(clients)
+            active[name] += int(row["sv_active"])
+            seldom = _SELDOM(row)
+            if seldom != _NONE:  # reading numbers is most of the work here
+                clients, *others = map(int, seldom)
+                active[name] += sum(others)
+                waiting[name] = waiting.get(name, 0) + clients
                 seconds = int(row["maxwait"]) + int(row["maxwait_us"]) / 1e6
                 longest[name] = max(longest.get(name, 0.0), seconds)
     return {name: Use(number, waiting.get(name, 0), longest.get(name, 0.0)) for name, number in active.items()}
@@ -187,7 +185,7 @@ def _seen(
     if use.active > peaks[0]:
         peaks = (use.active, *peaks[1:])
     since = before.since if gap is None else gap
-    rest = (cap if settled else before.own, before.ceiling, before.lends, before.held, before.hold)
+    rest = (cap if settled else before.own, before.ceiling, before.held, before.hold)
     if not use.waiting:
         return Demand(peaks, since, None, False, *rest)
     waits = min(at if before.waits is None else before.waits, at - use.seconds)
@@ -208,8 +206,9 @@ def _changes(
     if since < RETURN_EVERY_SECONDS:
         return {}
     lending = {slot: item for slot, item in need.demands.items() if item.ceiling is not None}
+    pods = {item.name: max(1, item.pods) for item in databases}
     back = {
-        slot: _returned(item, need.at)
+        slot: _eased(item, need.at, pods[slot[0]])
         for slot, item in lending.items()
         if _waited(item, need.at) or item.peaks[0] >= (item.ceiling or 0)
     }
@@ -220,10 +219,17 @@ def _changes(
     return _lent(need, list(_entries(need, databases, caps)))
 
 
-def _returned(demand: Demand, at: float) -> Demand:
-    lasted = at - demand.lends >= LASTING_SECONDS
-    hold = HOLD_SECONDS if lasted or not demand.hold else min(2 * demand.hold, HOLD_MOST_SECONDS)
-    return replace(demand, ceiling=None, held=at + hold, hold=hold)
+def _eased(demand: Demand, at: float, pods: int) -> Demand:
+    """All that is its own if its clients wait, and some more room if all is in use and they don't yet."""
+    calm = not demand.hold or at - demand.held >= LASTING_SECONDS
+    hold = HOLD_SECONDS if calm else min(2 * demand.hold, HOLD_MOST_SECONDS)
+    ceiling = _room(demand.peaks[0], pods) if demand.waits is None else None
+    return replace(demand, ceiling=ceiling, held=at + hold, hold=hold)
+
+
+def _room(used: int, pods: int) -> int:
+    """Half as much again as is used, and one more on each pod at least: load is never spread evenly."""
+    return used + max(pods, -(-used // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,21 +265,19 @@ def _lent(need: Need, entries: Sequence[_Entry]) -> dict[Slot, Demand]:
         ceiling = _ceiling(item, need.at)
         if ceiling is not None:
             gained += max(0, item.cap - ceiling)
-            lends = need.at if item.demand.ceiling is None else item.demand.lends
-            changes[item.slot] = replace(item.demand, ceiling=ceiling, lends=lends)
+            changes[item.slot] = replace(item.demand, ceiling=ceiling)
     return changes if gained else {}
 
 
 def _ceiling(entry: _Entry, at: float) -> int | None:
-    """What the entry is to be held to, None where it stays as it is: room for half as much again as it used
-    lately, and for one more on each pod. Who used more than half of what he has doesn't lose any of it."""
+    """What the entry is to be held to, None where it stays as it is. Who used more than half of what he has
+    loses none of it."""
     demand = entry.demand
     if demand.waits is not None or at - demand.since < GAP_SECONDS:
         return None
-    peak = demand.peak
-    ceiling = peak + max(entry.pods, -(-peak // 2))
-    if at < demand.held:
-        ceiling = max(ceiling, demand.own)
-    if 2 * peak > entry.cap:
+    ceiling = _room(demand.peak, entry.pods)
+    if 2 * demand.peak > entry.cap:
         ceiling = max(ceiling, entry.cap)
-    return ceiling if demand.ceiling is None or ceiling < demand.ceiling else None
+    if demand.ceiling is None:
+        return max(ceiling, demand.own) if at < demand.held else ceiling
+    return ceiling if ceiling < demand.ceiling and at >= demand.held else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from poolkeeper.need import (
     CALM_SECONDS,
     GAP_SECONDS,
     HOLD_SECONDS,
+    LASTING_SECONDS,
     LEND_EVERY_SECONDS,
     RETURN_EVERY_SECONDS,
     Need,
@@ -182,11 +184,13 @@ def test_where_all_wait_the_weights_decide() -> None:
     assert len(server.changes) == 2
 
 
-def test_a_guarantee_comes_back_before_clients_wait_if_all_that_was_left_is_in_use() -> None:
+def test_there_is_more_room_before_clients_wait_if_all_that_was_left_is_in_use() -> None:
     server = shop()
     server.run(30, steady(web=60))
     server.run(4, steady(web=60, api=2))
-    assert server.caps == {WEB: 20, API: 20}
+    assert server.caps == {WEB: 36, API: 4}
+    server.run(6, steady(web=60, api=4))
+    assert server.caps == {WEB: 34, API: 6}
 
 
 def test_only_a_wait_that_lasts_makes_others_lend() -> None:
@@ -252,6 +256,17 @@ def test_who_needed_its_own_back_is_left_alone_longer_and_longer() -> None:
         server.run(5, steady(web=60, api=30))
     assert lent[0] < HOLD_SECONDS
     assert [round(seconds / HOLD_SECONDS) for seconds in lent[1:]] == [1, 2, 4]
+
+
+def test_who_lent_for_long_is_left_alone_no_longer_than_the_first_time() -> None:
+    server = shop()
+    for _ in range(2):
+        server.run(HOLD_SECONDS + LASTING_SECONDS + 40, steady(web=60))
+        assert server.need.lending
+        server.run(5, steady(web=60, api=30))
+        assert not server.need.lending
+    server.run(HOLD_SECONDS + 10, steady(web=60))
+    assert server.need.lending
 
 
 def test_while_a_pod_does_not_answer_nobody_lends_and_who_lent_gets_it_back_all_the_same() -> None:
@@ -451,6 +466,25 @@ def test_others_that_lend_later_change_nothing_for_who_lends_already() -> None:
     assert server.caps == {WEB: 25, API: 9, JOBS: 26}
     server.run(40, steady(web=60, api=8))
     assert server.caps == {WEB: 49, API: 9, JOBS: 2}
+
+
+def test_demand_by_chance_moves_little_in_the_long_run_and_yet_most_of_what_rests_is_lent() -> None:
+    chance = random.Random(1)  # noqa: S311
+    names = [f"app-{number}" for number in range(8)]
+    server = Server(100, [database("shop", *map(consumer, ["web", *names]))])
+    lent: list[int] = []
+
+    def traffic(now: float) -> dict[Slot, int]:
+        lent.append(server.caps[WEB])
+        odds = {("shop", name): 0.02 * (number + 1) for number, name in enumerate(names)}
+        return {WEB: 100} | {slot: sum(chance.random() < odd for _ in range(20)) for slot, odd in odds.items()}
+
+    server.run(1800, traffic)
+    before = len(server.changes)
+    server.run(1800, traffic)
+    assert server.fair[WEB] == 11
+    assert sum(lent) / len(lent) > 22
+    assert len(server.changes) - before < 1.5 * 30, "more than one in 40 seconds"
 
 
 def test_the_pauses_between_changes_are_kept() -> None:
