@@ -26,7 +26,7 @@ from tests.e2e import postgres
 from tests.e2e.clients.programs import PROGRAMS
 from tests.e2e.connections import Count, Record, Table, Verdict, judge, settled_at
 from tests.e2e.keeper_kit import Fleet, core, make_table
-from tests.e2e.kit import Place, identifier, restricted_pod, wait_until
+from tests.e2e.kit import POOLER_PODS, Place, identifier, restricted_pod, wait_until
 from tests.e2e.sampling import Sampling
 
 MAX_CONNECTIONS = 100
@@ -184,8 +184,7 @@ def _wait_quiet(sampling: Sampling) -> None:
 
 def _all_ready(place: Place, replicas: int) -> float | None:
     """The time, if just so many pods are there and ready, besides those that end."""
-    selector = "poolkeeper.io/owner=shop,poolkeeper.io/role=pooler"
-    pods = core().list_namespaced_pod(place.data, label_selector=selector).items
+    pods = core().list_namespaced_pod(place.data, label_selector=POOLER_PODS).items
     staying = [pod for pod in pods if pod.metadata.deletion_timestamp is None]
     ready = [
         pod

@@ -40,7 +40,7 @@ FOREIGN, FOREIGN_RESERVE = 8, 9
 """So many foreign sessions come at once; what is kept free has to do until the poolers give way."""
 CLIENTS_PER_PROGRAM = 125
 CROWD = {f"{program}-{number}": PROGRAMS[program] for program in ("pg", "psycopg-pool") for number in range(2)}
-"""Four programs: 500 clients. Each has a connection of its own to the keeper and through it to the poolers."""
+"""Four programs: 500 clients with a connection each, and keepers that open as many to the poolers if need be."""
 RATE = 30
 """Transactions per second of each program: all of its clients begin one at the same moment, every 4 s."""
 LEAST_SAMPLES = 0.5
