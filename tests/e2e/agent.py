@@ -18,6 +18,7 @@ import psycopg
 
 CONNECT_SECONDS = 6
 CONSOLE_SECONDS = 0.5
+VANISHED_MS = 2000
 MOST_CONSOLES = 24
 LIMITS = "max_connections", "superuser_reserved_connections", "reserved_connections"
 ACTIVITY = """SELECT pid, extract(epoch FROM backend_start)::float8, coalesce(usename, ''),
@@ -171,7 +172,8 @@ class Sampler:
 
     def _open(self, address: str, dsn: str) -> None:
         try:
-            opened = connect(dsn, console=True)
+            # A pod that vanished with its network answers nothing, not even that it is gone.
+            opened = connect(f"{dsn}?tcp_user_timeout={VANISHED_MS}", console=True)
             if address in self._consoles:
                 self._consoles[address] = opened
         except psycopg.Error:
