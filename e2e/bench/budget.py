@@ -26,7 +26,7 @@ from tests.e2e import postgres
 from tests.e2e.clients.programs import PROGRAMS
 from tests.e2e.connections import Count, Record, Table, Verdict, judge, settled_at
 from tests.e2e.keeper_kit import Fleet, core, make_table
-from tests.e2e.kit import Place, identifier, restricted_pod, wait_until
+from tests.e2e.kit import POOLER_PODS, Place, identifier, restricted_pod, wait_until
 from tests.e2e.sampling import Sampling
 
 MAX_CONNECTIONS = 100
@@ -40,10 +40,14 @@ CLIENTS_PER_PROGRAM, RATE = 50, 20
 POOLERS = 2
 CLIENTS = 160
 ROUNDS, SECONDS = 5, 8
-RAMP_SECONDS = 2.0
+RAMP_SECONDS = 3.0
+FULL_SECONDS = 16
+WORK = "SELECT pg_sleep(0.05);\n"
+"""What keeps connections busy, and not the processors: those would be what is full otherwise."""
 READY_SECONDS = 180.0
 OURS, STOCK = "ours", "stock"
 _STOCK_SERVER = "pg-stock"
+_SCRIPT = "/tmp/script.sql"
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,14 @@ def run() -> list[Figure]:
         scaled, requests = _scale(place)
         place.apply(_spec(place, POOLERS))
         place.wait_settled(READY_SECONDS)
-        loaded, runs = _load(place)
+        loaded, full, runs = _load(place)
     verdicts = [judge(record, {place.role}, RESERVE) for record in (scaled, loaded)]
     for verdict in verdicts:
         say(str(verdict))
     return [
         *recap(requests, scaled.tables),
-        *unused(verdicts[1], loaded, [(began, ended) for _, began, ended in runs[OURS]]),
-        *throughput({name: [tps for tps, _, _ in each] for name, each in runs.items()}),
+        *unused(verdicts[1], loaded, full),
+        *throughput(runs),
         Figure("over_samples", sum(len(verdict.over) for verdict in verdicts), "samples over usable", 0),
         Figure("samples", sum(len(verdict.counts) for verdict in verdicts), "samples"),
     ]
@@ -99,17 +103,15 @@ def recap(requests: Sequence[Request], tables: Sequence[Table]) -> list[Figure]:
     ]
 
 
-def unused(verdict: Verdict, record: Record, times: Sequence[tuple[float, float]]) -> list[Figure]:
-    """The share of what is usable beside others that no client is served with, while more of them wait."""
+def unused(verdict: Verdict, record: Record, full: tuple[float, float]) -> list[Figure]:
+    """The share of what is usable beside others that no client is served with, while more of them wait: from
+    when to when they do."""
 
     def share(one: Count, amount: int) -> float:
         return 1 - amount / (record.limits_at(one.at).usable(RESERVE) - one.others)
 
-    steady = [
-        one
-        for one in verdict.counts
-        if any(began + RAMP_SECONDS <= one.at <= ended - RAMP_SECONDS for began, ended in times)
-    ]
+    began, ended = full
+    steady = [one for one in verdict.counts if began + RAMP_SECONDS <= one.at <= ended - RAMP_SECONDS]
     if not steady:
         raise ClusterError("there is no sample of the steady load")
     return [
@@ -182,8 +184,7 @@ def _wait_quiet(sampling: Sampling) -> None:
 
 def _all_ready(place: Place, replicas: int) -> float | None:
     """The time, if just so many pods are there and ready, besides those that end."""
-    selector = "poolkeeper.io/owner=shop,poolkeeper.io/role=pooler"
-    pods = core().list_namespaced_pod(place.data, label_selector=selector).items
+    pods = core().list_namespaced_pod(place.data, label_selector=POOLER_PODS).items
     staying = [pod for pod in pods if pod.metadata.deletion_timestamp is None]
     ready = [
         pod
@@ -193,8 +194,9 @@ def _all_ready(place: Place, replicas: int) -> float | None:
     return time.time() if len(ready) == len(staying) == replicas else None
 
 
-def _load(place: Place) -> tuple[Record, dict[str, list[tuple[float, float, float]]]]:
-    """Full load on either way in turns: transactions per second and the times from which until when."""
+def _load(place: Place) -> tuple[Record, tuple[float, float], dict[str, list[float]]]:
+    """Clients that keep every connection busy, from when to when; and transactions per second of clients that
+    keep the processors busy, by either way in turns."""
     held = int(place.resource()["status"]["budget"]["held"])
     say(f"{CLIENTS} clients at {held} connections: {POOLERS} poolers, and one PgBouncer set up by hand")
     other = server(place.agent, MAX_CONNECTIONS, _STOCK_SERVER)
@@ -203,16 +205,17 @@ def _load(place: Place) -> tuple[Record, dict[str, list[tuple[float, float, floa
     stock.deploy()
     for name in (postgres.NAME, _STOCK_SERVER):
         _fill(place, name)
-    found: dict[str, list[tuple[float, float, float]]] = {OURS: [], STOCK: []}
+    found: dict[str, list[float]] = {OURS: [], STOCK: []}
     pods = {OURS: _pgbench(place, OURS, "database"), STOCK: _pgbench(place, STOCK, stock.name)}
     with Sampling(place.server, place, period=PERIOD_SECONDS) as sampling:
+        began = time.time()
+        _bench(place, pods[OURS], FULL_SECONDS, f"--file={_SCRIPT}", script=WORK)
+        full = began, time.time()
         for _ in range(ROUNDS):
             for name, pod in pods.items():
-                began = time.time()
-                tps = _bench(place, pod)
-                found[name].append((tps, began, time.time()))
-                say(f"{name}: {tps:.0f} transactions per second")
-    return sampling.record, found
+                found[name].append(_bench(place, pod, SECONDS, "--select-only"))
+                say(f"{name}: {found[name][-1]:.0f} transactions per second")
+    return sampling.record, full, found
 
 
 def _fill(place: Place, name: str) -> None:
@@ -233,14 +236,17 @@ def _pgbench(place: Place, name: str, secret: str) -> str:
         envFrom=[{"secretRef": {"name": secret}}],
         # Without TLS, which the PgBouncer set up by hand has not, and ours has.
         env=[{"name": "PGSSLMODE", "value": "disable"}],
+        volumeMounts=[{"name": "tmp", "mountPath": "/tmp"}],
     )
+    spec["volumes"] = [{"name": "tmp", "emptyDir": {}}]
     metadata = {"namespace": place.web, "name": pod}
     kube.apply(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
     kubectl("-n", place.web, "wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s", timeout=70)
     return pod
 
 
-def _bench(place: Place, pod: str) -> float:
-    words = ("pgbench", "--no-vacuum", "--select-only", f"--client={CLIENTS}", "--jobs=2")
-    inside = ("-n", place.web, "exec", pod, "--")
-    return transactions_per_second(kubectl(*inside, *words, f"--time={SECONDS}", timeout=SECONDS + 60))
+def _bench(place: Place, pod: str, seconds: int, *arguments: str, script: str = "") -> float:
+    words = ("pgbench", "--no-vacuum", f"--client={CLIENTS}", "--jobs=2", f"--time={seconds}", *arguments)
+    program = ("sh", "-c", f'cat > {_SCRIPT}; exec "$@"', "sh", *words)
+    said = kubectl("-n", place.web, "exec", "-i", pod, "--", *program, text_input=script, timeout=seconds + 60)
+    return transactions_per_second(said)

@@ -18,6 +18,7 @@ import psycopg
 
 CONNECT_SECONDS = 6
 CONSOLE_SECONDS = 0.5
+VANISHED_MS = 2000
 MOST_CONSOLES = 24
 LIMITS = "max_connections", "superuser_reserved_connections", "reserved_connections"
 ACTIVITY = """SELECT pid, extract(epoch FROM backend_start)::float8, coalesce(usename, ''),
@@ -100,10 +101,9 @@ class Sampler:
 
     def watch(self, consoles: dict[str, str]) -> None:
         """Ask these consoles from now on, given as connection strings by address, and no others."""
-        for address in [*self._consoles]:
-            if address not in consoles:
-                self._consoles.pop(address)
-                self.caps.pop(address, None)
+        for address in self._consoles.keys() - consoles.keys():
+            self._consoles.pop(address)
+            self.caps.pop(address, None)
         for address, dsn in consoles.items():
             if self._consoles.setdefault(address, None) is None and address not in self._opening:
                 self._opening.add(address)
@@ -115,8 +115,8 @@ class Sampler:
         self._threads.shutdown()
         for connection in filter(None, self._consoles.values()):
             connection.close()
-        record = {"limits": self._limits, "samples": self._samples, "tables": self._tables}
-        return {**record, "backends": [*self._numbers]}
+        found = {"limits": self._limits, "samples": self._samples, "tables": self._tables}
+        return {**found, "backends": [*self._numbers]}
 
     def _run(self) -> None:
         server, due = None, time.monotonic()
@@ -162,16 +162,15 @@ class Sampler:
         return found
 
     def _read(self, connection: psycopg.Connection[Any]) -> Any:
-        servers = query(connection, "SHOW SERVERS")
-        databases = query(connection, "SHOW DATABASES")
+        servers, databases = query(connection, "SHOW SERVERS"), query(connection, "SHOW DATABASES")
         links = [[int(row["remote_pid"]), int(row["local_port"]), row["state"]] for row in servers]
-        return links, {
-            row["name"]: int(row["max_connections"]) for row in databases if row["name"] != "pgbouncer"
-        }
+        caps = {row["name"]: int(row["max_connections"]) for row in databases if row["name"] != "pgbouncer"}
+        return links, caps
 
     def _open(self, address: str, dsn: str) -> None:
         try:
-            opened = connect(dsn, console=True)
+            # A pod that vanished with its network answers nothing, not even that it is gone.
+            opened = connect(f"{dsn}?tcp_user_timeout={VANISHED_MS}", console=True)
             if address in self._consoles:
                 self._consoles[address] = opened
         except psycopg.Error:

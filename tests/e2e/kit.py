@@ -16,6 +16,7 @@ from e2e.kube import Object, kubectl
 from tests.e2e.client import Agent, Session
 
 OWNER = "owner"  # name of the Secret with the upstream's credentials
+POOLER_PODS = "poolkeeper.io/owner=shop,poolkeeper.io/role=pooler"
 CONVERGES_WITHIN = 10.0
 
 
@@ -184,7 +185,7 @@ class Place:
 
     def pods(self) -> list[Object]:
         """The pooler pods, those that are ending included."""
-        return kube.items("pods", self.data, "poolkeeper.io/owner=shop,poolkeeper.io/role=pooler")
+        return kube.items("pods", self.data, POOLER_PODS)
 
     def identities(self) -> dict[str, tuple[str, int]]:
         """UID and restarts by pod: what a change without a restart leaves alone."""

@@ -8,11 +8,10 @@ import threading
 from tests.e2e.client import Agent
 from tests.e2e.connections import Record, parse
 from tests.e2e.keeper_kit import core
-from tests.e2e.kit import Place, Server, dsn
+from tests.e2e.kit import POOLER_PODS, Place, Server, dsn
 
 PERIOD_SECONDS = 0.05
 _FOLLOW_SECONDS = 0.2
-_SELECTOR = "poolkeeper.io/owner=shop,poolkeeper.io/role=pooler"
 
 
 class Sampling:
@@ -68,7 +67,7 @@ class Sampling:
     def _consoles(self, place: Place) -> dict[str, str]:
         addresses = [
             pod.status.pod_ip
-            for pod in core().list_namespaced_pod(place.data, label_selector=_SELECTOR).items
+            for pod in core().list_namespaced_pod(place.data, label_selector=POOLER_PODS).items
             if pod.status.pod_ip
         ]
         if addresses and place.data not in self._passwords:

@@ -40,7 +40,7 @@ FOREIGN, FOREIGN_RESERVE = 8, 9
 """So many foreign sessions come at once; what is kept free has to do until the poolers give way."""
 CLIENTS_PER_PROGRAM = 125
 CROWD = {f"{program}-{number}": PROGRAMS[program] for program in ("pg", "psycopg-pool") for number in range(2)}
-"""Four programs: 500 clients. Each has a connection of its own to the keeper and through it to the poolers."""
+"""Four programs: 500 clients with a connection each, and keepers that open as many to the poolers if needed."""
 RATE = 30
 """Transactions per second of each program: all of its clients begin one at the same moment, every 4 s."""
 LEAST_SAMPLES = 0.5
@@ -56,16 +56,21 @@ CHAOS_SECONDS = 40.0
 def make_small_server(agent: Agent, clean: None) -> Callable[[], Server]:
     """Makes a PostgreSQL with few connections in a namespace of its own, where its setting can be changed."""
 
+    def answers(namespace: str, server: Server) -> None:
+        postgres.wait(namespace)
+        agent.query_soon(dsn(server.host, "postgres", server.password, "postgres"), "SELECT 1", within=15)
+
     def make() -> Server:
         namespace = f"e2e-{secrets.token_hex(2)}-small"
         namespaces((namespace, {}))
         password = secrets.token_urlsafe(16)
         host = postgres.start(namespace, password, max_connections=None)
-        postgres.wait(namespace)
-        agent.query_soon(dsn(host, "postgres", password, "postgres"), "SELECT 1", within=15)
         server = Server(agent, host, password)
+        answers(namespace, server)
         set_max_connections(server, MAX_CONNECTIONS)
         postgres.restart(namespace)
+        answers(namespace, server)
+        assert server.run("SHOW max_connections") == [{"max_connections": str(MAX_CONNECTIONS)}]
         return server
 
     return make

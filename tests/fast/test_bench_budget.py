@@ -50,17 +50,17 @@ def test_unused_is_what_serves_no_client_of_what_others_leave_in_steady_load() -
         sample(13.0, 90, 88, 2),
         sample(14.0, 90, 90, 2),
         sample(15.0, 90, 86, 2),
-        sample(19.5, 90, 0, 2),  # it is about to end
+        sample(18.5, 90, 0, 2),  # it is about to end
         sample(25.0, 90, 0, 2),
     )
     record = Record(((0.0, Limits(100, 3, 0)),), samples, ())
     verdict = judge(record, {"shop"}, reserve=5)
-    found = values(unused(verdict, record, [(10.0, 20.0)]))
+    found = values(unused(verdict, record, (9.5, 20.0)))
     assert found["unused_ratio"] == pytest.approx(1 - 88 / 90)
     assert found["unheld_ratio"] == 0
     assert found["unused_samples"] == 3
     with pytest.raises(ClusterError, match="no sample"):
-        unused(verdict, record, [(30.0, 40.0)])
+        unused(verdict, record, (30.0, 40.0))
 
 
 def test_throughput_is_compared_round_by_round() -> None:

@@ -25,10 +25,7 @@ POD, OTHER_POD, APP = "10.0.0.1", "10.0.0.2", "10.0.0.9"
 
 
 def backend(pid: int, address: str = POD, port: int = 1, role: str = "shop", **more: Any) -> Backend:
-    return Backend(
-        **{"pid": pid, "started": 1.0, "role": role, "superuser": False, "address": address, "port": port}
-        | {"application": "web/database", **more}
-    )
+    return Backend(pid, 1.0, role, False, address, port, "web/database")._replace(**more)
 
 
 def counted(backends: list[Backend], **consoles: list[Link] | None) -> tuple[int, int, int, int]:

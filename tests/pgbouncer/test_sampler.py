@@ -22,6 +22,7 @@ from tests.pgbouncer.shop import WEB, Shop
 
 PERIOD_SECONDS = 0.02
 FOREIGN = "somebody_else"
+ASLEEP = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def in_transactions(connections: int, **parameters: Any) -> Iterator[list[psycop
 
 
 def a_while() -> float:
-    time.sleep(10 * PERIOD_SECONDS)
+    time.sleep(25 * PERIOD_SECONDS)
     return time.time()
 
 
@@ -92,13 +93,13 @@ def test_poolers_connections_and_those_of_others_are_counted_and_held_against_wh
 
 
 def test_a_killed_pooler_s_backends_are_its_own_until_it_is_gone_and_then_left(
-    sampler: Sampler, shop: Shop, running_pooler: Pooler
+    sampler: Sampler, server: Postgres, shop: Shop, running_pooler: Pooler
 ) -> None:
     with in_transactions(2, **shop.connection(running_pooler, WEB)) as clients:
         watch(sampler, shop, running_pooler)
         for client in clients:
-            # It looks for its client every 500 ms at most, and while it sleeps only.
-            client.pgconn.send_query(b"SET LOCAL client_connection_check_interval = 0; SELECT pg_sleep(1)")
+            # As it is the server would see within 500 ms that nobody waits for the answer.
+            client.pgconn.send_query(b"SET LOCAL client_connection_check_interval = 0; SELECT pg_sleep(5)")
         a_while()
         assert running_pooler.process is not None
         running_pooler.process.kill()
@@ -107,7 +108,8 @@ def test_a_killed_pooler_s_backends_are_its_own_until_it_is_gone_and_then_left(
         sampler.watch({})
         gone = a_while()
         left = a_while()
-        time.sleep(1)
+        eventually(lambda: server.execute(ASLEEP) == [(0,)], 20)
+        a_while()
     counts = judge(record_of(sampler), {shop.target.user}, reserve=5).counts
     assert {(one.held, one.left) for one in counts if killed <= one.at <= silent} == {(2, 0)}
     assert {(one.held, one.left) for one in counts if gone <= one.at <= left} == {(0, 2)}
