@@ -53,7 +53,7 @@ def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record
     least = sum(item.floor for item in pooled.consumers)
     free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
     division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving)
-    return replace(division, pods=max(1, share // max(1, least)))
+    return replace(division, pods=max(1, share // least) if least else pooled.pods)
 
 
 def targets(
