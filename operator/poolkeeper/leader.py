@@ -26,6 +26,8 @@ RENEW_SECONDS = 5.5
 """A leader that could not renew for so long stops: with a request's time on top, before anybody else starts."""
 RETRY_SECONDS = 1.0
 _REQUEST_SECONDS = 2.0
+_FIRST_SECOND = 1_767_225_600
+"""Of 2026: the API server keeps the count in 32 bits."""
 
 
 class LostLease(Exception):
@@ -41,8 +43,9 @@ class Election:
         self._ref = Ref("Lease", settings.namespace, settings.lease)
         self._seen: tuple[str, float] = ("", 0.0)
         """Resource version seen last and when, on the monotonic clock."""
+        self._leads = False
         self.term = 0
-        """How often the lease had changed hands when it was taken: more than for whoever held it before."""
+        """How often the lease had been taken when this process took it: more than for every process before."""
 
     async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Wait for the lease, run `work` while holding it, release it at the end. Raises LostLease."""
@@ -77,13 +80,12 @@ class Election:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 lease = await self._cluster.get(self._ref)
-                if lease is None:
-                    await self._cluster.post(self._lease(None))
-                    return True
-                if not self._may_take(lease):
+                if lease is not None and not self._may_take(lease):
                     return False
-                mine = await self._cluster.put(self._lease(lease))
-                self.term = mine["spec"]["leaseTransitions"]
+                mine = self._lease(lease)
+                await (self._cluster.post(mine) if lease is None else self._cluster.put(mine))
+                if not self._leads:
+                    self._leads, self.term = True, mine["spec"]["leaseTransitions"]
         except Conflict:
             return False
         except (ClusterError, TimeoutError) as error:
@@ -114,9 +116,13 @@ class Election:
     def _lease(self, before: dict[str, Any] | None) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = dict((before or {}).get("spec", {}))
-        if spec.get("holderIdentity") != self._identity:
+        if not self._leads or spec.get("holderIdentity") != self._identity:
+            # A container that was restarted takes it anew, too, and a lease that was deleted doesn't begin at 0
+            # again: by the number an operator knows what later ones have stored.
             spec["acquireTime"] = now
-            spec["leaseTransitions"] = spec.get("leaseTransitions", 0) + (1 if before else 0)
+            spec["leaseTransitions"] = max(
+                spec.get("leaseTransitions", 0) + 1, 0 if before else int(time.time()) - _FIRST_SECOND
+            )
         spec |= {
             "holderIdentity": self._identity,
             "leaseDurationSeconds": LEASE_SECONDS,

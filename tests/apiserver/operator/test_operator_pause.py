@@ -3,14 +3,10 @@ server knows. The test does kubelet's part."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +14,13 @@ import psycopg
 import pytest
 
 from poolkeeper import names
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from poolkeeper.desired.pgbouncer_config import INI
 from tests.apiserver.operator.api_proxy import Answer
 from tests.apiserver.operator.operator_process import Operator
+from tests.apiserver.operator.pooler_pod import PoolerPod
 from tests.apiserver.operator.site import Lane, Site, eventually
-from tests.pgbouncer.keeper_process import keeper_command
-from tests.pgbouncer.processes import USER, Postgres, postgres, running
+from tests.pgbouncer.processes import Postgres, postgres
 
-NETWORK = f"127.{130 + os.getpid() % 100}"
-"""Pods of this run have addresses in it, since every pooler listens on the same port."""
 UNAVAILABLE = Answer(503, "ServiceUnavailable", "refused by the test")
 
 
@@ -36,61 +30,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         made.create_role("shop_owner", "password")
         made.create_database("shop")
         yield made
-
-
-class PoolerPod:
-    """A pooler pod; its PgBouncer reads the files that the Secret holds, brought again and again."""
-
-    def __init__(self, lane: Lane, number: int, place: Path) -> None:
-        self.lane, self.name = lane, f"pooler-{number}"
-        self.address = f"{NETWORK}.{int(lane.name[-4:]) % 250}.{number}"
-        self.place = place
-        place.mkdir()
-        lane.make_pod(self.name, self.address)
-
-    def mount(self) -> None:
-        files = self.lane.secret(self.lane.data, names.config_name("shop"))
-        if files is None:
-            return  # deleted with its PooledDatabase: what is mounted stays
-        pod = self.lane.get("Pod", self.name)
-        own = pod["metadata"].get("annotations", {}).get(names.PEER_ANNOTATION, "")
-        files[POD_FILE] = f"listen_addr = {self.address}\n{own}\n"
-        for name, text in sorted(files.items(), key=lambda item: item[0] == INI):
-            if (self.place / name).exists() and (self.place / name).read_text() == text:
-                continue
-            new = self.place / f".{name}"
-            new.write_text(text)
-            os.chown(new, USER, USER)
-            new.rename(self.place / name)
-
-    @contextmanager
-    def pgbouncer(self) -> Iterator[None]:
-        """The process, while the block runs; a further one is a restarted container's."""
-        self.mount()
-        os.chown(self.place, USER, USER)
-        before = self.log().count("process up")
-        with running(keeper_command(self.place), self.place / "pgbouncer.log", signal.SIGQUIT):
-            eventually(lambda: self.log().count("process up") > before, 10)
-            over = threading.Event()
-            kubelet = threading.Thread(target=self._follow, args=(over,))
-            kubelet.start()
-            try:
-                yield
-            finally:
-                over.set()
-                kubelet.join()
-
-    def _follow(self, over: threading.Event) -> None:
-        while not over.wait(0.2):
-            self.mount()
-
-    def log(self) -> str:
-        path = self.place / "pgbouncer.log"
-        return path.read_text() if path.exists() else ""
-
-    def commands(self) -> list[str]:
-        """What its console was told, in order."""
-        return re.findall(r" LOG (PAUSE|RESUME|RELOAD)\b", self.log())
 
 
 class Place:
