@@ -12,7 +12,7 @@ from poolkeeper.consent import Consumers
 from poolkeeper.desired.deployment import LEAVE_ENDPOINTS_SECONDS
 from poolkeeper.desired.entries import entry_name, session_entry_name
 from poolkeeper.target import Target
-from poolkeeper.world import ConsoleAccess
+from poolkeeper.world import ConsoleAccess, Whereabouts
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Order:
     fixed: frozenset[str]
     access: ConsoleAccess
     grace: float
+    whereabouts: Whereabouts | None = None
+    """A change is a reason to look anew which server this is."""
 
 
 def order(
@@ -39,6 +41,7 @@ def order(
     target: Target,
     lines: Mapping[str, str],
     access: ConsoleAccess,
+    whereabouts: Whereabouts | None,
 ) -> Order:
     """The order for a valid spec. Consumers that are named come before those that are selected."""
     parties = tuple(
@@ -67,4 +70,5 @@ def order(
         frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties)),
         access,
         float(LEAVE_ENDPOINTS_SECONDS + database.pooler.drain_seconds),
+        whereabouts,
     )

@@ -46,6 +46,7 @@ class Budgets:
         self._seen: dict[Key, tuple[Order, tuple[Pod, ...], Stored | None]] = {}
         self._identities: dict[Key, Identity] = {}
         self._tried: dict[Key, float] = {}
+        self._doubted: set[Key] = set()
         self._identifying: dict[Key, asyncio.Task[None]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """By system."""
@@ -66,6 +67,8 @@ class Budgets:
             return  # nothing is asked of a server that nobody uses
         if before is not None and before.target != order.target:
             self._identities.pop(key, None)
+        if before is not None and before.whereabouts != order.whereabouts:
+            self._doubted.add(key)
         if key not in self._identities and key not in self._identifying:
             task = self._identifying[key] = asyncio.create_task(self._identify(key))
             task.add_done_callback(lambda _: self._identifying.pop(key))
@@ -108,6 +111,7 @@ class Budgets:
 
     async def _look_where(self, key: Key) -> None:
         """Raises Unmeasured."""
+        self._doubted.discard(key)
         self._tried[key] = asyncio.get_running_loop().time()
         async with upstream.measuring(self._orders[key].target, MEASURE_SECONDS) as meter:
             self._met(key, *await meter.identify())
@@ -147,7 +151,10 @@ class Budgets:
                     orders = [{keys[name]: self._orders[keys[name]] for name in group} for group in groups]
                     frozen = self._frozen(system)
                     pauses = await asyncio.gather(
-                        *(watch.look(system, group, frozen, self._met) for group in orders)
+                        *(
+                            watch.look(system, group, self._instances(group), frozen, self._met)
+                            for group in orders
+                        )
                     )
                     pause = min(pauses, default=0.0)
                 except Exception:
@@ -163,14 +170,16 @@ class Budgets:
             if identity.system == system and key in self._orders
         )
 
+    def _instances(self, keys: Iterable[Key]) -> dict[Key, str]:
+        return {key: self._identities[key].instance for key in keys}
+
     def _frozen(self, system: str) -> tuple[Key, ...]:
         """PooledDatabases that hold connections of the system although nothing is known of what they want:
         their spec is invalid, or they are being deleted."""
         return tuple(
             key
-            for key in sorted(self._store.keys())
-            if key not in self._identities
-            and (stored := self._store.stored(key)) is not None
+            for key in sorted(self._store.keys() - self._identities.keys())
+            if (stored := self._store.stored(key)) is not None
             and stored.server == system
             and stored.record.allotments
         )
@@ -183,8 +192,11 @@ class Budgets:
         due = [
             key
             for key, identity in known.items()
-            if (identity.at < latest or not identity.instance or now - identity.at > IDENTIFY_SECONDS)
-            and now - self._tried.get(key, -RETRY_SECONDS) >= RETRY_SECONDS
+            if key in self._doubted
+            or (
+                (identity.at < latest or not identity.instance or now - identity.at > IDENTIFY_SECONDS)
+                and now - self._tried.get(key, -RETRY_SECONDS) >= RETRY_SECONDS
+            )
         ]
         for outcome in await asyncio.gather(*map(self._look_where, due), return_exceptions=True):
             if outcome is not None and not isinstance(outcome, Unmeasured):

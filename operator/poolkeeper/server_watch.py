@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from poolkeeper import allotments, names, peers, upstream
@@ -26,6 +26,7 @@ from poolkeeper.pooler_consoles import PoolerConsoles
 from poolkeeper.queue import Queue
 from poolkeeper.servers import Measured, Ours
 from poolkeeper.store import Store
+from poolkeeper.target import Target
 from poolkeeper.upstream import MEASURE_SECONDS, Meter, Unmeasured
 from poolkeeper.world import Key, Pod, Ref
 
@@ -76,6 +77,16 @@ class Epoch:
         self._unanswered += 1
 
 
+@dataclass(frozen=True)
+class _Meter:
+    """An open connection, and where it leads to."""
+
+    target: Target
+    instance: str
+    stack: contextlib.AsyncExitStack
+    meter: Meter
+
+
 class ServerWatch:
     """The servers of one cluster of data, with what is kept from look to look: connections, and who was there
     lately. To be closed in the end, as a context manager does."""
@@ -90,7 +101,7 @@ class ServerWatch:
         self._annotate = annotate
         self._stack = contextlib.AsyncExitStack()
         self._consoles = PoolerConsoles()
-        self._meters: dict[Key, tuple[contextlib.AsyncExitStack, Meter]] = {}
+        self._meters: dict[Key, _Meter] = {}
         self._failed: dict[Key, float] = {}
         self._memories: dict[str, Memory] = {}
         """By the first PooledDatabase on a server."""
@@ -117,15 +128,24 @@ class ServerWatch:
         # A connection to the console of a pod that is to end would keep it from ending.
         await self._consoles.keep([pod.uid for pod in pods if _answers(pod)])
 
-    async def look(self, system: str, orders: Mapping[Key, Order], frozen: Iterable[Key], met: Met) -> float:
-        """Look at one server, which these PooledDatabases are on, and do what may be done now; `frozen` are
-        others whose poolers hold connections there. Answers in how many seconds to look again."""
+    async def look(
+        self,
+        system: str,
+        orders: Mapping[Key, Order],
+        instances: Mapping[Key, str],
+        frozen: Iterable[Key],
+        met: Met,
+    ) -> float:
+        """Look at one server, which these PooledDatabases are on, and do what may be done now.
+
+        `instances` are what servers.Identity says of each; `frozen` are others whose poolers hold connections
+        there. Answers in how many seconds to look again."""
         now = asyncio.get_running_loop().time()
         pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
         ended = self._ended(pods, orders, now)
         asked = tuple(self._asked(orders, pods))
         looks = await self._consoles.look(asked)
-        measured, problem = await self._measure(system, orders, met)
+        measured, problem = await self._measure(system, orders, instances, met)
         ours = _ours(orders, pods, looks)
         if measured is not None and _unknown(ours, measured, self._own_pids()):
             # Opened since the first look, perhaps; what was closed since then is in neither.
@@ -148,7 +168,7 @@ class ServerWatch:
         view, divisions, shared = work_out(sight, memory, self._epoch.now())
         worked_out = account(system, problem, sight, memory, shared)
         steps = step(view)
-        wrote = await self._write(system, orders, view, steps)
+        wrote = await self._write(system, orders, pods, view, steps)
         told = await self._tell(orders, pods)
         await self._consoles.retire(_surplus(steps, asked, orders))
         behind = any(
@@ -199,13 +219,19 @@ class ServerWatch:
         self._missing = {**{uid: at for uid, at in kept.items() if now - at < FORGET_SECONDS}, **missing}
         return frozenset(found)
 
-    async def _measure(self, system: str, orders: Mapping[Key, Order], met: Met) -> tuple[Measured | None, str]:
+    async def _measure(
+        self, system: str, orders: Mapping[Key, Order], instances: Mapping[Key, str], met: Met
+    ) -> tuple[Measured | None, str]:
         """The server as it is now, or in words why it isn't known. One login is tried at most: of those that
         failed, the one longest ago."""
-        for key in orders:
+        for key, order in orders.items():
             if key in self._meters:
+                opened = self._meters[key]
+                if (opened.target, opened.instance) != (order.target, instances[key]):
+                    await self._close(key)  # it goes on to where the upstream was
+                    continue
                 try:
-                    return await self._meters[key][1].measure(), ""
+                    return await opened.meter.measure(), ""
                 except Unmeasured as error:
                     log.info("%s/%s: measuring: %s", key.namespace, key.name, error)
                     await self._close(key)
@@ -231,22 +257,28 @@ class ServerWatch:
         except BaseException:
             await stack.aclose()
             raise
-        self._meters[key] = (stack, meter)
+        self._meters[key] = _Meter(order.target, where[1], stack, meter)
         return measured
 
     async def _close(self, key: Key) -> None:
-        stack, _ = self._meters.pop(key)
-        await stack.aclose()
+        await self._meters.pop(key).stack.aclose()
 
     def _own_pids(self) -> frozenset[int]:
-        return frozenset(meter.pid for _, meter in self._meters.values())
+        return frozenset(opened.meter.pid for opened in self._meters.values())
 
     # Doing
 
-    async def _write(self, system: str, orders: Mapping[Key, Order], view: View, steps: Steps) -> bool:
+    async def _write(
+        self,
+        system: str,
+        orders: Mapping[Key, Order],
+        pods: Mapping[Key, Sequence[Pod]],
+        view: View,
+        steps: Steps,
+    ) -> bool:
         """Store the Records; whether there were any. The first that can't be stored ends it: what comes next is
         worked out anew."""
-        keys = {_name(key): key for key in (*orders, *self._store.keys())}
+        keys = {_name(key): key for key in pods}
         for name, record in steps.records.items():
             key = keys[name]
             stored = self._store.stored(key)

@@ -130,7 +130,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         keeper=template,
         keeper_rollout=database.keeper.rollout,
         peers=peer_ids,
-        budget=order(database, granted, target, config.lines, wanted.console_at("")),
+        budget=order(database, granted, target, config.lines, wanted.console_at(""), world.whereabouts),
         pod_lines=_pod_lines(peer_ids, world),
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),
