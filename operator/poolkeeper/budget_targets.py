@@ -53,7 +53,10 @@ def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record
     least = sum(item.floor for item in pooled.consumers)
     free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
     division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving)
-    return replace(division, pods=max(1, share // least) if least else pooled.pods)
+    # Who has nothing only until others have left is not left out.
+    lasting = divide(share, serving, waiting, pooled.consumers, in_force)
+    left_out = tuple(entry for entry in division.left_out if entry in lasting.left_out)
+    return replace(division, left_out=left_out, pods=max(1, share // least) if least else pooled.pods)
 
 
 def targets(

@@ -190,11 +190,11 @@ def _pod_lines(peer_ids: Mapping[str, int], world: World) -> dict[str, str]:
 
 def _withheld(consumer: Consumer, target: Target, world: World) -> bool:
     """Whether a consumer's Secrets have to wait, since a pooler that serves has no connection for it."""
-    if Ref("Secret", consumer.namespace, consumer.secret_name) in world.children:
-        return False
     entry = entries.entry_name(target.database, consumer)
     if world.budget is not None and entry in world.budget.left_out:
-        return True
+        return True  # it would lead to nothing
+    if Ref("Secret", consumer.namespace, consumer.secret_name) in world.children:
+        return False
     return any(
         entry not in (allotted(pod, world) or {}) for pod in world.pods if pod.ready and not pod.terminating
     )

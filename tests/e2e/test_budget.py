@@ -43,7 +43,7 @@ CROWD = {f"{program}-{number}": PROGRAMS[program] for program in ("pg", "psycopg
 """Four programs: 500 clients with a connection each, and keepers that open as many to the poolers if needed."""
 RATE = 30
 """Transactions per second of each program: all of its clients begin one at the same moment, every 4 s."""
-LEAST_SAMPLES = 0.5
+LEAST_SAMPLES = 0.3
 """So much of what the period would allow there must be: the two processors are busy."""
 FOLLOWS_SECONDS = 5.0
 FITS_SECONDS = 0.5
@@ -101,7 +101,7 @@ def crowd(shop: Place) -> Iterator[Fleet]:
 def spec(place: Place, **pooler: Any) -> Object:
     """Five poolers fit, and so do those of a second PooledDatabase: 2 connections are the least on each."""
     return {
-        **place.spec(**pooler),
+        **place.spec(drainSeconds=30, **pooler),
         "budget": {"maxConnections": "auto", "reserve": RESERVE},
         "keeper": {"poolSize": CLIENTS_PER_PROGRAM},
         "consumers": [{"namespace": place.web, "limits": {"sessionConnections": 1}}],
