@@ -67,7 +67,9 @@ class Scene:
 
     def apply(self, **changes: Any) -> None:
         upstream = {**self.lane.spec()["upstream"], "host": self.host, "port": self.server.port}
-        self.lane.apply(upstream=upstream, consumers=[{"namespace": self.lane.web}], **changes)
+        # The operator itself can't look a Service up here, so it is told how much the poolers may take.
+        consumers, budget = [{"namespace": self.lane.web}], {"maxConnections": 20}
+        self.lane.apply(upstream=upstream, consumers=consumers, budget=budget, **changes)
 
     def files(self) -> dict[str, str]:
         return self.lane.secret(self.lane.data, "shop-pooler-config") or {}
