@@ -33,6 +33,8 @@ class FakePostgres(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Session)
         self.passwords = set(passwords)
         self.max_connections = 200
+        self.measurable = True
+        """Whether it tells who is connected."""
         self.others = 0
         """Connections of somebody else."""
         self.system = next(_systems)
@@ -72,6 +74,10 @@ class _Session(socketserver.StreamRequestHandler):
         assert isinstance(server, FakePostgres)
         if statement.upper() == "SELECT 1":
             self._rows((_INTEGER,), [(1,)])
+        elif not server.measurable:
+            self._send(b"E", b"SERROR\0VERROR\0C42501\0Mpermission denied\0\0")
+            self._ready()
+            return
         elif statement == upstream._SYSTEM:
             self._rows((_BIGINT,), [(server.system,)])
         elif statement == upstream._INSTANCE:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from poolkeeper import names
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from tests.apiserver.client import Refused
 from tests.apiserver.operator.site import Lane, eventually
 from tests.pgbouncer.keeper_process import keeper_command
 from tests.pgbouncer.processes import USER, Postgres, initialised, running, serving
@@ -56,7 +57,10 @@ class PoolerPod:
         files = self.lane.secret(self.lane.data, names.config_name("shop"))
         if files is None:
             return  # deleted with its PooledDatabase: what is mounted stays
-        pod = self.lane.get("Pod", self.name)
+        try:
+            pod = self.lane.get("Pod", self.name)
+        except Refused:
+            return  # the test has removed it
         own = pod["metadata"].get("annotations", {}).get(names.PEER_ANNOTATION, "")
         files[POD_FILE] = self._own_file(own)
         for name, text in sorted(files.items(), key=lambda item: item[0] == INI):

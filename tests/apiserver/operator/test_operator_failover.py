@@ -67,13 +67,15 @@ class Scene:
 
     def apply(self, **changes: Any) -> None:
         upstream = {**self.lane.spec()["upstream"], "host": self.host, "port": self.server.port}
-        self.lane.apply(upstream=upstream, consumers=[{"namespace": self.lane.web}], **changes)
+        # The operator itself can't look a Service up here, so it is told how much the poolers may take.
+        consumers, budget = [{"namespace": self.lane.web}], {"maxConnections": 20}
+        self.lane.apply(upstream=upstream, consumers=consumers, budget=budget, **changes)
 
     def files(self) -> dict[str, str]:
         return self.lane.secret(self.lane.data, "shop-pooler-config") or {}
 
-    def peer(self) -> str:
-        """What the downward API puts beside them: the pod's number, once it has one."""
+    def own_lines(self) -> str:
+        """What the downward API puts beside them: the pod's number, and where its table is."""
         annotations = self.lane.get("Pod", "one")["metadata"].get("annotations", {})
         return str(annotations.get(names.PEER_ANNOTATION, ""))
 
@@ -84,8 +86,13 @@ class Scene:
         place.mkdir(exist_ok=True)
         files = self.files()
         ini = files[INI].replace("\nlisten_addr = *\n", f"\nlisten_addr = {self.address}\n")
-        for name, text in {**files, INI: ini, POD_FILE: f"{pod_file}\n"}.items():
-            (place / name).write_text(text)
+        # pgbouncer.ini comes last, since it names the others.
+        for name, text in sorted(
+            {**files, INI: ini, POD_FILE: f"{pod_file}\n"}.items(), key=lambda item: item[0] == INI
+        ):
+            new = place / f".{name}"
+            new.write_text(text)
+            new.rename(place / name)
         for item in (self.directory, *self.directory.rglob("*")):
             os.chown(item, USER, USER)
 
@@ -102,9 +109,10 @@ class Scene:
         with running(command, self.directory / "pgbouncer.log", signal.SIGQUIT) as process:
             wait_until_it_listens(process, self.log)
             self.lane.make_pod("one", self.address)
-            # The pod is its own peer, too.
-            eventually(lambda: self.peer() != "" and f"host={self.address} " in self.files()[INI], 10)
-            self.mount(self.peer())
+            # The pod is its own peer, too, and has a table of caps once the budget knows it.
+            eventually(lambda: f"host={self.address} " in self.files()[INI], 10)
+            eventually(lambda: "%include" in self.own_lines() and "caps-" in "".join(self.files()), 20)
+            self.mount(self.own_lines())
             self.lane.expect("UpstreamReachable", "True", "Reachable", seconds=20)
             eventually(self.answers, 10)
             yield

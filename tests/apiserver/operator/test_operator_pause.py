@@ -60,6 +60,17 @@ class Place:
             autocommit=True,
         )
 
+    def served(self) -> None:
+        """Wait until every pooler has its share of the server's connections."""
+        for pod in self.pods:
+            eventually(lambda pod=pod: self._answers(pod), 20)  # type: ignore[misc]
+
+    def _answers(self, pod: PoolerPod) -> bool:
+        try:
+            return self.ask(pod) == (1,)
+        except psycopg.OperationalError:
+            return False
+
     def ask(self, pod: PoolerPod) -> Any:
         with self.connect(pod) as client:
             return client.execute("SELECT 1").fetchone()
@@ -82,8 +93,7 @@ def place(site: Site, lane: Lane, server: Postgres, tmp_path: Path) -> Iterator[
     with ExitStack() as stack:
         for pod in made.pods:
             stack.enter_context(pod.pgbouncer())
-        for pod in made.pods:
-            eventually(lambda pod=pod: made.ask(pod) == (1,) or False, 10)  # type: ignore[misc]
+        made.served()
         yield made
 
 
@@ -162,6 +172,7 @@ def test_a_pooler_that_restarts_is_paused_again_also_if_no_operator_ran_meanwhil
     one, two = place.pods
     with one.pgbouncer(), ThreadPoolExecutor(2) as pool:
         with two.pgbouncer():
+            place.served()
             place.apply(paused=True)
             place.expect("True", "Paused", 20)
         assert "pooler-2" in place.expect("False", "Pausing", 20)
