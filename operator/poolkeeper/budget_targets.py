@@ -29,13 +29,20 @@ class Pooled:
 
 
 def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = ()) -> dict[str, int]:
-    """What each PooledDatabase may hold, by name. The first ones come first where not even the floors fit;
+    """What each PooledDatabase may hold, by name. Where not even the floors fit the first ones come first, and
+    one gets what is left for some of its entries;
     `limits` are CONNECTION LIMITs of roles and databases that they have in common.
 
     `usable` is what lasts: backends that our own poolers left behind are no reason to shrink, or each shrink
     would ask for the next one. (In View.usable they count, so that nothing grows before they have ended.)
     """
-    parties = [party(item.name, item.weight, item.most, item.pods, item.consumers) for item in databases]
+    left = usable
+    parties = []
+    for item in databases:
+        one = party(item.name, item.weight, item.most, item.pods, item.consumers)
+        floor = min(one.floor, left)
+        parties.append(replace(one, floor=floor))
+        left -= floor
     return apportion(usable, parties, limits)
 
 
