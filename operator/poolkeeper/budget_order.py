@@ -9,7 +9,6 @@ from poolkeeper.api import PooledDatabase
 from poolkeeper.budget import Consumer
 from poolkeeper.budget_targets import Pooled
 from poolkeeper.consent import Consumers
-from poolkeeper.desired.deployment import LEAVE_ENDPOINTS_SECONDS
 from poolkeeper.desired.entries import entry_name, session_entry_name
 from poolkeeper.target import Target
 from poolkeeper.world import ConsoleAccess, Whereabouts
@@ -21,7 +20,7 @@ class Order:
 
     `target` is the upstream, `lines` the [databases] lines without caps, by entry. `fixed` are the entries of
     which clients hold connections for as long as they like. `access` is how to log in at a pooler's console,
-    but for the address; a pod has ended `grace` seconds after it was told to, at the latest.
+    but for the address.
     """
 
     pooled: Pooled
@@ -30,7 +29,6 @@ class Order:
     lines: Mapping[str, str] = field(repr=False)
     fixed: frozenset[str]
     access: ConsoleAccess
-    grace: float
     whereabouts: Whereabouts | None = None
     """A change is a reason to look anew which server this is."""
 
@@ -69,6 +67,5 @@ def order(
         lines,
         frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties)),
         access,
-        float(LEAVE_ENDPOINTS_SECONDS + database.pooler.drain_seconds),
         whereabouts,
     )

@@ -59,7 +59,9 @@ def within_budget(database: PooledDatabase, consumers: Consumers, world: World) 
             KIND,
             UNKNOWN,
             "ServerNotMeasured",
-            f"{seen.problem}; until then pods keep what they were given, and nothing new is given",
+            f"{seen.problem}; until then pods keep what they were given, and nothing new is given. If the"
+            " operator can't reach the server but the poolers can, set spec.budget.maxConnections to what they may"
+            " open",
         )
     faults = _faults(database, consumers, seen)
     if faults:

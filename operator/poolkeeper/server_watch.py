@@ -38,10 +38,9 @@ PODS_PER_SECOND = 200
 """With many poolers less often, so that no more of them are asked in a second."""
 SOON_SECONDS = 0.1
 """How soon again while something is under way."""
-MARGIN_SECONDS = 5.0
-"""A pod that disappeared unseen counts for so long after its grace is over."""
-UNKNOWN_GRACE_SECONDS = 3600.0
-"""The most that drainSeconds allows."""
+UNSEEN_SECONDS = 10.0
+"""A pod that disappeared unseen, while no operator ran, counts for so long. What it has on the server is seen
+there; it is what it could still open that has to be waited for."""
 FORGET_SECONDS = 7200.0
 GIVEN = "given "
 TERM_WRITES = 2**20
@@ -142,7 +141,7 @@ class ServerWatch:
         there. Answers in how many seconds to look again."""
         now = asyncio.get_running_loop().time()
         pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
-        ended = self._ended(pods, orders, now)
+        ended = self._ended(pods, now)
         asked = tuple(self._asked(orders, pods))
         looks = await self._consoles.look(asked)
         measured, problem = await self._measure(system, orders, instances, met)
@@ -201,19 +200,16 @@ class ServerWatch:
         stored = self._store.stored(key)
         return Record(0) if stored is None else stored.record
 
-    def _ended(
-        self, pods: Mapping[Key, Sequence[Pod]], orders: Mapping[Key, Order], now: float
-    ) -> frozenset[str]:
-        """Pods with an allotment that are gone for good: seen to have ended, or gone for longer than their end
-        takes. (A node that lost touch may run one on; nobody can tell.)"""
+    def _ended(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
+        """Pods with an allotment that are gone for good: seen to have ended, or gone for so long that their node
+        has ended them, even if they were deleted by force. (One that lost touch may run them on.)"""
         found: set[str] = set()
         missing: dict[str, float] = {}
         for key, present in pods.items():
-            grace = orders[key].grace if key in orders else UNKNOWN_GRACE_SECONDS
             for uid in self._record(key).allotments.keys() - {pod.uid for pod in present}:
                 missing[uid] = self._missing.get(uid, now)
                 stopped = any(pod.uid == uid for pod in self._store.pods(key)) or self._store.ended(uid)
-                if stopped or now - missing[uid] > grace + MARGIN_SECONDS:
+                if stopped or now - missing[uid] > UNSEEN_SECONDS:
                     found.add(uid)
         kept = {uid: since for uid, since in self._missing.items() if uid not in missing}
         self._missing = {**{uid: at for uid, at in kept.items() if now - at < FORGET_SECONDS}, **missing}

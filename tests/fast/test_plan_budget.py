@@ -300,7 +300,7 @@ def test_the_order_follows_the_spec() -> None:
         40,
         4,
     )
-    assert (order.reserve, order.fixed, order.grace) == (10, frozenset({WEB_SESSION}), 45.0)
+    assert (order.reserve, order.fixed) == (10, frozenset({WEB_SESSION}))
     assert set(order.lines) == {WEB, WEB_SESSION}
     assert "upstream-password" not in repr(replace(order, target=replace(order.target, password="x")))
 
