@@ -60,8 +60,8 @@ def within_budget(database: PooledDatabase, consumers: Consumers, world: World) 
             UNKNOWN,
             "ServerNotMeasured",
             f"{seen.problem}; until then pods keep what they were given, and nothing new is given. If the"
-            " operator can't reach the server but the poolers can, set spec.budget.maxConnections to what they may"
-            " open",
+            " operator can't reach the server but the poolers can, say in spec.budget.maxConnections how many"
+            " connections they may open",
         )
     faults = _faults(database, consumers, seen)
     if faults:

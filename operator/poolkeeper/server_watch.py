@@ -201,8 +201,8 @@ class ServerWatch:
         return Record(0) if stored is None else stored.record
 
     def _ended(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
-        """Pods with an allotment that are gone for good: seen to have ended, or gone for so long that their node
-        has ended them, even if they were deleted by force. (One that lost touch may run them on.)"""
+        """Pods with an allotment that are gone for good: seen to have ended, or gone for so long that their
+        node has ended them, even if they were deleted by force. (One that lost touch may run them on.)"""
         found: set[str] = set()
         missing: dict[str, float] = {}
         for key, present in pods.items():
