@@ -34,17 +34,17 @@ _output = threading.Lock()
 class Load:
     """Workers that run small transactions, each on a connection of its own, and count what happens."""
 
-    def __init__(self, dsn: str, workers: int) -> None:
+    def __init__(self, dsn: str, workers: int, work: str) -> None:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.succeeded = 0
         self.failures: list[str] = []
         self.longest = 0.0
-        self._threads = [threading.Thread(target=self._work, args=(dsn,)) for _ in range(workers)]
+        self._threads = [threading.Thread(target=self._work, args=(dsn, work)) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
 
-    def _work(self, dsn: str) -> None:
+    def _work(self, dsn: str, work: str) -> None:
         connection = None
         while not self._stop.is_set():
             began = time.monotonic()
@@ -53,7 +53,7 @@ class Load:
                     connection = psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS)
                 with connection.transaction():
                     connection.execute("SELECT txid_current()")
-                    connection.execute("SELECT count(*) FROM pg_class")
+                    connection.execute(work.encode())
             except psycopg.Error as error:
                 with self._lock:
                     self.failures.append(f"{type(error).__name__}: {error}".strip().replace("\n", " "))
@@ -232,8 +232,8 @@ def await_setting(sessions: list[str], name: str, value: str, seconds: float) ->
     return time.time()
 
 
-def start_load(load: str, dsn: str, workers: int) -> None:
-    _loads[load] = Load(dsn, workers)
+def start_load(load: str, dsn: str, workers: int, work: str) -> None:
+    _loads[load] = Load(dsn, workers, work)
 
 
 def load_figures(load: str) -> dict[str, Any]:

@@ -130,14 +130,16 @@ class Load:
 
     _names = itertools.count()
 
-    def __init__(self, agent: Agent, dsn: str, workers: int = 4) -> None:
+    def __init__(
+        self, agent: Agent, dsn: str, workers: int = 4, work: str = "SELECT count(*) FROM pg_class"
+    ) -> None:
         self._agent = agent
         self._name = f"load-{next(self._names)}"
-        self._dsn, self._workers = dsn, workers
+        self._dsn, self._workers, self._work = dsn, workers, work
         self.figures: dict[str, Any] = {}
 
     def __enter__(self) -> Load:
-        self._agent.call("start_load", load=self._name, dsn=self._dsn, workers=self._workers)
+        self._agent.call("start_load", load=self._name, dsn=self._dsn, workers=self._workers, work=self._work)
         self.more()
         return self
 

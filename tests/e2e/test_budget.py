@@ -288,6 +288,39 @@ def together(sampling: Sampling) -> int:
     return sum(sum(caps.values()) for caps in sampling.caps().values())
 
 
+def test_idle_consumers_lend_to_those_that_wait(
+    make_small_server: Callable[[], Server], new_place: Callable[..., Place]
+) -> None:
+    """One of two consumers is flooded while the other rests; then the other one is flooded too."""
+    server = make_small_server()
+    place = new_place(at=server)
+    consumers = [
+        {"namespace": place.web, "secretName": name, "limits": {"sessionConnections": 0}}
+        for name in ("busy", "idle")
+    ]
+    place.serve({**place.spec(replicas=2), "consumers": consumers, "budget": {"reserve": RESERVE}})
+    busy, idle = (place.secret(name) for name in ("busy", "idle"))
+
+    def cap(secret: dict[str, str]) -> int:
+        return sum(caps.get(secret["PGDATABASE"], 0) for caps in sampling.caps().values())
+
+    work = "SELECT pg_sleep(0.2)"
+    with Sampling(server, place) as sampling:
+        wait_until(lambda: cap(idle) == cap(busy) > 1, 10, "the consoles")
+        share = cap(busy)
+        with Load(server.agent, busy["DATABASE_URL"], workers=60, work=work) as flood:
+            with timed("lent", at_most=60):
+                wait_until(lambda: cap(busy) > share * 3 / 2, 60, "more than its share")
+            print(f"{cap(busy)} instead of {share}, {cap(idle)} are left to the other")
+            assert cap(idle) >= 2, "each entry keeps one on each pod"
+            with Load(server.agent, idle["DATABASE_URL"], workers=60, work=work) as other:
+                with timed("given back", at_most=15):
+                    wait_until(lambda: cap(idle) >= share - 1, 30, "its own share")
+    assert (flood.figures["failed"], other.figures["failed"]) == (0, 0)
+    verdict = judge(sampling.record, {place.role}, RESERVE)
+    assert verdict.over == (), str(verdict)
+
+
 def test_what_cannot_fit_is_said(
     make_small_server: Callable[[], Server], new_place: Callable[..., Place], agent: Agent
 ) -> None:
