@@ -313,9 +313,11 @@ def test_idle_consumers_lend_to_those_that_wait(
                 wait_until(lambda: cap(busy) > share * 3 / 2, 60, "more than its share")
             print(f"{cap(busy)} instead of {share}, {cap(idle)} are left to the other")
             assert cap(idle) >= 2, "each entry keeps one on each pod"
-            with Load(server.agent, idle["DATABASE_URL"], workers=60, work=work) as other:
-                with timed("given back", at_most=15):
-                    wait_until(lambda: cap(idle) >= share - 1, 30, "its own share")
+            with (
+                Load(server.agent, idle["DATABASE_URL"], workers=60, work=work) as other,
+                timed("given back", at_most=15),
+            ):
+                wait_until(lambda: cap(idle) >= share - 1, 30, "its own share")
     assert (flood.figures["failed"], other.figures["failed"]) == (0, 0)
     verdict = judge(sampling.record, {place.role}, RESERVE)
     assert verdict.over == (), str(verdict)
