@@ -53,6 +53,8 @@ class Sight:
     ours: Ours
     own: frozenset[int]
     """The operator's own backends."""
+    coming: frozenset[str]
+    """UIDs of pods that will run in a moment, if nothing goes wrong: the others make room for them already."""
     reserve: int
 
 
@@ -152,7 +154,7 @@ def _poolers(sight: Sight) -> list[Pooler]:
         Pooler(
             pod.uid,
             name,
-            pod.running,
+            pod.running or pod.uid in sight.coming,
             pod.admitted,
             pod.terminating,
             sight.looks[pod.uid].reading if pod.uid in sight.looks else None,

@@ -41,6 +41,8 @@ SOON_SECONDS = 0.1
 UNSEEN_SECONDS = 10.0
 """A pod that disappeared unseen, while no operator ran, counts for so long. What it has on the server is seen
 there; it is what it could still open that has to be waited for."""
+START_SECONDS = 10.0
+"""For so long others make room for a pod that does not run yet."""
 FORGET_SECONDS = 7200.0
 GIVEN = "given "
 TERM_WRITES = 2**20
@@ -104,6 +106,8 @@ class ServerWatch:
         self._failed: dict[Key, float] = {}
         self._memories: dict[str, Memory] = {}
         """By the first PooledDatabase on a server."""
+        self._starting: dict[str, float] = {}
+        """Since when pods are there that don't run yet, by UID."""
         self._missing: dict[str, float] = {}
         """Since when pods are gone that nobody saw end, by UID."""
 
@@ -160,6 +164,7 @@ class ServerWatch:
             measured=measured,
             ours=ours,
             own=self._own_pids(),
+            coming=self._coming(pods, now),
             reserve=0 if system.startswith(GIVEN) else max(order.reserve for order in orders.values()),
         )
         first = min(sight.orders)
@@ -199,6 +204,15 @@ class ServerWatch:
     def _record(self, key: Key) -> Record:
         stored = self._store.stored(key)
         return Record(0) if stored is None else stored.record
+
+    def _coming(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
+        """Pods that don't run yet, and have not had long to."""
+        starting = [
+            pod.uid for present in pods.values() for pod in present if not (pod.running or pod.terminating)
+        ]
+        known = {uid: since for uid, since in self._starting.items() if now - since < FORGET_SECONDS}
+        self._starting = {**dict.fromkeys(starting, now), **known}
+        return frozenset(uid for uid in starting if now - self._starting[uid] < START_SECONDS)
 
     def _ended(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
         """Pods with an allotment that are gone for good: seen to have ended, or gone for so long that their

@@ -64,7 +64,8 @@ def pod(obj: Object) -> Pod:
         restarts=sum(container.get("restartCount", 0) for container in containers),
         generation=annotations.get(names.GENERATION_ANNOTATION, ""),
         problem=problem,
-        running="True" in (_condition(obj, kind).get("status") for kind in ("ContainersReady", "Ready")),
+        running=_condition(obj, "Ready").get("status") == "True"
+        or any("running" in (container.get("state") or {}) for container in containers),
         admitted=not gated or _condition(obj, names.GATE).get("status") == "True",
         stopped=stopped(obj),
         peer=peer,

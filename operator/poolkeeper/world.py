@@ -83,7 +83,7 @@ class Pod:
     problem: str
     """Why its container does not run (`ImagePullBackOff: ...`), or empty."""
     running: bool = False
-    """Its PgBouncer answers, whether or not clients may come."""
+    """Its PgBouncer runs, whether or not clients may come."""
     admitted: bool = False
     """Its readiness gate is open. It never closes again."""
     stopped: bool = False
