@@ -100,12 +100,18 @@ class Sampler:
         self._thread.start()
 
     def watch(self, consoles: dict[str, str]) -> None:
-        """Ask these consoles from now on, given as connection strings by address, and no others."""
+        """Ask these consoles from now on, given as connection strings by address, and no others; those with an
+        empty one belong to poolers too, but are left alone."""
         for address in self._consoles.keys() - consoles.keys():
             self._consoles.pop(address)
             self.caps.pop(address, None)
         for address, dsn in consoles.items():
-            if self._consoles.setdefault(address, None) is None and address not in self._opening:
+            if not dsn:
+                self.caps.pop(address, None)
+                opened, self._consoles[address] = self._consoles.get(address), None
+                if opened is not None:
+                    opened.close()
+            elif self._consoles.setdefault(address, None) is None and address not in self._opening:
                 self._opening.add(address)
                 self._threads.submit(self._open, address, dsn)
 
@@ -146,7 +152,11 @@ class Sampler:
         for address, connection in [*self._consoles.items()]:
             if connection is not None and (address not in self._asked or self._asked[address].done()):
                 self._asked[address] = self._threads.submit(self._read, connection)
-        asked = {address: self._asked[address] for address in found if address in self._asked}
+        asked = {
+            address: self._asked[address]
+            for address in found
+            if address in self._asked and self._consoles.get(address) is not None
+        }
         wait(asked.values(), CONSOLE_SECONDS)
         for address, future in asked.items():
             if not future.done():
@@ -156,6 +166,8 @@ class Sampler:
                 del self._asked[address]
                 continue
             found[address], caps = future.result()
+            if self._consoles.get(address) is None:
+                continue
             if self.caps.get(address) != caps:
                 self.caps[address] = caps
                 self._tables.append([at, address, caps])

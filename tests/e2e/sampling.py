@@ -65,11 +65,16 @@ class Sampling:
             self._failure = error
 
     def _consoles(self, place: Place) -> dict[str, str]:
-        addresses = [
-            pod.status.pod_ip
+        """A process that is to end waits for all of its clients, so for whoever asks its console too. Left alone
+        then, its backends are told by their address."""
+        pods = {
+            pod.status.pod_ip: pod.metadata.deletion_timestamp is None
             for pod in core().list_namespaced_pod(place.data, label_selector=POOLER_PODS).items
             if pod.status.pod_ip
-        ]
-        if addresses and place.data not in self._passwords:
+        }
+        if pods and place.data not in self._passwords:
             self._passwords[place.data] = place.console_password()
-        return {address: place.console_dsn(address, self._passwords[place.data]) for address in addresses}
+        return {
+            address: place.console_dsn(address, self._passwords[place.data]) if stays else ""
+            for address, stays in pods.items()
+        }

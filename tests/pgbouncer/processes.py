@@ -215,8 +215,8 @@ class Pooler:
     process: subprocess.Popen[bytes] | None = None
     host: str = "127.0.0.1"
     peer: int = 1
-    cap: int | None = 20
-    """Of every entry, in the table that it is given; None: it gets no table."""
+    cap: int | Mapping[str, int] | None = 20
+    """Of every entry, or by entry, in the table that it is given; None: it gets no table."""
 
     def write(self, configuration: Configuration, keep: Mapping[str, str] | None = None) -> Configuration:
         """Replace the mounted files, as kubelet does; returns the configuration with this process' port."""
@@ -248,7 +248,7 @@ class Pooler:
         settings = {**configuration.settings, "listen_port": str(self.port)}
         own = {POD_FILE: peers.lines(self.peer, None)}
         if self.cap is not None:
-            caps = dict.fromkeys(configuration.lines, self.cap)
+            caps = dict.fromkeys(configuration.lines, self.cap) if isinstance(self.cap, int) else self.cap
             table = allotments.table(Allotment(sum(caps.values()), 1, caps), configuration.lines)
             own = {POD_FILE: peers.lines(self.peer, f"{DIRECTORY}/{TABLE}"), TABLE: table}
         return replace(configuration, files={**configuration.files, INI: ini, **own}, settings=settings)
@@ -272,9 +272,11 @@ class Pooler:
 
 
 @contextmanager
-def pooler(directory: Path, configuration: Configuration, cap: int | None = 20) -> Iterator[Pooler]:
-    """Start PgBouncer on the files of `configuration`, with this cap for every entry; the block begins once it
-    listens."""
+def pooler(
+    directory: Path, configuration: Configuration, cap: int | Mapping[str, int] | None = 20
+) -> Iterator[Pooler]:
+    """Start PgBouncer on the files of `configuration`, with this cap for every entry or these; the block begins
+    once it listens."""
     made = Pooler(directory, free_port(), cap=cap)
     made.write(configuration)
     _give(directory)

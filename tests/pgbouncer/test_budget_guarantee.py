@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -18,8 +16,7 @@ import pytest
 
 from e2e.bench.figures import percentile
 from poolkeeper import console
-from poolkeeper.consent import Consumer
-from poolkeeper.desired.pgbouncer_config import INI, Configuration
+from poolkeeper.desired.pgbouncer_config import Configuration
 from tests.pgbouncer.processes import ENVIRONMENT, USER, Pooler, inside, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 
@@ -35,22 +32,11 @@ MOST_SECONDS = 0.1
 ENOUGH_SECONDS = 3.0
 
 
-def capped(shop: Shop, caps: Mapping[Consumer, int]) -> Configuration:
-    """Every entry with its own cap, as the budget writes them."""
-    made = shop.configuration(caps)
-    ini = made.files[INI]
-    for consumer, cap in caps.items():
-        text = f" max_db_connections={cap} pool_size={cap}"
-        ini, changed = re.subn(rf"(?m)^{re.escape(shop.entry(consumer))} = .*$", rf"\g<0>{text}", ini)
-        assert changed == 1
-    return replace(made, files={**made.files, INI: ini})
-
-
 def shared(shop: Shop, connections: int) -> Configuration:
     """One limit for the user that all entries log in with: the same number of connections, and no caps."""
-    sizes = {"max_user_connections": str(connections), "default_pool_size": str(connections)}
-    sizes["client_login_timeout"] = "3"
-    return shop.configuration((WEB, API), sizes)
+    return shop.configuration(
+        (WEB, API), {"max_user_connections": str(connections), "client_login_timeout": "3"}
+    )
 
 
 @contextlib.contextmanager
@@ -111,8 +97,9 @@ async def test_a_flood_takes_nothing_of_another_consumer_s_guarantee(
     """Without caps the same flood has the other consumer wait: so this test can tell."""
     for part in ("pooler", "flood"):
         (tmp_path / part).mkdir()
-    configuration = capped(shop, CAPS) if kept else shared(shop, SHARED)
-    with pooler(tmp_path / "pooler", configuration) as made:
+    configuration = shop.configuration(CAPS) if kept else shared(shop, SHARED)
+    caps = {shop.entry(consumer): cap for consumer, cap in CAPS.items()} if kept else SHARED
+    with pooler(tmp_path / "pooler", configuration, caps) as made:
         with flood(made, shop, tmp_path / "flood"):
             end = time.monotonic() + 10
             while not await flooded_with(made, shop, CAPS[WEB] if kept else SHARED):

@@ -47,6 +47,13 @@ def watch(sampler: Sampler, shop: Shop, *poolers: Pooler) -> None:
     eventually(answered)
 
 
+async def give_cap(pooler: Pooler, shop: Shop, cap: int) -> None:
+    pooler.cap = cap
+    pooler.write(shop.configuration())
+    async with console.connect(shop.console(pooler), 5) as opened:
+        await opened.reload()
+
+
 @contextlib.contextmanager
 def in_transactions(connections: int, **parameters: Any) -> Iterator[list[psycopg.Connection[Any]]]:
     """Clients in the middle of a transaction each."""
@@ -142,8 +149,7 @@ async def test_connections_that_come_and_go_are_no_reason_to_cry_and_one_too_man
 ) -> None:
     """Connections are closed after each transaction: their backends end a moment after new ones are there."""
     access = shop.console(running_pooler)
-    caps = running_pooler.write(shop.configuration((WEB,), {"max_db_connections": str(cap)}))
-    assert await running_pooler.apply(caps, access) is None
+    await give_cap(running_pooler, shop, cap)
     watch(sampler, shop, running_pooler)
     async with console.connect(access, 5) as opened:
         with load(12, **shop.connection(running_pooler, WEB)):
@@ -165,11 +171,10 @@ async def test_changes_of_caps_are_seen_with_their_times(
     watch(sampler, shop, running_pooler)
     await asyncio.sleep(0.2)
     changed = time.time()
-    caps = running_pooler.write(shop.configuration((WEB,), {"max_db_connections": "6"}))
-    assert await running_pooler.apply(caps, shop.console(running_pooler)) is None
+    await give_cap(running_pooler, shop, 6)
     await asyncio.to_thread(eventually, lambda: sampler.caps[running_pooler.host][entry] == 6)
     seen = time.time()
     tables = record_of(sampler).tables
-    assert [table.caps[entry] for table in tables] == [0, 6]
+    assert [table.caps[entry] for table in tables] == [20, 6]
     assert changed < settled_at(tables, began, seen) < seen
     assert settled_at(tables, seen, seen + 1) == seen
