@@ -90,6 +90,7 @@ class Sampler:
         self._consoles: dict[str, psycopg.Connection[Any] | None] = {}
         self._asked: dict[str, Future[Any]] = {}
         self._opening: set[str] = set()
+        self._leaving: dict[str, psycopg.Connection[Any]] = {}
         self._numbers: dict[tuple[Any, ...], int] = {}
         self.caps: dict[str, dict[str, int]] = {}
         self._limits: list[Any] = []
@@ -110,7 +111,7 @@ class Sampler:
                 self.caps.pop(address, None)
                 opened, self._consoles[address] = self._consoles.get(address), None
                 if opened is not None:
-                    opened.close()
+                    self._leaving[address] = opened
             elif self._consoles.setdefault(address, None) is None and address not in self._opening:
                 self._opening.add(address)
                 self._threads.submit(self._open, address, dsn)
@@ -148,6 +149,10 @@ class Sampler:
 
     def _read_consoles(self, at: float) -> dict[str, Any]:
         """The server connections on each console, None where it doesn't answer in time."""
+        for address, leaving in [*self._leaving.items()]:
+            if address not in self._asked or self._asked[address].done():  # nobody reads from it
+                leaving.close()
+                del self._leaving[address]
         found: dict[str, Any] = dict.fromkeys(self._consoles)
         for address, connection in [*self._consoles.items()]:
             if connection is not None and (address not in self._asked or self._asked[address].done()):

@@ -65,8 +65,8 @@ class Sampling:
             self._failure = error
 
     def _consoles(self, place: Place) -> dict[str, str]:
-        """A process that is to end waits for all of its clients, so for whoever asks its console too. Left alone
-        then, its backends are told by their address."""
+        """A process that is to end waits for all of its clients, whoever asks its console among them. So it is
+        left alone then, and its backends are told by their address."""
         pods = {
             pod.status.pod_ip: pod.metadata.deletion_timestamp is None
             for pod in core().list_namespaced_pod(place.data, label_selector=POOLER_PODS).items

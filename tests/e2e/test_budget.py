@@ -41,8 +41,8 @@ FOREIGN, FOREIGN_RESERVE = 8, 9
 CLIENTS_PER_PROGRAM = 125
 CROWD = {f"{program}-{number}": PROGRAMS[program] for program in ("pg", "psycopg-pool") for number in range(2)}
 """Four programs: 500 clients with a connection each, and keepers that open as many to the poolers if needed."""
-RATE = 30
-"""Transactions per second of each program: all of its clients begin one at the same moment, every 4 s."""
+RATE = 15
+"""Transactions per second of each program: all of its clients begin one at the same moment, every 8 s."""
 LEAST_SAMPLES = 0.3
 """So much of what the period would allow there must be: the two processors are busy."""
 FOLLOWS_SECONDS = 5.0
@@ -298,7 +298,9 @@ def test_idle_consumers_lend_to_those_that_wait(
         {"namespace": place.web, "secretName": name, "limits": {"sessionConnections": 0}}
         for name in ("busy", "idle")
     ]
-    place.serve({**place.spec(replicas=2), "consumers": consumers, "budget": {"reserve": RESERVE}})
+    place.apply({**place.spec(replicas=2), "consumers": consumers, "budget": {"reserve": RESERVE}})
+    place.wait_ready()
+    place.wait_settled()
     busy, idle = (place.secret(name) for name in ("busy", "idle"))
 
     def cap(secret: dict[str, str]) -> int:
