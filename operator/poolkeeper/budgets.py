@@ -117,6 +117,8 @@ class Budgets:
             self._met(key, *await meter.identify())
 
     def _met(self, key: Key, system: str, instance: str) -> None:
+        if key not in self._orders:  # no more
+            return
         now = asyncio.get_running_loop().time()
         known = self._identities.get(key) or Identity(system, instance, now, now)
         self._identities[key] = known.seen(system, instance, now)

@@ -25,6 +25,8 @@ class Api:
     def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
         self._client = config.new_client_from_config(str(kubeconfig))
+        self.warnings: list[str] = []
+        """What the API server warned of in its last answer."""
 
     def request(
         self,
@@ -44,6 +46,7 @@ class Api:
             _request_timeout=REQUEST_TIMEOUT_S,
         )
         text = answer.read().decode()
+        self.warnings = answer.response.headers.getlist("Warning")
         if answer.status >= 400:
             # A path that nobody serves is answered in plain text.
             raise Refused(answer.status, json.loads(text)["message"] if text.startswith("{") else text.strip())

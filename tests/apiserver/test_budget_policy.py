@@ -1,0 +1,68 @@
+"""The policy that warns of changes that leave little of a PooledDatabase's share of its server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.apiserver.chart_paths import path
+from tests.apiserver.client import Api
+from tests.fast.helm_chart import render
+from tests.specs import BY_HOST, body
+
+Object = dict[str, Any]
+
+POLICY = "poolkeeper-budget"
+SPACE = "/api/v1/namespaces/warned"
+SHOP = "/apis/poolkeeper.io/v1alpha1/namespaces/warned/pooleddatabases/shop"
+SHARE = 20
+
+
+@pytest.fixture(scope="module")
+def shop(api: Api) -> str:
+    """A PooledDatabase with a share of 20 and one consumer, once the policy is in force."""
+    api.apply(SPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "warned"}})
+    made = body({**BY_HOST, "consumers": [{"namespace": "web"}]})
+    made["metadata"] = {"name": "shop", "namespace": "warned"}
+    api.apply(SHOP, made)
+    api.merge(f"{SHOP}/status", {"status": {"budget": {"share": SHARE}}})
+    for obj in render():
+        if obj["metadata"]["name"] == POLICY:
+            api.apply(path(obj), obj)
+    deadline = time.monotonic() + 30
+    while not warnings(api, 50):
+        assert time.monotonic() < deadline, "the policy never warned"
+        time.sleep(0.2)
+        warnings(api, 1)
+    return SHOP
+
+
+def warnings(api: Api, replicas: int, **consumer: Any) -> str:
+    """What is said to a change to so many poolers."""
+    change = {"pooler": {"replicas": replicas}, "consumers": [{"namespace": "web", **consumer}]}
+    api.merge(SHOP, {"spec": change})
+    return " ".join(api.warnings)
+
+
+def test_what_can_not_all_be_served_is_said(api: Api, shop: str) -> None:
+    said = warnings(api, 7)
+    assert "need 21 connections at the least on 7 pooler pods" in said
+    assert f"the share of this PooledDatabase is {SHARE}" in said
+    assert "limits.sessionConnections" in said
+
+
+def test_what_leaves_little_is_said(api: Api, shop: str) -> None:
+    assert f"of a share of {SHARE} connections, spec.consumers need 12 at the least" in warnings(api, 4)
+    assert "little is left" in warnings(api, 2, limits={"sessionConnections": 7})
+
+
+def test_what_leaves_enough_goes_without_a_word(api: Api, shop: str) -> None:
+    assert warnings(api, 3) == ""
+    assert warnings(api, 10, limits={"sessionConnections": 0}) == ""
+
+
+def test_the_change_goes_through(api: Api, shop: str) -> None:
+    assert warnings(api, 9) != ""
+    assert api.get(shop)["spec"]["pooler"]["replicas"] == 9
