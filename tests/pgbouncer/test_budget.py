@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -17,6 +17,7 @@ import pytest
 from poolkeeper import allotments, console, peers, pooler_consoles
 from poolkeeper.budget_protocol import Allotment, Reading
 from poolkeeper.console import Console, ConsoleError
+from poolkeeper.desired.hba import CONSOLE_DATABASE
 from poolkeeper.desired.pgbouncer_config import POD_FILE
 from poolkeeper.pooler_consoles import Look, PoolerConsoles
 from tests.pgbouncer.processes import DIRECTORY, TABLE, UID, USER, Pooler, Postgres, pooler
@@ -51,7 +52,9 @@ class Pod:
         return pooler_consoles.Pooler(UID, self.shop.console(self.process), self.allotment)
 
     async def look(self, consoles: PoolerConsoles) -> Look:
-        return (await consoles.look([self.asked]))[UID]
+        found = (await consoles.look([self.asked]))[UID]
+        entries = tuple(row for row in found.pools if row["database"] != CONSOLE_DATABASE)
+        return replace(found, pools=entries)
 
     async def shrink(self, consoles: PoolerConsoles, seconds: float = 5.0) -> Look:
         """Have it show its table, and give back what it holds above its caps, as the operator does."""
@@ -62,6 +65,7 @@ class Pod:
             caps, held = self.allotment.caps, found.reading.held
             above = tuple(entry for entry in held if held[entry] > caps.get(entry, 0))
             if found.reading.revision == self.allotment.revision and not above:
+                await consoles.retire({})
                 return found
             await consoles.retire({UID: (self.asked, above)})
             await asyncio.sleep(0.1)
@@ -130,7 +134,7 @@ def load(pod: Pod, clients: int) -> Iterator[list[str]]:
 async def test_a_pod_without_a_table_holds_nothing_and_can_be_asked(pod: Pod, consoles: PoolerConsoles) -> None:
     with pytest.raises(psycopg.OperationalError, match="no such database"):
         await asyncio.to_thread(pod.client)
-    assert await pod.look(consoles) == Look(Reading(0, {}, {}), frozenset())
+    assert await pod.look(consoles) == Look(Reading(0, {}, {}), frozenset(), ())
 
 
 async def test_a_look_brings_the_table_and_shows_revision_caps_and_backends(
@@ -138,13 +142,15 @@ async def test_a_look_brings_the_table_and_shows_revision_caps_and_backends(
 ) -> None:
     web, session = pod.shop.entry(WEB), pod.shop.session_entry(WEB)
     pod.allot(1, web=3, session=1)
-    assert await pod.look(consoles) == Look(Reading(1, {web: 3, session: 1}, {web: 0, session: 0}), frozenset())
+    shown = Reading(1, {web: 3, session: 1}, {web: 0, session: 0})
+    assert await pod.look(consoles) == Look(shown, frozenset(), ())
     with await asyncio.to_thread(pod.client) as client:
         [pid] = client.execute("SELECT pg_backend_pid()").fetchone() or ()
         pod.allot(2, web=5, session=1)
-        assert await pod.look(consoles) == Look(
-            Reading(2, {web: 5, session: 1}, {web: 1, session: 0}), frozenset({pid})
-        )
+        look = await pod.look(consoles)
+        assert look.reading == Reading(2, {web: 5, session: 1}, {web: 1, session: 0})
+        assert look.pids == {pid}
+        assert [row["database"] for row in look.pools] == [web]
         assert client.execute("SELECT pg_backend_pid()").fetchone() == (pid,)
 
 

@@ -26,11 +26,11 @@ async def look(shop: Shop, *running: Pooler) -> dict[str, Use]:
 async def test_clients_that_work_rest_and_wait_are_told_apart_on_two_poolers(
     shop: Shop, tmp_path: Path
 ) -> None:
-    configuration = shop.configuration(parameters={"default_pool_size": "2"})
+    configuration = shop.configuration()
     with contextlib.ExitStack() as stack:
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-        one, two = (stack.enter_context(pooler(tmp_path / name, configuration)) for name in ("one", "two"))
+        one, two = (stack.enter_context(pooler(tmp_path / name, configuration, 2)) for name in ("one", "two"))
         idle = {shop.entry(WEB): Use(), shop.entry(API): Use()}
         assert await look(shop, one, two) == idle
 
