@@ -154,7 +154,9 @@ def wait_for_upstream_password(place: Place, password: str) -> None:
         config = place.secret("shop-pooler-config", place.data)
         logins = place.secret("shop-pooler-logins", place.data)
         proved = json.loads(logins["upstream"])["password"] == password
-        return proved and password in config["pgbouncer.ini"] and config_is_shown(place)
+        tables = [text for name, text in config.items() if name.startswith("caps-")]
+        written = bool(tables) and all(password in text for text in tables)
+        return proved and written and config_is_shown(place)
 
     wait_until(given, CONVERGES_WITHIN, "the new password to reach the poolers")
 
