@@ -139,7 +139,7 @@ def rotate_upstream_password(place: Place) -> None:
     password = secrets.token_urlsafe(16)
     place.server.set_password(place.role, password)
     place.write_owner(password)
-    given = partial(_logs_in_with, place, password)
+    given = partial(logs_in_with, place, password)
     wait_until(given, SETTLES_SECONDS, "every pooler to have the new password")
     retire_upstream_connections(place)
 
@@ -213,14 +213,17 @@ def _ending(place: Place) -> bool:
     return any("deletionTimestamp" in pod["metadata"] for pod in place.pods())
 
 
-def _logs_in_with(place: Place, password: str) -> bool:
+def logs_in_with(place: Place, password: str) -> bool:
     """Whether every console shows the files of a configuration with this password, which the server took."""
-    ini = place.secret("shop-pooler-config", place.data)["pgbouncer.ini"]
+    config = place.secret("shop-pooler-config", place.data)
     logins = place.secret("shop-pooler-logins", place.data)
-    if json.loads(logins["upstream"])["password"] != password or password not in ini:
+    tables = [text for name, text in config.items() if name.startswith("caps-")]
+    written = bool(tables) and all(password in text for text in tables)
+    if json.loads(logins["upstream"])["password"] != password or not written:
         return False
     with place.consoles() as consoles:
-        return all(f"auth_file = {setting(console, 'auth_file')}\n" in ini for console in consoles)
+        shown = [f"auth_file = {setting(console, 'auth_file')}\n" for console in consoles]
+    return all(line in config["pgbouncer.ini"] for line in shown)
 
 
 def _gone(place: Place, pod: str) -> bool:

@@ -12,8 +12,8 @@ import pytest
 from e2e import kube
 from e2e.kube import kubectl
 from tests.e2e.client import Agent, Load
-from tests.e2e.keeper_events import retire_upstream_connections
-from tests.e2e.kit import CONVERGES_WITHIN, OWNER, Place, dsn, setting, timed, wait_until
+from tests.e2e.keeper_events import logs_in_with, retire_upstream_connections
+from tests.e2e.kit import CONVERGES_WITHIN, OWNER, Place, dsn, timed, wait_until
 
 SPECIAL = "q'uote d\"ouble sp ace back\\slash @:/?#% %41 ünï€😀"
 
@@ -149,23 +149,7 @@ def test_login_of_one_consumer_cannot_use_the_entry_of_another(place: Place, age
 
 def wait_for_upstream_password(place: Place, password: str) -> None:
     """Until every pooler has been given this password, which it proves by nothing that a console shows."""
-
-    def given() -> bool:
-        config = place.secret("shop-pooler-config", place.data)
-        logins = place.secret("shop-pooler-logins", place.data)
-        proved = json.loads(logins["upstream"])["password"] == password
-        tables = [text for name, text in config.items() if name.startswith("caps-")]
-        written = bool(tables) and all(password in text for text in tables)
-        return proved and written and config_is_shown(place)
-
-    wait_until(given, CONVERGES_WITHIN, "the new password to reach the poolers")
-
-
-def config_is_shown(place: Place) -> bool:
-    """Whether every console shows the files of the configuration that is stored."""
-    ini = place.secret("shop-pooler-config", place.data)["pgbouncer.ini"]
-    with place.consoles() as consoles:
-        return all(f"auth_file = {setting(console, 'auth_file')}\n" in ini for console in consoles)
+    wait_until(lambda: logs_in_with(place, password), CONVERGES_WITHIN, "the new password to reach the poolers")
 
 
 def replace_owner(place: Place, values: dict[str, str]) -> None:
