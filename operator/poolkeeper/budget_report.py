@@ -67,6 +67,15 @@ def seen(
     )
 
 
+def held_up(seen: BudgetSeen, mute: Sequence[Pod], pods: Sequence[Pod]) -> BudgetSeen:
+    """Where pods wait and others' consoles answer no more (`mute`; their login may have been lost), nothing can
+    be taken back from those. There is no room for more pods than have something then: one has to go first."""
+    admitted = sum(pod.admitted and not pod.terminating for pod in pods)
+    if not mute or not seen.waiting or seen.most_pods is None:
+        return seen
+    return replace(seen, most_pods=max(1, min(seen.most_pods, admitted)))
+
+
 def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> bool:
     """Whether it is to be told. While caps change hands only who may be admitted is, and connections of others,
     which come and go all the time, are not unless they change something."""

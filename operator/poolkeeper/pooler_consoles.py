@@ -23,6 +23,8 @@ CONSOLE_SECONDS = 1.0
 """For the login and for every command: nobody else should have to wait for a pooler that is out of reach."""
 RETRY_SECONDS = 2.0
 SLOWEST_RETRY_SECONDS = 15.0
+MUTE_SECONDS = 4.0
+"""The pause before another try that tells a console that answers no more from one that was busy."""
 RETIRE_SECONDS = 0.3
 """For so long connections above their cap are waited for; meanwhile every transaction takes a new one."""
 RETIRE_PAUSE_SECONDS = 0.5
@@ -71,6 +73,10 @@ class PoolerConsoles:
         for known in (self._failed, self._retired):
             for uid in known.keys() - set(uids):
                 del known[uid]
+
+    def mute(self, uid: str) -> bool:
+        """Whether a console has not answered for some time, and isn't expected to."""
+        return uid in self._failed and self._failed[uid][1] >= MUTE_SECONDS
 
     async def look(self, poolers: Iterable[Pooler]) -> dict[str, Look]:
         """What these show, each after it was told to RELOAD if it lags behind its table. Those that don't

@@ -18,7 +18,7 @@ from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
 from poolkeeper.allotments import Stored
 from poolkeeper.budget_order import Order
 from poolkeeper.budget_protocol import Record, Steps, View, step
-from poolkeeper.budget_report import newsworthy, seen
+from poolkeeper.budget_report import held_up, newsworthy, seen
 from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
 from poolkeeper.desired.deployment import CONFIG_DIRECTORY
 from poolkeeper.pooler_consoles import Pooler as Asked
@@ -185,6 +185,7 @@ class ServerWatch:
             name = order.pooled.name
             before = self._store.budget(key)
             report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
+            report = held_up(report, [pod for pod in pods[key] if self._consoles.mute(pod.uid)], pods[key])
             if newsworthy(before, report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:

@@ -8,7 +8,7 @@ import pytest
 
 from poolkeeper.budget import Division, Server
 from poolkeeper.budget_protocol import Allotment, Pooler, Reading, Record, View
-from poolkeeper.budget_report import Account, newsworthy, seen
+from poolkeeper.budget_report import Account, held_up, newsworthy, seen
 from poolkeeper.world import BudgetSeen
 from tests.fast.worlds import new_pod, ready_pod
 
@@ -112,3 +112,11 @@ def test_what_is_told_while_caps_change_hands_and_after(
     assert newsworthy(BEFORE, now, settled=False) is unsettled
     assert newsworthy(BEFORE, now, settled=True) is settled
     assert newsworthy(None, now, settled=False)
+
+
+def test_where_a_console_answers_no_more_a_pod_that_waits_gets_its_room_from_one_that_goes() -> None:
+    told = seen(ACCOUNT, "data/shop", DIVISION, VIEW, PODS, None)
+    assert told.waiting
+    assert held_up(told, [PODS[0]], PODS).most_pods == 1
+    assert held_up(told, [], PODS) == told
+    assert held_up(replace(told, waiting=()), [PODS[0]], PODS).most_pods == 8
