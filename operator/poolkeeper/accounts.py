@@ -91,7 +91,7 @@ def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, 
     poolers = tuple(_poolers(sight))
     if sight.measured is not None and memory.server is not None:
         usable = sight.measured.server(memory.others.now).usable(sight.reserve)
-        others = sum(bounds(record) for name, record in sight.records.items() if name not in sight.orders)
+        others = sum(record.bound for name, record in sight.records.items() if name not in sight.orders)
         lasting = max(0, memory.server.usable(sight.reserve) - others)
         databases = memory.need.adjusted(_databases(sight))
         logins = {name: (order.target.user, order.target.database) for name, order in sight.orders.items()}
@@ -128,15 +128,10 @@ def account(system: str, problem: str, sight: Sight, memory: Memory, shared: Map
     return Account(system, problem, memory.server, sight.reserve, shared, excess)
 
 
-def bounds(record: Record) -> int:
-    """What the pods of a PooledDatabase may hold."""
-    return sum(item.bound for item in record.allotments.values())
-
-
 def _excess(memory: Memory, sight: Sight) -> int:
     if memory.server is None:
         return 0
-    return sum(map(bounds, sight.records.values())) - memory.server.usable(sight.reserve)
+    return sum(record.bound for record in sight.records.values()) - memory.server.usable(sight.reserve)
 
 
 def _databases(sight: Sight) -> tuple[Pooled, ...]:

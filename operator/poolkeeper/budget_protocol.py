@@ -52,6 +52,11 @@ class Record:
     epoch: int
     allotments: Mapping[str, Allotment] = field(default_factory=dict)
 
+    @property
+    def bound(self) -> int:
+        """What its pods may hold together."""
+        return sum(item.bound for item in self.allotments.values())
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -111,7 +116,7 @@ class Steps:
 
 def step(view: View) -> Steps:
     """What may be written now. Every answer keeps the sum of bounds within `usable`, or does not raise it."""
-    bounds = sum(_sum(record) for record in view.records.values())
+    bounds = sum(record.bound for record in view.records.values())
     if deposed(view):
         return Steps()
     free = _NOTHING if view.usable is None or _unknown(view) else view.usable - bounds
@@ -122,14 +127,14 @@ def step(view: View) -> Steps:
         if grown is None:
             continue
         others = {other: item for other, item in view.records.items() if other != name}
-        if _sum(grown) > _sum(record) and (stale := unfenced(others, view.epoch)):
+        if grown.bound > record.bound and (stale := unfenced(others, view.epoch)):
             # Somebody may have a write under way that was right when it was planned. After ours it fails, and
             # whoever reads the Record anew knows that he is deposed.
             written.update({other: replace(item, epoch=view.epoch) for other, item in stale.items()})
             grown = rewrite(record, poolers, view, min(0, free))
         if grown is not None and name not in written:
             written[name] = grown
-            free -= max(0, _sum(grown) - _sum(record))
+            free -= max(0, grown.bound - record.bound)
     return Steps(
         records=written,
         admit=tuple(sorted(pooler.uid for pooler in view.poolers if admissible(pooler, view))),
@@ -188,7 +193,7 @@ def rewrite(record: Record, poolers: Iterable[Pooler], view: View, free: int) ->
         if proved is not None:
             may[uid] = proved
             kept[uid] = replace(allotment, bound=lowered(allotment, proved, uid in view.counted))
-    room = free + _sum(record) - sum(item.bound for item in kept.values())
+    room = free + record.bound - sum(item.bound for item in kept.values())
     growing = {uid: view.wanted[uid] for uid in may if uid in view.wanted and not present[uid].terminating}
     caps |= spend(room, growing, caps, may, order=sorted(growing, key=lambda uid: (present[uid].admitted, uid)))
     for uid, table in caps.items():
@@ -285,7 +290,3 @@ def _larger(one: Caps, other: Caps) -> dict[str, int]:
     """By entry. Entries of which there is nothing are left out."""
     both = {entry: max(one.get(entry, 0), other.get(entry, 0)) for entry in one.keys() | other.keys()}
     return {entry: amount for entry, amount in sorted(both.items()) if amount}
-
-
-def _sum(record: Record) -> int:
-    return sum(item.bound for item in record.allotments.values())

@@ -44,7 +44,7 @@ def seen(
         before if before is not None else BudgetSeen(),
         server=hashlib.sha256(account.system.encode()).hexdigest()[:8],
         problem=account.problem,
-        held=sum(item.bound for item in record.allotments.values()),
+        held=record.bound,
         pods={by_uid[uid].name: item.bound for uid, item in sorted(record.allotments.items()) if uid in by_uid},
         waiting=tuple(sorted(pod.name for pod in pods if not pod.admitted and not pod.terminating)),
         excess=account.excess,

@@ -23,6 +23,7 @@ from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
 from poolkeeper.desired.deployment import CONFIG_DIRECTORY
 from poolkeeper.pooler_consoles import Pooler as Asked
 from poolkeeper.pooler_consoles import PoolerConsoles
+from poolkeeper.processes import reachable
 from poolkeeper.queue import Queue
 from poolkeeper.servers import Measured, Ours
 from poolkeeper.store import Store
@@ -129,7 +130,7 @@ class ServerWatch:
             await self._close(key)
         pods = [pod for key in present for pod in self._store.pods(key)]
         # A connection to the console of a pod that is to end would keep it from ending.
-        await self._consoles.keep([pod.uid for pod in pods if _answers(pod)])
+        await self._consoles.keep([pod.uid for pod in pods if reachable(pod)])
 
     async def look(
         self,
@@ -198,7 +199,7 @@ class ServerWatch:
         for key, order in orders.items():
             record = self._record(key)
             for pod in pods[key]:
-                if _answers(pod):
+                if reachable(pod):
                     access = replace(order.access, ip=pod.ip)
                     yield Asked(pod.uid, access, record.allotments.get(pod.uid))
 
@@ -339,11 +340,6 @@ class ServerWatch:
                 if (pod.allotment, pod.lines) != tuple(annotations.values()):
                     work.append(self._annotate(key.namespace, pod.name, pod.uid, annotations))
         return bool(await asyncio.gather(*work))
-
-
-def _answers(pod: Pod) -> bool:
-    """Whether its console can be asked."""
-    return pod.running and not pod.terminating and bool(pod.ip)
 
 
 def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
