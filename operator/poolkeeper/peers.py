@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from poolkeeper.allotments import table_file
+from poolkeeper.desired.deployment import CONFIG_DIRECTORY
 from poolkeeper.world import Pod
 
 LARGEST = 16383
@@ -19,6 +21,11 @@ _LINES = re.compile(r"peer_id = ([1-9][0-9]{0,4})(\n%include \S+\n)?")
 def lines(peer: int, table: str | None) -> str:
     """What a pod includes: its peer_id and, if it has one, its `table` of caps, a path."""
     return f"peer_id = {peer}" + (f"\n%include {table}\n" if table else "")
+
+
+def table_path(uid: str) -> str:
+    """Where a pod finds its table of caps."""
+    return f"{CONFIG_DIRECTORY}/{table_file(uid)}"
 
 
 def parse(text: str) -> tuple[int | None, bool]:

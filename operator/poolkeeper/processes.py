@@ -64,11 +64,11 @@ def poolers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
             {} if pod.generation == config.generation else {names.GENERATION_ANNOTATION: config.generation},
             pod.restarts,
             wanted.console_at(pod.ip),
-            _of_pod(config, pod, wanted.peers[pod.uid], allotted(pod, world) or {}),
+            _of_pod(config, pod, wanted.peers[pod.uid], allotted(pod, world)),
         )
         for pod in world.pods
         if reachable(pod)
-        and not _attempted(pod.uid, shown_as(config, allotted(pod, world) or {}), pod.restarts, world)
+        and not _attempted(pod.uid, shown_as(config, allotted(pod, world)), pod.restarts, world)
     )
 
 
@@ -95,7 +95,7 @@ def admissible(wanted: Wanted, world: World) -> tuple[Pod, ...]:
         if pod.uid in world.budget.admissible
         and not pod.admitted
         and reachable(pod)
-        and _attempted(pod.uid, shown_as(config, allotted(pod, world) or {}), pod.restarts, world)
+        and _attempted(pod.uid, shown_as(config, allotted(pod, world)), pod.restarts, world)
         and not world.shown[pod.uid].problem
     )
 

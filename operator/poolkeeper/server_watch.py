@@ -20,7 +20,6 @@ from poolkeeper.budget_order import Order
 from poolkeeper.budget_protocol import Record, Steps, View, step
 from poolkeeper.budget_report import held_up, newsworthy, seen
 from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
-from poolkeeper.desired.deployment import CONFIG_DIRECTORY
 from poolkeeper.pooler_consoles import Pooler as Asked
 from poolkeeper.pooler_consoles import PoolerConsoles
 from poolkeeper.processes import reachable
@@ -332,7 +331,7 @@ class ServerWatch:
                 allotment = self._record(key).allotments.get(pod.uid)
                 if allotment is None or pod.terminating or pod.peer is None:
                     continue
-                lines = peers.lines(pod.peer, f"{CONFIG_DIRECTORY}/{allotments.table_file(pod.uid)}")
+                lines = peers.lines(pod.peer, peers.table_path(pod.uid))
                 annotations = {
                     names.ALLOTMENT_ANNOTATION: str(allotment.revision),
                     names.PEER_ANNOTATION: lines,

@@ -206,7 +206,7 @@ def ready(data_path: Sequence[Condition]) -> Condition:
 def _shows(pod: Pod, config: Configuration, world: World) -> bool:
     shown = world.shown.get(pod.uid)
     return shown is not None and (shown.generation, shown.restarts, shown.problem) == (
-        shown_as(config, allotted(pod, world) or {}),
+        shown_as(config, allotted(pod, world)),
         pod.restarts,
         "",
     )

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import allotments, certificates, consent, names, pause, peers
+from poolkeeper import certificates, consent, names, pause, peers
 from poolkeeper.api import PooledDatabase
 from poolkeeper.budget import Caps
 from poolkeeper.budget_order import Order, order
+from poolkeeper.budget_status import left_out
 from poolkeeper.consent import Consumer
 from poolkeeper.desired import (
     autoscaler,
@@ -123,6 +124,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
     template = keeper_secret.template(database, target.database, settings)
+    served = [consumer for consumer in granted.granted if not _withheld(consumer, target, world)]
     return replace(
         wanted,
         configuration=config,
@@ -142,8 +144,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         ),
         bindings=tuple(
             secret
-            for consumer in granted.granted
-            if not _withheld(consumer, target, world)
+            for consumer in served
             for secret in _secrets_of(
                 database, consumer, granted.has_sessions(consumer), target, logins, authority.certificate
             )
@@ -153,12 +154,12 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
                 database,
                 consumer,
                 template if granted.has_sessions(consumer) else replace(template, session_database=""),
-                config,
+                keepers[consumer],
                 apps.get(consumer),
                 world,
             )
-            for consumer, config in keepers.items()
-            if not _withheld(consumer, target, world)
+            for consumer in served
+            if consumer in keepers
         ),
     )
 
@@ -170,34 +171,32 @@ def _most_pods(world: World) -> int | None:
     return world.rollout.most_pods if world.rollout is not None else None
 
 
-def allotted(pod: Pod, world: World) -> Caps | None:
-    """The caps that are stored for a pod, None if it has no table."""
+def allotted(pod: Pod, world: World) -> Caps:
+    """The caps that are stored for a pod; none if it has no table."""
     allotment = world.stored.record.allotments.get(pod.uid) if world.stored is not None else None
-    return None if allotment is None else allotment.caps
+    return {} if allotment is None else allotment.caps
 
 
 def _pod_lines(peer_ids: Mapping[str, int], world: World) -> dict[str, str]:
     """A table stays included while there is none: a pod that would forget the name of its table would throw
     everybody out."""
+    allotments = world.stored.record.allotments if world.stored is not None else {}
     lines = {}
     for pod in world.pods:
         if pod.uid in peer_ids:
-            included = pod.includes or allotted(pod, world) is not None
-            table = f"{deployment.CONFIG_DIRECTORY}/{allotments.table_file(pod.uid)}"
-            lines[pod.uid] = peers.lines(peer_ids[pod.uid], table if included else None)
+            included = pod.includes or pod.uid in allotments
+            lines[pod.uid] = peers.lines(peer_ids[pod.uid], peers.table_path(pod.uid) if included else None)
     return lines
 
 
 def _withheld(consumer: Consumer, target: Target, world: World) -> bool:
     """Whether a consumer's Secrets have to wait, since a pooler that serves has no connection for it."""
-    entry = entries.entry_name(target.database, consumer)
-    if world.budget is not None and entry in world.budget.left_out:
+    if left_out(consumer, target.database, world.budget):
         return True  # it would lead to nothing
     if Ref("Secret", consumer.namespace, consumer.secret_name) in world.children:
         return False
-    return any(
-        entry not in (allotted(pod, world) or {}) for pod in world.pods if pod.ready and not pod.terminating
-    )
+    entry = entries.entry_name(target.database, consumer)
+    return any(entry not in allotted(pod, world) for pod in world.pods if pod.ready and not pod.terminating)
 
 
 def without_spec(key: Key, world: World) -> Wanted:
