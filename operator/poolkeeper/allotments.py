@@ -44,13 +44,20 @@ def table_file(uid: str) -> str:
 
 def files(record: Record, server: str, lines: Mapping[str, str]) -> dict[str, str]:
     """The files by name. `lines` are the [databases] lines without caps, by entry."""
+    return {RECORD_FILE: _written(record, server), **_tables(record, lines)}
+
+
+def _written(record: Record, server: str) -> str:
     pods = {
         uid: {"bound": item.bound, "revision": item.revision, "caps": dict(sorted(item.caps.items()))}
         for uid, item in sorted(record.allotments.items())
     }
     whole = {"epoch": record.epoch, "server": server, "pods": pods}
-    tables = {table_file(uid): table(item, lines) for uid, item in record.allotments.items()}
-    return {RECORD_FILE: json.dumps(whole, sort_keys=True, separators=(",", ":")), **tables}
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"))
+
+
+def _tables(record: Record, lines: Mapping[str, str]) -> dict[str, str]:
+    return {table_file(uid): table(item, lines) for uid, item in record.allotments.items()}
 
 
 def table(allotment: Allotment, lines: Mapping[str, str]) -> str:
@@ -82,16 +89,15 @@ def parse(stored: Mapping[str, str]) -> tuple[Record, str]:
         return Record(0), ""
 
 
-def current(stored: Mapping[str, str], lines: Mapping[str, str]) -> bool:
-    """Whether the stored tables are those of the stored Record, with these lines."""
-    wanted = files(*parse(stored), lines)
-    return all(stored.get(name) == text for name, text in wanted.items() if name != RECORD_FILE)
+def current(stored: Mapping[str, str], record: Record, lines: Mapping[str, str]) -> bool:
+    """Whether the stored tables are those of the Record that is stored with them, with these lines."""
+    return all(stored.get(name) == text for name, text in _tables(record, lines).items())
 
 
 def kept(stored: Mapping[str, str], record: Record, server: str) -> dict[str, str]:
     """The files with the tables as they are stored, where nobody knows the entries' lines."""
     tables = {name: stored[name] for name in map(table_file, record.allotments) if name in stored}
-    return {RECORD_FILE: files(record, server, {})[RECORD_FILE], **tables}
+    return {RECORD_FILE: _written(record, server), **tables}
 
 
 def body(namespace: str, name: str, stored: Stored, files: Mapping[str, str]) -> dict[str, Any]:

@@ -231,10 +231,11 @@ def _tables(database: PooledDatabase, wanted: Wanted, world: World) -> Object | 
     if wanted.configuration is None or world.stored is None:
         return None
     name, lines = names.config_name(database.name), wanted.configuration.lines
-    if allotments.current(world.files[Ref("Secret", database.namespace, name)], lines):
+    stored = world.stored
+    if allotments.current(world.files[Ref("Secret", database.namespace, name)], stored.record, lines):
         return None
-    files = allotments.files(world.stored.record, world.stored.server, lines)
-    return allotments.body(database.namespace, name, world.stored, files)
+    files = allotments.files(stored.record, stored.server, lines)
+    return allotments.body(database.namespace, name, stored, files)
 
 
 def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:

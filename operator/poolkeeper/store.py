@@ -291,13 +291,13 @@ class Store:
                 console=found.console or known.console,
                 authorities=found.authorities or known.authorities,
             )
-        if ref.kind == "Secret" and role == names.ROLE_CONFIG and ref.name == names.config_name(key.name):
-            record, server = allotments.parse(sightings.texts(obj))
+        if ref.kind == "Secret" and role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
+            self._files[key][ref] = sightings.texts(obj)
+        if ref == _config(key) and role == names.ROLE_CONFIG:
+            record, server = allotments.parse(self._files[key][ref])
             stored = Stored(record, server, metadata["uid"], metadata["resourceVersion"])
             changed |= key not in self._stored or self._stored[key].record != record
             self._stored[key] = stored
-        if ref.kind == "Secret" and role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
-            self._files[key][ref] = sightings.texts(obj)
         return moved | (frozenset({key}) if changed else _NOBODY)
 
     def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
@@ -337,7 +337,7 @@ class Store:
             if ref.kind == "Deployment":
                 self._rollouts.pop(key_of, None)
             self._files[key_of].pop(ref, None)
-            if ref.name == names.config_name(key_of.name) and ref.kind == "Secret":
+            if ref == _config(key_of):
                 self._stored.pop(key_of, None)
             if not self._files[key_of]:
                 del self._files[key_of]
@@ -386,14 +386,11 @@ class Store:
         seconds = time.monotonic() - seen[1] if seen is not None else 0.0
         self._moved[pod] = Moved(whereabouts, seconds, left)
 
-    def budgeted(self, key: Key, seen: BudgetSeen | None) -> Keys:
+    def budgeted(self, key: Key, seen: BudgetSeen) -> Keys:
         """What the budget came to. Returns the key if that is news."""
         if self._budgets.get(key) == seen:
             return _NOBODY
-        if seen is None:
-            del self._budgets[key]
-        else:
-            self._budgets[key] = seen
+        self._budgets[key] = seen
         return frozenset({key})
 
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
@@ -461,7 +458,7 @@ class Store:
 
     def allotted_files(self, key: Key) -> Mapping[str, str]:
         """What is in the Secret that the poolers mount."""
-        return self._files.get(key, {}).get(Ref("Secret", key.namespace, names.config_name(key.name)), {})
+        return self._files.get(key, {}).get(_config(key), {})
 
     def budget(self, key: Key) -> BudgetSeen | None:
         """What the budget came to."""
@@ -494,12 +491,12 @@ class Store:
         if key in self._probes:
             probe, at, interval = self._probes[key]
             age = time.monotonic() - at
-        pods = tuple(self._pods.get(key, {}).values())
+        pods = self.pods(key)
         app_pods = self._app_pods_of(key)
         processes = [pod.uid for pod in pods]
         processes += [pod.process(keeper) for pod in app_pods for keeper in pod.keepers]
         return World(
-            resource=self._resources.get(key),
+            resource=self.resource(key),
             children=dict(self._children.get(key, {})),
             pods=pods,
             app_pods=app_pods,
@@ -509,8 +506,8 @@ class Store:
             namespaces=self.namespaces(),
             marked=self._sources.marked(key),
             logins=logins,
-            budget=self._budgets.get(key),
-            stored=self._stored.get(key),
+            budget=self.budget(key),
+            stored=self.stored(key),
             files=dict(self._files.get(key, {})),
             shown={process: self._shown[process][0] for process in processes if process in self._shown},
             paused={pod.uid: self._paused[pod.uid] for pod in pods if pod.uid in self._paused},
@@ -521,6 +518,11 @@ class Store:
             moved={pod.uid: self._moved[pod.uid] for pod in pods if pod.uid in self._moved},
             refusals=dict(self._refusals.get(key, {})),
         )
+
+
+def _config(key: Key) -> Ref:
+    """The Secret that the poolers mount."""
+    return Ref("Secret", key.namespace, names.config_name(key.name))
 
 
 def _is_restarted(seen: Workload | ApiRefusal | None) -> bool:

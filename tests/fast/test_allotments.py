@@ -27,7 +27,7 @@ def test_a_record_is_read_back_as_it_was_stored(record: Record, server: str) -> 
     files = allotments.files(record, server, LINES)
     assert allotments.parse(files) == (record, server)
     assert files.keys() == {RECORD_FILE} | {f"caps-{uid}.ini" for uid in record.allotments}
-    assert allotments.current(files, LINES)
+    assert allotments.current(files, record, LINES)
     assert allotments.kept(files, record, server) == files
 
 
@@ -78,12 +78,13 @@ def test_a_table_without_entries_is_one_all_the_same() -> None:
 
 def test_tables_are_current_until_lines_change_or_one_is_touched() -> None:
     files = allotments.files(TWO, "s", LINES)
-    assert allotments.current(files, LINES)
-    assert not allotments.current(files, {**LINES, "shop--web-x": "shop--web-x = host='elsewhere'"})
-    assert allotments.current(files, {**LINES, "unused": "unused = host='pg'"})
-    assert not allotments.current({**files, "caps-b.ini": ""}, LINES)
-    assert not allotments.current({name: text for name, text in files.items() if name != "caps-a.ini"}, LINES)
-    assert allotments.current({}, LINES), "no Record asks for no table"
+    assert allotments.current(files, TWO, LINES)
+    assert not allotments.current(files, TWO, {**LINES, "shop--web-x": "shop--web-x = host='elsewhere'"})
+    assert allotments.current(files, TWO, {**LINES, "unused": "unused = host='pg'"})
+    assert not allotments.current({**files, "caps-b.ini": ""}, TWO, LINES)
+    one = {name: text for name, text in files.items() if name != "caps-a.ini"}
+    assert not allotments.current(one, TWO, LINES)
+    assert allotments.current({}, Record(0), LINES), "no Record asks for no table"
 
 
 def test_where_nobody_knows_the_lines_tables_are_kept_as_they_are() -> None:
