@@ -109,23 +109,22 @@ class Others:
 
     now: int = 0
     lasting: int = 0
-    history: tuple[tuple[float, int, int], ...] = ()
-    """Time, backends of other users, unknown backends of our users."""
+    lately: tuple[tuple[float, int], ...] = ()
+    """Time, and unknown backends of our users, for as long as they may be such that poolers left."""
+    history: tuple[tuple[float, int], ...] = ()
+    """Time, and what was lasting then."""
 
     def advance(self, ours: Ours, measured: Measured, own: int, at: float) -> Others:
         """With one more measurement; `own`: backends of the operator itself among the strangers."""
         strangers = ours.strangers(measured)
         foreign = sum(backend.user not in ours.users for backend in strangers) + own
-        unknown = len(strangers) - foreign
-        history = (
-            *(item for item in self.history if item[0] > at - WINDOW_SECONDS),
-            (at, foreign, unknown),
+        lately = (
+            *(item for item in self.lately if item[0] >= at - LINGERING_SECONDS),
+            (at, len(strangers) - foreign),
         )
-        lasting = max(
-            number + min(count for time, _, count in history[: index + 1] if time >= when - LINGERING_SECONDS)
-            for index, (when, number, _) in enumerate(history)
-        )
-        return Others(len(strangers), lasting, history)
+        stayed = foreign + min(unknown for _, unknown in lately)
+        history = (*(item for item in self.history if item[0] > at - WINDOW_SECONDS), (at, stayed))
+        return Others(len(strangers), max(count for _, count in history), lately, history)
 
 
 def limits(measured: Measured, members: Mapping[str, tuple[str, str]], ours: Ours) -> tuple[Limit, ...]:

@@ -178,6 +178,38 @@ def test_what_lasts_is_no_less_than_the_most_of_the_last_minute(samples: list[tu
         assert others.lasting <= max(item + gone for item, gone in samples[: second + 1])
 
 
+SAMPLES = st.lists(
+    st.tuples(st.sampled_from([0.1, 1.0, LINGERING_SECONDS, 20.0]), st.integers(0, 9), st.integers(0, 5)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(SAMPLES)
+def test_what_lasts_is_the_most_that_stayed_at_any_moment_of_the_last_minute(
+    samples: list[tuple[float, int, int]],
+) -> None:
+    others, at = Others(), 0.0
+    seen: list[tuple[float, int, int]] = []
+    for pause, count, left in samples:
+        at += pause
+        seen.append((at, count, left))
+        others = others.advance(OURS, measured(*theirs(count), *unknown(left)), 0, at)
+        stayed = [
+            number + min(gone for time, _, gone in seen if when - LINGERING_SECONDS <= time <= when)
+            for when, number, _ in seen
+            if when > at - WINDOW_SECONDS
+        ]
+        assert others.lasting == max(stayed)
+
+
+def test_what_poolers_left_is_not_taken_for_others_a_minute_later() -> None:
+    others = Others()
+    for second in range(2 * int(WINDOW_SECONDS)):
+        others = others.advance(OURS, measured(*unknown(6 if second == 1 else 0)), 0, float(second))
+        assert others.lasting == 0, second
+
+
 # CONNECTION LIMITs
 
 
