@@ -253,12 +253,7 @@ class Cluster:
     async def annotate_pod(self, namespace: str, name: str, uid: str, annotations: Mapping[str, str]) -> Object:
         """Annotate through pods/status, which can't touch what the pod runs. Raises Conflict if it is gone."""
         body = {"metadata": {"uid": uid, "annotations": dict(annotations)}}
-        answer = await self._request(
-            "PATCH", _path(Ref("Pod", namespace, name), "status"), {"fieldManager": MANAGER}, body,
-            content="application/merge-patch+json",
-        )  # fmt: skip
-        assert answer is not None
-        return answer
+        return await self._patch(_path(Ref("Pod", namespace, name), "status"), body)
 
     async def admit_pod(self, namespace: str, name: str, uid: str) -> Object:
         """Open a pod's readiness gate. Raises Conflict if the pod is gone."""
@@ -266,12 +261,7 @@ class Cluster:
             "metadata": {"uid": uid},
             "status": {"conditions": [{"type": GATE, "status": "True", "reason": "WithinBudget"}]},
         }
-        answer = await self._request(
-            "PATCH", _path(Ref("Pod", namespace, name), "status"), {"fieldManager": MANAGER}, body,
-            content="application/strategic-merge-patch+json",
-        )  # fmt: skip
-        assert answer is not None
-        return answer
+        return await self._patch(_path(Ref("Pod", namespace, name), "status"), body, "strategic-merge-patch")
 
     async def annotate_template(
         self, ref: Ref, uid: str, version: str, annotations: Mapping[str, str]
@@ -282,8 +272,11 @@ class Cluster:
             "metadata": {"uid": uid, "resourceVersion": version},
             "spec": {"template": {"metadata": {"annotations": dict(annotations)}}},
         }
+        return await self._patch(_path(ref), body)
+
+    async def _patch(self, path: str, body: Mapping[str, Any], kind: str = "merge-patch") -> Object:
         answer = await self._request(
-            "PATCH", _path(ref), {"fieldManager": MANAGER}, body, content="application/merge-patch+json"
+            "PATCH", path, {"fieldManager": MANAGER}, body, content=f"application/{kind}+json"
         )
         assert answer is not None
         return answer

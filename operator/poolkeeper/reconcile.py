@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -289,19 +289,20 @@ class Reconciler:
         await self._annotate(key.namespace, pod.name, pod.uid, {names.PEER_ANNOTATION: lines})
 
     async def _admit(self, key: Key, pod: Pod) -> None:
-        try:
-            answer = await self._cluster.admit_pod(key.namespace, pod.name, pod.uid)
-        except Conflict:
-            self.queue.add(self._store.forget(Ref("Pod", key.namespace, pod.name), pod.uid))
-        else:
-            self.queue.add(self._store.observe(answer))
+        write = self._cluster.admit_pod(key.namespace, pod.name, pod.uid)
+        await self._written(Ref("Pod", key.namespace, pod.name), pod.uid, write)
 
     async def _annotate(self, namespace: str, pod: str, uid: str, annotations: Mapping[str, str]) -> bool:
         """Annotate a pod; False if it is gone."""
+        write = self._cluster.annotate_pod(namespace, pod, uid, annotations)
+        return await self._written(Ref("Pod", namespace, pod), uid, write)
+
+    async def _written(self, pod: Ref, uid: str, write: Awaitable[Object]) -> bool:
+        """Take in what a write makes of a pod; False if it is gone."""
         try:
-            answer = await self._cluster.annotate_pod(namespace, pod, uid, annotations)
+            answer = await write
         except Conflict:
-            self.queue.add(self._store.forget(Ref("Pod", namespace, pod), uid))
+            self.queue.add(self._store.forget(pod, uid))
             return False
         self.queue.add(self._store.observe(answer))
         return True
