@@ -30,8 +30,8 @@ class Pooled:
 
 def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = ()) -> dict[str, int]:
     """What each PooledDatabase may hold, by name. Where not even the floors fit the first ones come first, and
-    one gets what is left for some of its entries;
-    `limits` are CONNECTION LIMITs of roles and databases that they have in common.
+    one gets what is left for some of its entries. `limits` are CONNECTION LIMITs of roles and databases that
+    they have in common.
 
     `usable` is what lasts: backends that our own poolers left behind are no reason to shrink, or each shrink
     would ask for the next one. (In View.usable they count, so that nothing grows before they have ended.)
@@ -60,9 +60,10 @@ def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record
     least = sum(item.floor for item in pooled.consumers)
     free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
     division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving)
-    # Who has nothing only until others have left is not left out.
-    lasting = divide(share, serving, waiting, pooled.consumers, in_force)
-    left_out = tuple(entry for entry in division.left_out if entry in lasting.left_out)
+    left_out = division.left_out
+    if left_out:  # who has nothing only until others have left is not
+        lasting = divide(share, serving, waiting, pooled.consumers, in_force)
+        left_out = tuple(entry for entry in left_out if entry in lasting.left_out)
     return replace(division, left_out=left_out, pods=max(1, share // least) if least else pooled.pods)
 
 
