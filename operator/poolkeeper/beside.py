@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 from poolkeeper import console, failover
 from poolkeeper.clients import KeeperConsole
-from poolkeeper.cluster import ClusterError
+from poolkeeper.cluster import Annotate, ClusterError
 from poolkeeper.console import ConsoleError
 from poolkeeper.drain import Departure, Keepers
 from poolkeeper.pauser import Pauser
@@ -31,9 +31,6 @@ UPDATE_SECONDS = 4.0
 RECONNECT_RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 1.5
 """How long a run waits for keepers to follow: those that can be reached take half a second."""
-
-Annotate = Callable[[str, str, str, Mapping[str, str]], Awaitable[bool]]
-"""Annotates a pod by namespace, name and UID; answers whether it is still there."""
 
 
 class Beside:

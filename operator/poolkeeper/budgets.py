@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from poolkeeper import servers, upstream
 from poolkeeper.allotments import Stored
 from poolkeeper.budget_order import Order
-from poolkeeper.cluster import Cluster
+from poolkeeper.meters import given
 from poolkeeper.queue import Queue
-from poolkeeper.server_watch import Annotate, Epoch, ServerWatch, given
+from poolkeeper.server_watch import ServerWatch
 from poolkeeper.servers import Identity
 from poolkeeper.store import Store
 from poolkeeper.upstream import MEASURE_SECONDS, Unmeasured
@@ -34,14 +34,10 @@ RETRY_SECONDS = 5.0
 class Budgets:
     """The servers that PooledDatabases are on, each seen to by a task."""
 
-    def __init__(
-        self, cluster: Cluster, store: Store, queue: Queue[Key], epoch: Epoch, annotate: Annotate
-    ) -> None:
-        self._cluster = cluster
+    def __init__(self, store: Store, queue: Queue[Key], watch: Callable[[], ServerWatch]) -> None:
         self._store = store
         self._queue = queue
-        self._epoch = epoch
-        self._annotate = annotate
+        self._watch = watch
         self._orders: dict[Key, Order] = {}
         self._seen: dict[Key, tuple[Order, tuple[Pod, ...], Stored | None]] = {}
         self._identities: dict[Key, Identity] = {}
@@ -140,8 +136,7 @@ class Budgets:
 
     async def _attend(self, system: str) -> None:
         """See to the servers of a system for as long as anybody uses one."""
-        watching = ServerWatch(self._cluster, self._store, self._queue, self._epoch, self._annotate)
-        async with watching as watch:
+        async with contextlib.aclosing(self._watch()) as watch:
             while members := self._members(system):
                 self._wake[system].clear()
                 pause = RETRY_SECONDS

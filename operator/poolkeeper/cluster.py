@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -78,6 +78,8 @@ CHILD_KINDS = (
     "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service",
 )  # fmt: skip
 
+Annotate = Callable[[str, str, str, Mapping[str, str]], Awaitable[bool]]
+"""Annotates a pod by namespace, name and UID; answers whether it is still there."""
 
 _CONNECTION_FAULTS = (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError)
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from poolkeeper import console, events, mint, names, restarts, sightings, upstream
@@ -21,7 +22,7 @@ from poolkeeper.logins import Authorities, Login, Logins
 from poolkeeper.plan import Plan, plan
 from poolkeeper.processes import Reload
 from poolkeeper.queue import Queue, RetryLater
-from poolkeeper.server_watch import Epoch
+from poolkeeper.server_watch import Epoch, ServerWatch
 from poolkeeper.settings import Settings
 from poolkeeper.store import Store
 from poolkeeper.target import Target
@@ -69,7 +70,8 @@ class Reconciler:
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
         self._beside = Beside(store, self.queue, self._annotate)
-        self._budgets = Budgets(cluster, store, self.queue, Epoch(term), self._annotate)
+        watch = partial(ServerWatch, cluster, store, self.queue, Epoch(term), self._annotate)
+        self._budgets = Budgets(store, self.queue, watch)
         self._upstreams = UpstreamWatch(cluster, store, self.queue, settings)
 
     async def reconcile(self, key: Key) -> float | None:

@@ -7,27 +7,24 @@ measured after it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from poolkeeper import allotments, names, peers, upstream
+from poolkeeper import allotments, names, peers
 from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
 from poolkeeper.allotments import Stored
 from poolkeeper.budget_order import Order
 from poolkeeper.budget_protocol import Record, Steps, View, step
 from poolkeeper.budget_report import held_up, newsworthy, seen
-from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
+from poolkeeper.cluster import Annotate, Cluster, Conflict, Refused, Retry
+from poolkeeper.meters import GIVEN, Met, Meters
 from poolkeeper.pooler_consoles import Pooler as Asked
 from poolkeeper.pooler_consoles import PoolerConsoles
 from poolkeeper.processes import reachable
 from poolkeeper.queue import Queue
 from poolkeeper.servers import Measured, Ours
 from poolkeeper.store import Store
-from poolkeeper.target import Target
-from poolkeeper.upstream import MEASURE_SECONDS, Meter, Unmeasured
 from poolkeeper.world import Key, Pod, Ref
 
 log = logging.getLogger(__name__)
@@ -44,21 +41,8 @@ there; it is what it could still open that has to be waited for."""
 START_SECONDS = 10.0
 """For so long others make room for a pod that does not run yet."""
 FORGET_SECONDS = 7200.0
-GIVEN = "given "
 TERM_WRITES = 2**20
 """More writes than one leader leaves without an answer."""
-
-Met = Callable[[Key, str, str], None]
-"""Told of where a PooledDatabase's upstream is: system and instance of servers.Identity."""
-
-
-Annotate = Callable[[str, str, str, Mapping[str, str]], Awaitable[bool]]
-"""Annotates a pod by namespace, name and UID."""
-
-
-def given(order: Order) -> str:
-    """Name of the server of a PooledDatabase that can't be measured, but is told how much it may take."""
-    return f"{GIVEN}{order.target.host}:{order.target.port}"
 
 
 class Epoch:
@@ -78,19 +62,9 @@ class Epoch:
         self._unanswered += 1
 
 
-@dataclass(frozen=True)
-class _Meter:
-    """An open connection, and where it leads to."""
-
-    target: Target
-    instance: str
-    stack: contextlib.AsyncExitStack
-    meter: Meter
-
-
 class ServerWatch:
     """The servers of one cluster of data, with what is kept from look to look: connections, and who was there
-    lately. To be closed in the end, as a context manager does."""
+    lately. To be closed in the end."""
 
     def __init__(
         self, cluster: Cluster, store: Store, queue: Queue[Key], epoch: Epoch, annotate: Annotate
@@ -100,10 +74,8 @@ class ServerWatch:
         self._queue = queue
         self._epoch = epoch
         self._annotate = annotate
-        self._stack = contextlib.AsyncExitStack()
         self._consoles = PoolerConsoles()
-        self._meters: dict[Key, _Meter] = {}
-        self._failed: dict[Key, float] = {}
+        self._meters = Meters()
         self._memories: dict[str, Memory] = {}
         """By the first PooledDatabase on a server."""
         self._starting: dict[str, float] = {}
@@ -111,23 +83,14 @@ class ServerWatch:
         self._missing: dict[str, float] = {}
         """Since when pods are gone that nobody saw end, by UID."""
 
-    async def __aenter__(self) -> ServerWatch:
-        await self._stack.enter_async_context(self._consoles)
-        return self
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self.keep(())
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for key in tuple(self._meters):
-            await self._close(key)
-        await self._stack.aclose()
-
-    async def keep(self, members: Iterable[Key]) -> None:
+    async def keep(self, members: Collection[Key]) -> None:
         """Close what belongs to others than these."""
-        present = frozenset(members)
-        for key in self._meters.keys() - present:
-            await self._close(key)
-        pods = [pod for key in present for pod in self._store.pods(key)]
+        await self._meters.keep(members)
+        pods = [pod for key in members for pod in self._store.pods(key)]
         # A connection to the console of a pod that is to end would keep it from ending.
         await self._consoles.keep([pod.uid for pod in pods if reachable(pod)])
 
@@ -148,9 +111,9 @@ class ServerWatch:
         ended = self._ended(pods, now)
         asked = tuple(self._asked(orders, pods))
         looks = await self._consoles.look(asked)
-        measured, problem = await self._measure(system, orders, instances, met)
+        measured, problem = await self._meters.measure(system, orders, instances, met)
         ours = _ours(orders, pods, looks)
-        if measured is not None and _unknown(ours, measured, self._own_pids()):
+        if measured is not None and _unknown(ours, measured, self._meters.pids()):
             # Opened since the first look, perhaps; what was closed since then is in neither.
             later = await self._consoles.look(asked)
             ours = replace(ours, pids=ours.pids | _pids(later))
@@ -163,7 +126,7 @@ class ServerWatch:
             ended=ended,
             measured=measured,
             ours=ours,
-            own=self._own_pids(),
+            own=self._meters.pids(),
             coming=self._coming(pods, now),
             reserve=0 if system.startswith(GIVEN) else max(order.reserve for order in orders.values()),
         )
@@ -211,71 +174,25 @@ class ServerWatch:
         starting = [
             pod.uid for present in pods.values() for pod in present if not (pod.running or pod.terminating)
         ]
-        known = {uid: since for uid, since in self._starting.items() if now - since < FORGET_SECONDS}
-        self._starting = {**dict.fromkeys(starting, now), **known}
+        self._starting = since(self._starting, starting, now)
         return frozenset(uid for uid in starting if now - self._starting[uid] < START_SECONDS)
 
     def _ended(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
         """Pods with an allotment that are gone for good: seen to have ended, or gone for so long that their
         node has ended them, even if they were deleted by force. (One that lost touch may run them on.)"""
-        found: set[str] = set()
-        missing: dict[str, float] = {}
-        for key, present in pods.items():
-            for uid in self._record(key).allotments.keys() - {pod.uid for pod in present}:
-                missing[uid] = self._missing.get(uid, now)
-                stopped = any(pod.uid == uid for pod in self._store.pods(key)) or self._store.ended(uid)
-                if stopped or now - missing[uid] > UNSEEN_SECONDS:
-                    found.add(uid)
-        kept = {uid: since for uid, since in self._missing.items() if uid not in missing}
-        self._missing = {**{uid: at for uid, at in kept.items() if now - at < FORGET_SECONDS}, **missing}
-        return frozenset(found)
-
-    async def _measure(
-        self, system: str, orders: Mapping[Key, Order], instances: Mapping[Key, str], met: Met
-    ) -> tuple[Measured | None, str]:
-        """The server as it is now, or in words why it isn't known. One login is tried at most: of those that
-        failed, the one longest ago."""
-        for key, order in orders.items():
-            if key in self._meters:
-                opened = self._meters[key]
-                if (opened.target, opened.instance) != (order.target, instances[key]):
-                    await self._close(key)  # it goes on to where the upstream was
-                    continue
-                try:
-                    return await opened.meter.measure(), ""
-                except Unmeasured as error:
-                    log.info("%s/%s: measuring: %s", key.namespace, key.name, error)
-                    await self._close(key)
-        key = min(orders, key=lambda key: self._failed.get(key, 0.0))
-        try:
-            return await self._open(key, system, orders[key], met), ""
-        except Unmeasured as error:
-            self._failed[key] = asyncio.get_running_loop().time()
-            if all(given(order) == system for order in orders.values()):
-                total = sum(order.pooled.most or 0 for order in orders.values())
-                return Measured(total, 0, 0, (), {}, {}), ""
-            return None, str(error)
-
-    async def _open(self, key: Key, system: str, order: Order, met: Met) -> Measured:
-        stack = contextlib.AsyncExitStack()
-        try:
-            meter = await stack.enter_async_context(upstream.measuring(order.target, MEASURE_SECONDS))
-            where = await meter.identify()
-            met(key, *where)
-            if where[0] != system:
-                raise Unmeasured(f"{order.target.host} leads to another server now")
-            measured = await meter.measure()
-        except BaseException:
-            await stack.aclose()
-            raise
-        self._meters[key] = _Meter(order.target, where[1], stack, meter)
-        return measured
-
-    async def _close(self, key: Key) -> None:
-        await self._meters.pop(key).stack.aclose()
-
-    def _own_pids(self) -> frozenset[int]:
-        return frozenset(opened.meter.pid for opened in self._meters.values())
+        missing = {
+            uid: key
+            for key, present in pods.items()
+            for uid in self._record(key).allotments.keys() - {pod.uid for pod in present}
+        }
+        self._missing = since(self._missing, missing, now)
+        return frozenset(
+            uid
+            for uid, key in missing.items()
+            if self._store.ended(uid)
+            or any(pod.uid == uid for pod in self._store.pods(key))
+            or now - self._missing[uid] > UNSEEN_SECONDS
+        )
 
     # Doing
 
@@ -339,6 +256,13 @@ class ServerWatch:
                 if (pod.allotment, pod.lines) != tuple(annotations.values()):
                     work.append(self._annotate(key.namespace, pod.name, pod.uid, annotations))
         return bool(await asyncio.gather(*work))
+
+
+def since(known: Mapping[str, float], present: Iterable[str], now: float) -> dict[str, float]:
+    """Since when each of these has been so; what is `known` of others is kept for FORGET_SECONDS, since a look
+    at one server says nothing of the pods of another."""
+    kept = {uid: at for uid, at in known.items() if now - at < FORGET_SECONDS}
+    return kept | {uid: known.get(uid, now) for uid in present}
 
 
 def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
