@@ -22,7 +22,8 @@ from poolkeeper.logins import Authorities, Login, Logins
 from poolkeeper.plan import Plan, plan
 from poolkeeper.processes import Reload
 from poolkeeper.queue import Queue, RetryLater
-from poolkeeper.server_watch import Epoch, ServerWatch
+from poolkeeper.records import Records
+from poolkeeper.server_watch import ServerWatch
 from poolkeeper.settings import Settings
 from poolkeeper.store import Store
 from poolkeeper.target import Target
@@ -70,7 +71,8 @@ class Reconciler:
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
         self._beside = Beside(store, self.queue, self._annotate)
-        watch = partial(ServerWatch, cluster, store, self.queue, Epoch(term), self._annotate)
+        records = Records(cluster, store, self.queue, term)
+        watch = partial(ServerWatch, store, self.queue, records, self._annotate)
         self._budgets = Budgets(store, self.queue, watch)
         self._upstreams = UpstreamWatch(cluster, store, self.queue, settings)
 

@@ -7,27 +7,24 @@ measured after it.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from poolkeeper import allotments, names, peers
 from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
-from poolkeeper.allotments import Stored
 from poolkeeper.budget_order import Order
-from poolkeeper.budget_protocol import Record, Steps, View, step
+from poolkeeper.budget_protocol import Steps, View, step
 from poolkeeper.budget_report import held_up, newsworthy, seen
-from poolkeeper.cluster import Annotate, Cluster, Conflict, Refused, Retry
+from poolkeeper.cluster import Annotate
 from poolkeeper.meters import GIVEN, Met, Meters
 from poolkeeper.pooler_consoles import Pooler as Asked
 from poolkeeper.pooler_consoles import PoolerConsoles
 from poolkeeper.processes import reachable
 from poolkeeper.queue import Queue
+from poolkeeper.records import Records
 from poolkeeper.servers import Measured, Ours
 from poolkeeper.store import Store
-from poolkeeper.world import Key, Pod, Ref
-
-log = logging.getLogger(__name__)
+from poolkeeper.world import Key, Pod
 
 LOOK_SECONDS = 1.0
 """How often a server and its poolers are looked at while nothing happens."""
@@ -41,38 +38,16 @@ there; it is what it could still open that has to be waited for."""
 START_SECONDS = 10.0
 """For so long others make room for a pod that does not run yet."""
 FORGET_SECONDS = 7200.0
-TERM_WRITES = 2**20
-"""More writes than one leader leaves without an answer."""
-
-
-class Epoch:
-    """Higher than that of every operator before, and than this one's own as long as a write of it without an
-    answer may still take effect."""
-
-    def __init__(self, term: Callable[[], int]) -> None:
-        """`term` rises with every change of leader."""
-        self._term = term
-        self._unanswered = 0
-
-    def now(self) -> int:
-        return self._term() * TERM_WRITES + self._unanswered
-
-    def lost_sight(self) -> None:
-        """A write had no answer."""
-        self._unanswered += 1
 
 
 class ServerWatch:
     """The servers of one cluster of data, with what is kept from look to look: connections, and who was there
     lately. To be closed in the end."""
 
-    def __init__(
-        self, cluster: Cluster, store: Store, queue: Queue[Key], epoch: Epoch, annotate: Annotate
-    ) -> None:
-        self._cluster = cluster
+    def __init__(self, store: Store, queue: Queue[Key], records: Records, annotate: Annotate) -> None:
         self._store = store
         self._queue = queue
-        self._epoch = epoch
+        self._records = records
         self._annotate = annotate
         self._consoles = PoolerConsoles()
         self._meters = Meters()
@@ -120,7 +95,7 @@ class ServerWatch:
         sight = Sight(
             at=asyncio.get_running_loop().time(),
             orders={order.pooled.name: order for order in orders.values()},
-            records={_name(key): self._record(key) for key in pods},
+            records={_name(key): self._records.of(key) for key in pods},
             pods={_name(key): present for key, present in pods.items()},
             looks=looks,
             ended=ended,
@@ -132,7 +107,7 @@ class ServerWatch:
         )
         first = min(sight.orders)
         memory = self._memories[first] = remember(self._memories.get(first, Memory()), sight)
-        view, divisions, shared = work_out(sight, memory, self._epoch.now())
+        view, divisions, shared = work_out(sight, memory, self._records.epoch())
         worked_out = account(system, problem, sight, memory, shared)
         steps = step(view)
         wrote = await self._write(system, orders, pods, view, steps)
@@ -159,15 +134,11 @@ class ServerWatch:
 
     def _asked(self, orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]]) -> Iterator[Asked]:
         for key, order in orders.items():
-            record = self._record(key)
+            record = self._records.of(key)
             for pod in pods[key]:
                 if reachable(pod):
                     access = replace(order.access, ip=pod.ip)
                     yield Asked(pod.uid, access, record.allotments.get(pod.uid))
-
-    def _record(self, key: Key) -> Record:
-        stored = self._store.stored(key)
-        return Record(0) if stored is None else stored.record
 
     def _coming(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
         """Pods that don't run yet, and have not had long to."""
@@ -183,7 +154,7 @@ class ServerWatch:
         missing = {
             uid: key
             for key, present in pods.items()
-            for uid in self._record(key).allotments.keys() - {pod.uid for pod in present}
+            for uid in self._records.of(key).allotments.keys() - {pod.uid for pod in present}
         }
         self._missing = since(self._missing, missing, now)
         return frozenset(
@@ -217,35 +188,16 @@ class ServerWatch:
                 if key in orders
                 else allotments.kept(self._store.allotted_files(key), record, system)
             )
-            if not await self._store_record(key, stored, files):
+            if not await self._records.write(key, stored, files):
                 break
         return bool(steps.records)
-
-    async def _store_record(self, key: Key, stored: Stored, files: Mapping[str, str]) -> bool:
-        ref = Ref("Secret", key.namespace, names.config_name(key.name))
-        try:
-            answer = await self._cluster.apply(
-                allotments.body(ref.namespace, ref.name, stored, files), names.BUDGET_MANAGER
-            )
-        except Conflict:
-            found = await self._cluster.get(ref)
-            self._queue.add(self._store.forget(ref) if found is None else self._store.observe(found))
-            return False
-        except Refused as error:
-            log.error("%s: refused: %s", ref, error.message)
-            return False
-        except Retry:
-            self._epoch.lost_sight()
-            raise
-        self._queue.add(self._store.observe(answer))
-        return True
 
     async def _tell(self, orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]]) -> bool:
         """Annotate the pods whose table changed, so that kubelet brings it; whether there were any."""
         work = []
         for key in orders:
             for pod in pods[key]:
-                allotment = self._record(key).allotments.get(pod.uid)
+                allotment = self._records.of(key).allotments.get(pod.uid)
                 if allotment is None or pod.terminating or pod.peer is None:
                     continue
                 lines = peers.lines(pod.peer, peers.table_path(pod.uid))
