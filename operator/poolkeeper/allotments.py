@@ -116,15 +116,14 @@ def body(namespace: str, name: str, stored: Stored, files: Mapping[str, str]) ->
     }
 
 
-def revision(config: Iterable[Row]) -> int:
-    """The revision of the table in force, from SHOW CONFIG; 0 for none."""
-    shown = {row["key"]: row["value"] for row in config}
-    match = _MARKER.fullmatch(shown.get(MARKER_SETTING, ""))
+def revision(settings: Mapping[str, str]) -> int:
+    """The revision of the table in force, from the settings that the console shows; 0 for none."""
+    match = _MARKER.fullmatch(settings.get(MARKER_SETTING, ""))
     return int(match[1]) if match else 0
 
 
-def reading(config: Iterable[Row], databases: Iterable[Row], allotted: Caps | None) -> Reading:
-    """A Reading from SHOW CONFIG and, asked for after it, SHOW DATABASES.
+def reading(settings: Mapping[str, str], databases: Iterable[Row], allotted: Caps | None) -> Reading:
+    """A Reading from the settings in force and, asked for after them, SHOW DATABASES.
 
     Of a table that was read in part only the marker may be right: unless the caps are those `allotted` too, the
     revision counts for none. (Entries may be missing that have no line any more.) None: nothing is known to be
@@ -134,4 +133,4 @@ def reading(config: Iterable[Row], databases: Iterable[Row], allotted: Caps | No
     caps = {row["name"]: int(row["max_connections"]) for row in rows}
     held = {row["name"]: int(row["current_connections"]) for row in rows}
     complete = allotted is None or caps.items() <= dict(allotted).items()
-    return Reading(revision(config) if complete else 0, caps, held)
+    return Reading(revision(settings) if complete else 0, caps, held)

@@ -50,6 +50,10 @@ class Console:
         """A table as the console prints it, such as CONFIG or DATABASES; NULL reads as the empty text."""
         return await self.execute(f"SHOW {table}")
 
+    async def settings(self) -> dict[str, str]:
+        """What is in force, by the setting's name."""
+        return {row["key"]: row["value"] for row in await self.show("CONFIG")}
+
     async def execute(self, command: str, timeout: float | None = None) -> list[dict[str, str]]:
         """Run one command; returns its rows, if it has any. `timeout`: another one than the connection's.
 

@@ -190,7 +190,7 @@ async def _retire(access: ConsoleAccess) -> None:
     touched = False
     try:
         async with console.connect(access, CONSOLE_SECONDS) as keeper:
-            config = {row["key"]: row["value"] for row in await keeper.show("CONFIG")}
+            config = await keeper.settings()
             old = _movable(await keeper.show("SERVERS"), await keeper.show("DATABASES"))
             touched = config[_LIFETIME] == "0"  # left so by an operator that was killed
             if old:

@@ -141,28 +141,28 @@ class PoolerConsoles:
 
 async def _ask(pooler: Console, allotment: Allotment | None) -> Look:
     """The table is asked for after its revision, so that it is no older than that."""
-    config = await pooler.show("CONFIG")
-    if allotment is not None and allotments.revision(config) != allotment.revision:
+    settings = await pooler.settings()
+    if allotment is not None and allotments.revision(settings) != allotment.revision:
         try:
             await pooler.reload()
         except ConsoleError as error:
             if error.reason != COMMAND_FAILED:  # the table's file has not arrived yet
                 raise
-        config = await pooler.show("CONFIG")
+        settings = await pooler.settings()
     allotted = None if allotment is None else allotment.caps
     databases = [row for row in await pooler.show("DATABASES") if row["name"] != CONSOLE_DATABASE]
     connections = await pooler.show("SERVERS")
     pids = {int(row["remote_pid"]) for row in connections if row["database"] != CONSOLE_DATABASE}
-    reading = allotments.reading(config, databases, allotted)
+    reading = allotments.reading(settings, databases, allotted)
     return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")))
 
 
 async def _give_back(pooler: Console, caps: Caps, entries: Collection[str]) -> None:
     """server_lifetime is set back in any case; where that fails, a RELOAD does it, or the next look's."""
-    before = {row["key"]: row["value"] for row in await pooler.show("CONFIG")}[_LIFETIME]
+    before = (await pooler.settings())[_LIFETIME]
     if before == "0":  # left so by an operator that was killed
         await pooler.reload()
-        before = {row["key"]: row["value"] for row in await pooler.show("CONFIG")}[_LIFETIME]
+        before = (await pooler.settings())[_LIFETIME]
     await pooler.execute(f"SET {_LIFETIME} = 0")
     try:
         loop = asyncio.get_running_loop()

@@ -115,9 +115,8 @@ def test_the_body_is_refused_if_anybody_wrote_since_or_the_secret_is_another_one
 # What a console shows
 
 
-def config(ident: str | None) -> list[dict[str, str]]:
-    rows = [{"key": "listen_port", "value": "6432"}]
-    return rows if ident is None else [*rows, {"key": "syslog_ident", "value": ident}]
+def settings(ident: str | None) -> dict[str, str]:
+    return {"listen_port": "6432"} | ({} if ident is None else {"syslog_ident": ident})
 
 
 def databases(**shown: tuple[int, int]) -> list[dict[str, str]]:
@@ -145,12 +144,12 @@ def databases(**shown: tuple[int, int]) -> list[dict[str, str]]:
     ],
 )
 def test_the_marker_is_the_revision(ident: str | None, revision: int) -> None:
-    assert allotments.revision(config(ident)) == revision
+    assert allotments.revision(settings(ident)) == revision
 
 
 def test_a_reading_has_caps_and_what_is_held() -> None:
     caps = {"a": 5, "b": 2}
-    assert allotments.reading(config("caps-3"), databases(a=(5, 7), b=(2, 0)), caps) == Reading(
+    assert allotments.reading(settings("caps-3"), databases(a=(5, 7), b=(2, 0)), caps) == Reading(
         3, caps, {"a": 7, "b": 0}
     )
 
@@ -162,24 +161,24 @@ def test_a_reading_has_caps_and_what_is_held() -> None:
 )
 def test_the_marker_of_a_table_that_was_read_in_part_proves_nothing(shown: dict[str, tuple[int, int]]) -> None:
     """PgBouncer reads the marker first, and stops at the first line that it doesn't understand."""
-    found = allotments.reading(config("caps-3"), databases(**shown), {"a": 5, "b": 2})
+    found = allotments.reading(settings("caps-3"), databases(**shown), {"a": 5, "b": 2})
     assert found.revision == 0
     assert found.caps == {name: most for name, (most, _) in shown.items()}
 
 
 def test_an_entry_may_be_missing_that_has_no_line_any_more() -> None:
-    assert allotments.reading(config("caps-3"), databases(a=(5, 1)), {"a": 5, "b": 2}) == Reading(
+    assert allotments.reading(settings("caps-3"), databases(a=(5, 1)), {"a": 5, "b": 2}) == Reading(
         3, {"a": 5}, {"a": 1}
     )
 
 
 def test_with_nothing_allotted_the_console_is_believed() -> None:
-    assert allotments.reading(config("caps-3"), databases(a=(5, 1)), None) == Reading(3, {"a": 5}, {"a": 1})
-    assert allotments.reading(config("pgbouncer"), databases(), None) == Reading(0, {}, {})
+    assert allotments.reading(settings("caps-3"), databases(a=(5, 1)), None) == Reading(3, {"a": 5}, {"a": 1})
+    assert allotments.reading(settings("pgbouncer"), databases(), None) == Reading(0, {}, {})
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 9)), st.integers(1, 99))
 def test_what_a_stored_table_brings_about_is_read_back(caps: Mapping[str, int], revision: int) -> None:
     shown = databases(**{name: (most, most) for name, most in caps.items()})
-    found = allotments.reading(config(f"caps-{revision}"), shown, caps)
+    found = allotments.reading(settings(f"caps-{revision}"), shown, caps)
     assert found == Reading(revision, caps, caps)

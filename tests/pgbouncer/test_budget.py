@@ -81,7 +81,7 @@ class Pod:
 
 
 async def setting(opened: Console, name: str) -> str:
-    return next(row["value"] for row in await opened.show("CONFIG") if row["key"] == name)
+    return (await opened.settings())[name]
 
 
 async def fits(pod: Pod, consoles: PoolerConsoles, entry: str, cap: int, seconds: float) -> bool:

@@ -78,7 +78,7 @@ async def ended(process_of: Pooler, seconds: float) -> int:
 
 async def lifetime(of: Keeper) -> str:
     async with console.connect(of.access, 3) as opened:
-        return next(row["value"] for row in await opened.show("CONFIG") if row["key"] == "server_lifetime")
+        return (await opened.settings())["server_lifetime"]
 
 
 async def test_keepers_leave_a_pooler_in_the_middle_of_their_work_without_one_failed_transaction(

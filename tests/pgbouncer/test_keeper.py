@@ -199,7 +199,7 @@ async def test_a_change_arrives_by_reload_and_leaves_port_and_clients_alone(own:
             assert client.execute("SELECT pg_backend_pid()").fetchone() == backend
         assert client.execute("SELECT 1").fetchone() == (1,)
     async with console.connect(own.access, 3) as opened:
-        shown = {row["key"]: row["value"] for row in await opened.show("CONFIG")}
+        shown = await opened.settings()
     assert (shown["default_pool_size"], shown["server_lifetime"]) == ("3", "60")
     assert shown["listen_port"] == str(own.port)
 

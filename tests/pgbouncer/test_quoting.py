@@ -280,5 +280,5 @@ async def test_the_console_reads_utf8(running: Pooler, shop: Shop) -> None:
     changed = running.write(shop.configuration(parameters={"login_notify_message": "größer 🐘"}))
     assert await running.apply(changed, shop.console(running)) is None
     async with console.connect(shop.console(running), 3) as opened:
-        shown = {row["key"]: row["value"] for row in await opened.show("CONFIG")}
+        shown = await opened.settings()
     assert shown["login_notify_message"] == "größer 🐘"
