@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.cluster.control_plane import ControlPlane
+from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import Lane, Site
 
 
@@ -25,3 +26,12 @@ def lane(site: Site) -> Iterator[Lane]:
     """Namespaces that no other test uses; operators that the test started end with it."""
     yield Lane(site)
     site.stop_operators()
+
+
+@pytest.fixture
+def operator(site: Site, lane: Lane) -> Iterator[Operator]:
+    """It runs already, and may not say that anything surprised it."""
+    running = site.operator(lane.namespaces).start()
+    yield running
+    running.restart_if_lease_lost()
+    assert "Traceback" not in running.said(), running.said()[-5000:]

@@ -9,9 +9,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 from poolkeeper import names
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
@@ -36,6 +39,17 @@ shift 2
 exec "$@"
 """
 _interfaces = itertools.count(1)
+
+
+def bring(files: Mapping[str, str], place: Path) -> None:
+    """As kubelet does, which writes the new files while the old ones are still there."""
+    for name, text in sorted(files.items(), key=lambda item: item[0] == INI):
+        if (place / name).exists() and (place / name).read_text() == text:
+            continue
+        new = place / f".{name}"
+        new.write_text(text)
+        os.chown(new, USER, USER)
+        new.rename(place / name)
 
 
 class PoolerPod:
@@ -63,13 +77,7 @@ class PoolerPod:
             return  # the test has removed it
         own = pod["metadata"].get("annotations", {}).get(names.PEER_ANNOTATION, "")
         files[POD_FILE] = self._own_file(own)
-        for name, text in sorted(files.items(), key=lambda item: item[0] == INI):
-            if (self.place / name).exists() and (self.place / name).read_text() == text:
-                continue
-            new = self.place / f".{name}"
-            new.write_text(text)
-            os.chown(new, USER, USER)
-            new.rename(self.place / name)
+        bring(files, self.place)
         for gone in {item.name for item in self.place.glob("caps-*.ini")} - files.keys():
             (self.place / gone).unlink()
 
@@ -105,6 +113,20 @@ class PoolerPod:
             self.mount()
             if self.gate:
                 self.lane.let_in(self.name)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """As a client of the consumer that has its Secret in the lane's web namespace."""
+        secret = self.lane.secret(self.lane.web, "database")
+        assert secret is not None
+        return psycopg.connect(
+            host=self.address,
+            port=names.POOLER_PORT,
+            user=secret["PGUSER"],
+            password=secret["PGPASSWORD"],
+            dbname=secret["PGDATABASE"],
+            connect_timeout=5,
+            autocommit=True,
+        )
 
     def log(self) -> str:
         path = self.place / "pgbouncer.log"

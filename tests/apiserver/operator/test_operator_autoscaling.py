@@ -20,14 +20,6 @@ NAME = "shop-pooler"
 
 
 @pytest.fixture
-def operator(site: Site, lane: Lane) -> Iterator[Operator]:
-    running = site.operator(lane.namespaces).start()
-    yield running
-    running.restart_if_lease_lost()
-    assert "Traceback" not in running.said(), running.said()[-5000:]
-
-
-@pytest.fixture
 def scaled(lane: Lane, operator: Operator) -> Lane:
     lane.apply(pooler={"autoscaling": {"min": 2, "max": 6}})
     lane.synced(2)

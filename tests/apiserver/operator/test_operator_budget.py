@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from poolkeeper import allotments, names
@@ -85,19 +84,6 @@ class Place:
         }
         return conditions.get(names.GATE) == "True" and conditions["Ready"] == "True"
 
-    def connect(self, pod: WaitingPod) -> psycopg.Connection[Any]:
-        secret = self.lane.secret(self.lane.web, "database")
-        assert secret is not None
-        return psycopg.connect(
-            host=pod.address,
-            port=names.POOLER_PORT,
-            user=secret["PGUSER"],
-            password=secret["PGPASSWORD"],
-            dbname=secret["PGDATABASE"],
-            connect_timeout=5,
-            autocommit=True,
-        )
-
     def shares(self, pods: list[WaitingPod], held: int) -> None:
         """Fails unless these pods have everything there is, all entries in their tables, and are let in."""
         record, files = self.record(), self.files()
@@ -129,7 +115,7 @@ def test_a_pod_gets_its_table_then_clients_then_nothing_is_written(place: Place)
     pod = place.pod()
     with pod.pgbouncer():
         settled(place, [pod])
-        with place.connect(pod) as client:
+        with pod.connect() as client:
             assert client.execute("SELECT 1").fetchone() == (1,)
         quiet(place.lane, 10)
     assert place.lane.resource()["status"]["budget"]["held"] == USABLE
@@ -142,7 +128,7 @@ def test_a_second_pod_gets_its_part_and_there_is_never_more_than_there_is(place:
     with first.pgbouncer():
         settled(place, [first])
         second = place.pod(2)
-        with second.pgbouncer(), place.connect(first) as client:
+        with second.pgbouncer(), first.connect() as client:
             settled(place, [first, second])
             assert client.execute("SELECT 1").fetchone() == (1,)
             smaller, larger = sorted(item.bound for item in place.record().allotments.values())
@@ -257,7 +243,7 @@ def test_a_secret_deleted_by_hand_comes_back_with_what_the_console_shows(place: 
     with pod.pgbouncer():
         settled(place, [pod])
         before = place.record().allotments[place.uid(pod)]
-        with place.connect(pod) as client, client.transaction():
+        with pod.connect() as client, client.transaction():
             client.execute("SELECT 1")
             place.lane.api.delete(place.secret_path)
             settled(place, [pod])
@@ -265,7 +251,7 @@ def test_a_secret_deleted_by_hand_comes_back_with_what_the_console_shows(place: 
         after = place.record().allotments[place.uid(pod)]
         assert after.caps == before.caps
         assert after.revision >= before.revision
-        with place.connect(pod) as client:
+        with pod.connect() as client:
             assert client.execute("SELECT 1").fetchone() == (1,)
 
 
@@ -341,7 +327,7 @@ def run(site: Site, server: Postgres, directory: Path, cell: Cell) -> None:
             record = place.record()
             quiet(lane, QUIET_SECONDS)
             assert place.record() == record
-            with place.connect(pod) as client:
+            with pod.connect() as client:
                 assert client.execute("SELECT 1").fetchone() == (1,)
     except Exception as error:
         cell.trouble = f"{error!r}\n{operator.said()[-3000:]}"

@@ -17,6 +17,7 @@ import pytest
 from poolkeeper import injection, keeper_template, names
 from poolkeeper.desired.keeper_container import listen
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from tests.apiserver.operator.pooler_pod import bring
 from tests.apiserver.operator.site import Lane, Site, eventually, path
 from tests.pgbouncer.keeper_process import keeper_command
 from tests.pgbouncer.processes import USER, free_port, running
@@ -66,16 +67,7 @@ class AppPod:
         """Bring what the Secret holds now."""
         files = self.lane.secret(self.lane.web, "database-keeper")
         assert files is not None
-        for name, text in sorted(
-            {**files, POD_FILE: listen(self.port)}.items(), key=lambda item: item[0] == INI
-        ):
-            # As kubelet does, which writes the new files while the old ones are still there.
-            if (self.place / name).exists() and (self.place / name).read_text() == text:
-                continue
-            new = self.place / f".{name}"
-            new.write_text(text)
-            os.chown(new, USER, USER)
-            new.rename(self.place / name)
+        bring({**files, POD_FILE: listen(self.port)}, self.place)
 
     def answer(self) -> str:
         """What the keeper says to an app without a password. It has no pooler to lead it to."""

@@ -13,7 +13,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import names
 from poolkeeper.desired.pgbouncer_config import INI
 from tests.apiserver.operator.api_proxy import Answer
 from tests.apiserver.operator.operator_process import Operator
@@ -47,19 +46,6 @@ class Place:
         upstream = {**host, "credentialsSecretRef": {"name": "shop-owner"}, "tls": {"mode": "disable"}}
         self.lane.apply(upstream=upstream, consumers=[{"namespace": self.lane.web}], **changes)
 
-    def connect(self, pod: PoolerPod) -> psycopg.Connection[Any]:
-        secret = self.lane.secret(self.lane.web, "database")
-        assert secret is not None
-        return psycopg.connect(
-            host=pod.address,
-            port=names.POOLER_PORT,
-            user=secret["PGUSER"],
-            password=secret["PGPASSWORD"],
-            dbname=secret["PGDATABASE"],
-            connect_timeout=5,
-            autocommit=True,
-        )
-
     def served(self) -> None:
         """Wait until every pooler has its share of the server's connections."""
         for pod in self.pods:
@@ -72,7 +58,7 @@ class Place:
             return False
 
     def ask(self, pod: PoolerPod) -> Any:
-        with self.connect(pod) as client:
+        with pod.connect() as client:
             return client.execute("SELECT 1").fetchone()
 
     def status(self) -> dict[str, Any]:
@@ -212,7 +198,7 @@ def test_what_is_overdue_is_ended_by_the_next_operator(place: Place, pool: Threa
 def test_a_long_transaction_is_named_and_the_limit_lets_everybody_go_on(
     place: Place, pool: ThreadPoolExecutor
 ) -> None:
-    with place.connect(place.pods[0]) as long:
+    with place.pods[0].connect() as long:
         long.execute("BEGIN")
         long.execute("SELECT 1")
         place.apply(paused=True, pauseTimeoutSeconds=15)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,14 +19,6 @@ from tests.apiserver.operator.site import Lane, Object, Site, eventually, histor
 from tests.apiserver.operator.snapshot import current_generation, difference, snapshot
 
 REPAIR_SECONDS = 10.0
-
-
-@pytest.fixture
-def operator(site: Site, lane: Lane) -> Iterator[Operator]:
-    running = site.operator(lane.namespaces).start()
-    yield running
-    running.restart_if_lease_lost()
-    assert "Traceback" not in running.said(), running.said()[-5000:]
 
 
 @pytest.fixture
