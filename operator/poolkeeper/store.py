@@ -16,6 +16,8 @@ from typing import Any
 from poolkeeper import allotments, names, sightings
 from poolkeeper.allotments import Stored
 from poolkeeper.api import PooledDatabase, SpecError, parse
+from poolkeeper.app_pods import AppPods, asked
+from poolkeeper.known_workloads import KnownWorkloads
 from poolkeeper.logins import Logins, from_secret
 from poolkeeper.ownership import desired_digest, live_digest
 from poolkeeper.settings import Settings
@@ -51,11 +53,6 @@ PROBES_PER_SECOND = 10.0
 FIRST_RETRY_SECONDS = 2.0
 KEEPER_RETRY_SECONDS = 10.0
 """How soon a keeper that could not be reached, or differs, is tried again."""
-WORKLOAD_SECONDS = 60.0
-"""For so long what was read of an app's workload counts, if nothing went on there; a restart of what has
-changed meanwhile is refused by the API server."""
-WORKLOAD_BUSY_SECONDS = 1.0
-"""And for so long if it was being rolled out, or could not be read."""
 REMEMBERED_PODS = 4096
 _NOBODY: Keys = frozenset()
 
@@ -71,12 +68,8 @@ class Store:
         self._children: dict[Key, dict[Ref, Child]] = defaultdict(dict)
         self._owners: dict[Ref, Key] = {}
         self._pods: dict[Key, dict[Ref, Pod]] = defaultdict(dict)
-        self._app_pods: dict[Ref, AppPod] = {}
-        self._asking: dict[Ref, dict[Ref, AppPod]] = defaultdict(dict)
-        """The same by the consumers' Secrets that they ask for."""
-        self._workloads: dict[Key, dict[Owner, tuple[Workload | ApiRefusal | None, float]]] = defaultdict(dict)
-        """What stands behind app pods, with the monotonic time."""
-        self._workloads_due: dict[Key, set[Owner]] = {}
+        self._app_pods = AppPods()
+        self._workloads = KnownWorkloads()
         self._rollouts: dict[Key, Rollout] = {}
         self._logins: dict[Key, Logins] = {}
         self._files: dict[Key, dict[Ref, dict[str, str]]] = defaultdict(dict)
@@ -224,33 +217,26 @@ class Store:
         concerned = self._forget_app_pod(ref, but_shown=pod is not None)
         if pod is None:
             return concerned
-        self._app_pods[ref] = pod
-        for secret in _asked(pod):
-            self._asking[secret][ref] = pod
+        self._app_pods.put(ref, pod)
         return concerned | self._askers_owners(pod)
 
     def _askers_owners(self, pod: AppPod) -> Keys:
-        return frozenset(self._owners[secret] for secret in _asked(pod) if secret in self._owners)
+        return frozenset(self._owners[secret] for secret in asked(pod) if secret in self._owners)
 
     def _forget_app_pod(self, ref: Ref, *, but_shown: bool = False) -> Keys:
-        pod = self._app_pods.pop(ref, None)
+        pod = self._app_pods.drop(ref)
         if pod is None:
             return _NOBODY
-        for secret in _asked(pod):
-            del self._asking[secret][ref]
-            if not self._asking[secret]:
-                del self._asking[secret]
         for keeper in () if but_shown else pod.keepers:
             self._shown.pop(pod.process(keeper), None)
         return self._askers_owners(pod)
 
     def _app_pods_of(self, key: Key) -> tuple[AppPod, ...]:
         """Those that ask for the Secret of one of its consumers."""
-        found: dict[Ref, AppPod] = {}
-        for ref, child in self._children.get(key, {}).items():
-            if child.role == names.ROLE_CONSUMER:
-                found |= self._asking.get(ref, {})
-        return tuple(found.values())
+        children = self._children.get(key, {})
+        return self._app_pods.asking(
+            ref for ref, child in children.items() if child.role == names.ROLE_CONSUMER
+        )
 
     def _observe_source(self, ref: Ref, obj: Object) -> Keys:
         changed = self._sources.put(ref, sightings.data(obj))
@@ -306,8 +292,7 @@ class Store:
             self._probes.pop(key, None)
             self._refusals.pop(key, None)
             self._whereabouts.pop(key, None)
-            self._workloads.pop(key, None)
-            self._workloads_due.pop(key, None)
+            self._workloads.drop(key)
             self._budgets.pop(key, None)
             # They outlive their Secret, which is made again with the same logins, but not the resource.
             self._logins.pop(key, None)
@@ -402,27 +387,13 @@ class Store:
         refused = self._refusals.pop(key, {})
         for pod in self._pods.get(key, {}).values():
             self._try_again(pod.uid, 0.0)
-        for app_pod in self._app_pods_of(key):
+        app_pods = self._app_pods_of(key)
+        for app_pod in app_pods:
             for keeper in app_pod.keepers:
                 # They are looked at beside the runs, and a look starts one: without a pause it would go on so.
                 self._try_again(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
-        self._look_again_at_workloads(key)
+        self._workloads.begin(key, {pod.owner for pod in app_pods})
         return refused
-
-    def _look_again_at_workloads(self, key: Key) -> None:
-        """Those of pods that are gone are forgotten, unless they are being restarted."""
-        now = time.monotonic()
-        owners = {pod.owner for pod in self._app_pods_of(key)}
-        known = self._workloads.pop(key, {})
-        kept = {owner: item for owner, item in known.items() if owner in owners or _is_restarted(item[0])}
-        self._workloads_due.pop(key, None)
-        if kept:
-            self._workloads[key] = kept
-            self._workloads_due[key] = {
-                owner
-                for owner, (seen, at) in kept.items()
-                if now - at >= (WORKLOAD_SECONDS if seen is None or _rests(seen) else WORKLOAD_BUSY_SECONDS)
-            }
 
     def _try_again(self, process: str, pause: float) -> None:
         shown, at = self._shown.get(process, (None, 0.0))
@@ -431,8 +402,7 @@ class Store:
 
     def work(self, key: Key, owner: Owner, workload: Workload | ApiRefusal | None) -> None:
         """What the workload behind an app pod's controller is like now."""
-        self._workloads[key][owner] = (workload, time.monotonic())
-        self._workloads_due.get(key, set()).discard(owner)
+        self._workloads.put(key, owner, workload)
 
     def verify_consoles(self) -> None:
         """Forget what consoles showed, so that every pod is looked at once more."""
@@ -500,8 +470,8 @@ class Store:
             children=dict(self._children.get(key, {})),
             pods=pods,
             app_pods=app_pods,
-            workloads={owner: seen for owner, (seen, _) in self._workloads.get(key, {}).items()},
-            workloads_due=frozenset(self._workloads_due.get(key, ())),
+            workloads=self._workloads.of(key),
+            workloads_due=self._workloads.due(key),
             rollout=self._rollouts.get(key),
             namespaces=self.namespaces(),
             marked=self._sources.marked(key),
@@ -523,17 +493,3 @@ class Store:
 def _config(key: Key) -> Ref:
     """The Secret that the poolers mount."""
     return Ref("Secret", key.namespace, names.config_name(key.name))
-
-
-def _is_restarted(seen: Workload | ApiRefusal | None) -> bool:
-    return isinstance(seen, Workload) and not seen.complete and bool(seen.marks)
-
-
-def _rests(seen: Workload | ApiRefusal) -> bool:
-    return isinstance(seen, Workload) and seen.complete
-
-
-def _asked(pod: AppPod) -> frozenset[Ref]:
-    """The consumers' Secrets that a pod has keepers for, or wants."""
-    asked = {keeper.secret_name for keeper in pod.keepers} | set(pod.lacks)
-    return frozenset(Ref("Secret", pod.namespace, name) for name in asked)

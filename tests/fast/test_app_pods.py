@@ -222,7 +222,7 @@ async def test_a_complete_list_removes_the_pods_that_it_lacks() -> None:
     assert await store.replace("Pod", pages(asking("app-2", version=2), version=5)) == {KEY}
     assert seen(store) == ["app-2"]
     assert await store.replace("Pod", pages(version=6)) == {KEY}
-    assert Ref("Pod", "web", "app-2") not in store._asking
+    assert not store._app_pods._asking, "nothing of them is left"
 
 
 def test_a_pod_that_was_found_gone_is_forgotten_but_not_its_successor_of_the_same_name() -> None:

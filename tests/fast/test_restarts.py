@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolkeeper import names, restarts, sightings, store
+from poolkeeper import known_workloads, names, restarts, sightings
 from poolkeeper.cluster import Conflict, Refused
 from poolkeeper.keeper_rollout import Restart
 from poolkeeper.logins import Logins
@@ -181,7 +181,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(store, "time", made)
+    monkeypatch.setattr(known_workloads, "time", made)
     return made
 
 
@@ -215,10 +215,10 @@ BUSY = workload(live(availableReplicas=1))
 @pytest.mark.parametrize(
     ("known", "seconds"),
     [
-        (workload(live()), store.WORKLOAD_SECONDS),
-        (None, store.WORKLOAD_SECONDS),
-        (BUSY, store.WORKLOAD_BUSY_SECONDS),
-        (ApiRefusal("Forbidden", "no"), store.WORKLOAD_BUSY_SECONDS),
+        (workload(live()), known_workloads.WORKLOAD_SECONDS),
+        (None, known_workloads.WORKLOAD_SECONDS),
+        (BUSY, known_workloads.WORKLOAD_BUSY_SECONDS),
+        (ApiRefusal("Forbidden", "no"), known_workloads.WORKLOAD_BUSY_SECONDS),
     ],
     ids=["at rest", "none", "busy", "refused"],
 )
