@@ -385,7 +385,7 @@ class Store:
     def begin(self, key: Key) -> dict[Ref, ApiRefusal]:
         """Start a run: what failed in the run before is tried once more. Returns the refusals that stood."""
         refused = self._refusals.pop(key, {})
-        for pod in self._pods.get(key, {}).values():
+        for pod in self.pods(key):
             self._try_again(pod.uid, 0.0)
         app_pods = self._app_pods_of(key)
         for app_pod in app_pods:
