@@ -18,6 +18,7 @@ from poolkeeper.budget_protocol import Allotment, Reading, Record
 
 RECORD_FILE = "allotments.json"
 _TABLE_FILE = "caps-{}.ini"
+_CAP = " max_db_connections="
 _MARKER = re.compile(r"caps-([1-9][0-9]*)")
 MARKER_SETTING = "syslog_ident"
 """Free text that PgBouncer shows, re-reads and, as long as nothing is logged to syslog, uses for nothing. It
@@ -29,12 +30,14 @@ Row = Mapping[str, str]
 @dataclass(frozen=True)
 class Stored:
     """A Record with the name of the server that its connections are on (servers.py), and the UID and resource
-    version of the Secret that it was read from."""
+    version of the Secret that it was read from. `rules` is the path of the rules for logins that are stored
+    beside it, empty if there are none."""
 
     record: Record
     server: str
     uid: str
     version: str
+    rules: str = ""
 
 
 def table_file(uid: str) -> str:
@@ -42,9 +45,10 @@ def table_file(uid: str) -> str:
     return _TABLE_FILE.format(uid)
 
 
-def files(record: Record, server: str, lines: Mapping[str, str]) -> dict[str, str]:
-    """The files by name. `lines` are the [databases] lines without caps, by entry."""
-    return {RECORD_FILE: _written(record, server), **_tables(record, lines)}
+def files(record: Record, server: str, lines: Mapping[str, str], stored: Mapping[str, str]) -> dict[str, str]:
+    """The files by name. `lines` are the [databases] lines without caps, by entry; an entry that has none any
+    more, and is still to go, keeps the one that it has in the `stored` files."""
+    return {RECORD_FILE: _written(record, server), **_tables(record, lines, stored)}
 
 
 def _written(record: Record, server: str) -> str:
@@ -56,8 +60,18 @@ def _written(record: Record, server: str) -> str:
     return json.dumps(whole, sort_keys=True, separators=(",", ":"))
 
 
-def _tables(record: Record, lines: Mapping[str, str]) -> dict[str, str]:
-    return {table_file(uid): table(item, lines) for uid, item in record.allotments.items()}
+def _tables(record: Record, lines: Mapping[str, str], stored: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: table(item, {**_lines(stored.get(name, "")), **lines})
+        for uid, item in record.allotments.items()
+        for name in [table_file(uid)]
+    }
+
+
+def _lines(table: str) -> dict[str, str]:
+    """The lines of a table without caps, by entry."""
+    lines = (text.rpartition(_CAP)[0] for text in table.splitlines() if _CAP in text)
+    return {line.partition(" = ")[0]: line for line in lines}
 
 
 def table(allotment: Allotment, lines: Mapping[str, str]) -> str:
@@ -65,7 +79,7 @@ def table(allotment: Allotment, lines: Mapping[str, str]) -> str:
     min_pool_size 0 keeps a pod that nobody uses from holding anything."""
     text = [f"{MARKER_SETTING} = caps-{allotment.revision}", "[databases]"]
     text += [
-        f"{lines[entry]} max_db_connections={cap} pool_size={cap} min_pool_size=0 reserve_pool_size=0"
+        f"{lines[entry]}{_CAP}{cap} pool_size={cap} min_pool_size=0 reserve_pool_size=0"
         for entry, cap in sorted(allotment.caps.items())
         if entry in lines
     ]
@@ -91,7 +105,7 @@ def parse(stored: Mapping[str, str]) -> tuple[Record, str]:
 
 def current(stored: Mapping[str, str], record: Record, lines: Mapping[str, str]) -> bool:
     """Whether the stored tables are those of the Record that is stored with them, with these lines."""
-    return all(stored.get(name) == text for name, text in _tables(record, lines).items())
+    return all(stored.get(name) == text for name, text in _tables(record, lines, stored).items())
 
 
 def kept(stored: Mapping[str, str], record: Record, server: str) -> dict[str, str]:
@@ -126,7 +140,7 @@ def reading(settings: Mapping[str, str], databases: Iterable[Row], allotted: Cap
     """A Reading from the settings in force and, asked for after them, SHOW DATABASES.
 
     Of a table that was read in part only the marker may be right: unless the caps are those `allotted` too, the
-    revision counts for none. (Entries may be missing that have no line any more.) None: nothing is known to be
+    revision counts for none. (Entries may be missing that have no line.) None: nothing is known to be
     allotted.
     """
     rows = [row for row in databases if row["max_connections"] != "0"]

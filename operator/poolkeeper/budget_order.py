@@ -10,6 +10,7 @@ from poolkeeper.budget import Consumer
 from poolkeeper.budget_targets import Pooled
 from poolkeeper.consent import Consumers
 from poolkeeper.desired.entries import entry_name, session_entry_name
+from poolkeeper.desired.pgbouncer_config import Configuration, rules_of
 from poolkeeper.target import Target
 from poolkeeper.world import ConsoleAccess, Whereabouts
 
@@ -18,7 +19,8 @@ from poolkeeper.world import ConsoleAccess, Whereabouts
 class Order:
     """`pooled` has the name `namespace/name`; `reserve` are connections that are to stay free on the server.
 
-    `target` is the upstream, `lines` the [databases] lines without caps, by entry. `fixed` are the entries of
+    `target` is the upstream, `lines` the [databases] lines without caps, by entry; `rules` is the path of the
+    rules for logins, which admit to these entries alone. `fixed` are the entries of
     which clients hold connections for as long as they like. `access` is how to log in at a pooler's console,
     but for the address.
     """
@@ -27,6 +29,7 @@ class Order:
     reserve: int
     target: Target
     lines: Mapping[str, str] = field(repr=False)
+    rules: str
     fixed: frozenset[str]
     access: ConsoleAccess
     whereabouts: Whereabouts | None = None
@@ -37,7 +40,7 @@ def order(
     database: PooledDatabase,
     consumers: Consumers,
     target: Target,
-    lines: Mapping[str, str],
+    config: Configuration,
     access: ConsoleAccess,
     whereabouts: Whereabouts | None,
 ) -> Order:
@@ -52,7 +55,7 @@ def order(
         )
         for consumer, terms in consumers.terms.items()
     )
-    budget = database.budget
+    budget, lines = database.budget, config.lines
     return Order(
         Pooled(
             f"{database.namespace}/{database.name}",
@@ -65,6 +68,7 @@ def order(
         budget.reserve,
         target,
         lines,
+        rules_of(config.files),
         frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties)),
         access,
         whereabouts,

@@ -21,6 +21,9 @@ What has to hold outside of this module:
   it is given back.
 - Connections that no console shows any more count as others' when the server is measured, for as long as their
   backends last: those of pods that ended, and those that a pod has just given back.
+
+An entry that is to go leaves a pod's table only once its login is refused there and nobody is in the middle of
+one: PgBouncer 1.26 forgets about them when a RELOAD takes the entry away, and dies of it a moment later.
 """
 
 from __future__ import annotations
@@ -65,6 +68,9 @@ class Reading:
     revision: int
     caps: Caps
     held: Caps
+    closed: frozenset[str] = frozenset()
+    """Entries that nobody can log in to any more, nor is at it. Until the Record is written again with the
+    version that was read before, it stays so."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,8 @@ def rewrite(record: Record, poolers: Iterable[Pooler], view: View, free: int) ->
             if pooler.reading is not None and pooler.running and not pooler.terminating:
                 may[uid], caps[uid] = {}, {}
             continue
-        kept[uid], caps[uid] = allotment, shrunk(allotment.caps, view.wanted.get(uid))
+        gone = removable(allotment, pooler.reading)
+        kept[uid], caps[uid] = allotment, shrunk(allotment.caps, view.wanted.get(uid), gone)
         proved = held_at_most(allotment, pooler.reading)
         if proved is not None:
             may[uid] = proved
@@ -217,11 +224,24 @@ def forgotten(uid: str, view: View) -> bool:
     return uid in view.ended
 
 
-def shrunk(caps: Caps, wanted: Caps | None) -> Caps:
-    """A table that no entry grows in: it may be stored at any time, whatever the pod shows."""
+def removable(allotment: Allotment, reading: Reading | None) -> frozenset[str]:
+    """Entries of the pod's table that may leave it."""
+    if reading is None:
+        return frozenset()
+    absent = allotment.caps.keys() - reading.caps.keys() if reading.revision == allotment.revision else ()
+    return reading.closed.union(absent)
+
+
+def shrunk(caps: Caps, wanted: Caps | None, gone: frozenset[str]) -> Caps:
+    """A table that no entry grows in: it may be stored at any time, whatever the pod shows. What isn't wanted
+    and not `gone` either keeps the least that an entry can have."""
     if wanted is None:
         return caps
-    return {entry: min(cap, wanted[entry]) for entry, cap in caps.items() if entry in wanted}
+    return {
+        entry: min(cap, wanted.get(entry, 1))
+        for entry, cap in caps.items()
+        if entry in wanted or entry not in gone
+    }
 
 
 def spend(

@@ -232,9 +232,10 @@ def _tables(database: PooledDatabase, wanted: Wanted, world: World) -> Object | 
         return None
     name, lines = names.config_name(database.name), wanted.configuration.lines
     stored = world.stored
-    if allotments.current(world.files[Ref("Secret", database.namespace, name)], stored.record, lines):
+    before = world.files[Ref("Secret", database.namespace, name)]
+    if allotments.current(before, stored.record, lines):
         return None
-    files = allotments.files(stored.record, stored.server, lines)
+    files = allotments.files(stored.record, stored.server, lines, before)
     return allotments.body(database.namespace, name, stored, files)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from poolkeeper import allotments, console
@@ -31,15 +31,20 @@ RETIRE_PAUSE_SECONDS = 0.5
 SLOWEST_RETIRE_SECONDS = 8.0
 _POLL_SECONDS = 0.02
 _LIFETIME = "server_lifetime"
+_RULES = "auth_hba_file"
+_LOGGING_IN, _NO_ENTRY = "cl_login", "(nodb)"
 
 
 @dataclass(frozen=True)
 class Pooler:
-    """A pod whose console is to be asked."""
+    """A pod whose console is to be asked. `rules` is the path of the rules for logins that admit to these
+    `entries` alone; empty if it isn't known."""
 
     uid: str
     access: ConsoleAccess
     allotment: Allotment | None
+    rules: str = ""
+    entries: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -47,6 +52,8 @@ class _Opened:
     access: ConsoleAccess
     stack: contextlib.AsyncExitStack
     console: Console
+    logging_in: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By entry that takes no logins any more, the IDs of clients that were in the middle of one before."""
 
 
 class PoolerConsoles:
@@ -91,7 +98,7 @@ class PoolerConsoles:
         if now < due:
             return None
         try:
-            look = await _ask(await self._open(pooler), pooler.allotment)
+            look = await _ask(await self._open(pooler), pooler)
         except (ConsoleError, KeyError, ValueError):
             await self._close(pooler.uid)
             pause = min(pause * 2, SLOWEST_RETRY_SECONDS)
@@ -123,15 +130,15 @@ class PoolerConsoles:
         pause = min(pause * 2, SLOWEST_RETIRE_SECONDS)
         self._retired[pooler.uid] = (asyncio.get_running_loop().time() + pause, pause)
 
-    async def _open(self, pooler: Pooler) -> Console:
+    async def _open(self, pooler: Pooler) -> _Opened:
         opened = self._opened.get(pooler.uid)
         if opened is not None and opened.access == pooler.access:
-            return opened.console
+            return opened
         await self._close(pooler.uid)
         stack = contextlib.AsyncExitStack()
         made = await stack.enter_async_context(console.connect(pooler.access, CONSOLE_SECONDS))
-        self._opened[pooler.uid] = _Opened(pooler.access, stack, made)
-        return made
+        opened = self._opened[pooler.uid] = _Opened(pooler.access, stack, made)
+        return opened
 
     async def _close(self, uid: str) -> None:
         opened = self._opened.pop(uid, None)
@@ -139,8 +146,9 @@ class PoolerConsoles:
             await opened.stack.aclose()
 
 
-async def _ask(pooler: Console, allotment: Allotment | None) -> Look:
+async def _ask(opened: _Opened, asked: Pooler) -> Look:
     """The table is asked for after its revision, so that it is no older than that."""
+    pooler, allotment = opened.console, asked.allotment
     settings = await pooler.settings()
     if allotment is not None and allotments.revision(settings) != allotment.revision:
         try:
@@ -154,7 +162,22 @@ async def _ask(pooler: Console, allotment: Allotment | None) -> Look:
     connections = await pooler.show("SERVERS")
     pids = {int(row["remote_pid"]) for row in connections if row["database"] != CONSOLE_DATABASE}
     reading = allotments.reading(settings, databases, allotted)
+    refused = reading.caps.keys() - asked.entries if settings[_RULES] == asked.rules else frozenset()
+    reading = replace(reading, closed=await _closed(opened, refused))
     return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")))
+
+
+async def _closed(opened: _Opened, refused: Set[str]) -> frozenset[str]:
+    """Of the entries that were just seen to refuse logins, those that nobody is in the middle of one to. It may
+    not be shown yet whom a client wants; later ones don't matter."""
+    known = {entry: ids for entry, ids in opened.logging_in.items() if entry in refused}
+    if known.keys() != refused or any(known.values()):
+        rows = [row for row in await opened.console.show("SOCKETS") if row["state"] == _LOGGING_IN]
+        for entry in refused:
+            here = frozenset(row["id"] for row in rows if row["database"] in (entry, _NO_ENTRY))
+            known[entry] = known.get(entry, here) & here
+    opened.logging_in = known
+    return frozenset(entry for entry, ids in known.items() if not ids)
 
 
 async def _give_back(pooler: Console, caps: Caps, entries: Collection[str]) -> None:

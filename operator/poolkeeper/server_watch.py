@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from poolkeeper import allotments, names, peers
 from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
+from poolkeeper.allotments import Stored
 from poolkeeper.budget_order import Order
-from poolkeeper.budget_protocol import Steps, View, step
+from poolkeeper.budget_protocol import Record, Steps, step
 from poolkeeper.budget_report import held_up, newsworthy, seen
 from poolkeeper.cluster import Annotate
 from poolkeeper.meters import GIVEN, Met, Meters
@@ -84,7 +85,8 @@ class ServerWatch:
         now = asyncio.get_running_loop().time()
         pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
         ended = self._ended(pods, now)
-        asked = tuple(self._asked(orders, pods))
+        stored = {key: self._store.stored(key) for key in pods}
+        asked = tuple(_asked(orders, pods, stored))
         looks = await self._consoles.look(asked)
         measured, problem = await self._meters.measure(system, orders, instances, met)
         ours = _ours(orders, pods, looks)
@@ -95,7 +97,7 @@ class ServerWatch:
         sight = Sight(
             at=asyncio.get_running_loop().time(),
             orders={order.pooled.name: order for order in orders.values()},
-            records={_name(key): self._records.of(key) for key in pods},
+            records={_name(key): item.record if item else Record(0) for key, item in stored.items()},
             pods={_name(key): present for key, present in pods.items()},
             looks=looks,
             ended=ended,
@@ -110,7 +112,7 @@ class ServerWatch:
         view, divisions, shared = work_out(sight, memory, self._records.epoch())
         worked_out = account(system, problem, sight, memory, shared)
         steps = step(view)
-        wrote = await self._write(system, orders, pods, view, steps)
+        wrote = await self._write(system, orders, stored, steps)
         told = await self._tell(orders, pods)
         await self._consoles.retire(_surplus(steps, asked, orders))
         behind = any(
@@ -131,14 +133,6 @@ class ServerWatch:
         return max(LOOK_SECONDS, len(asked) / PODS_PER_SECOND)
 
     # Looking
-
-    def _asked(self, orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]]) -> Iterator[Asked]:
-        for key, order in orders.items():
-            record = self._records.of(key)
-            for pod in pods[key]:
-                if reachable(pod):
-                    access = replace(order.access, ip=pod.ip)
-                    yield Asked(pod.uid, access, record.allotments.get(pod.uid))
 
     def _coming(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
         """Pods that don't run yet, and have not had long to."""
@@ -171,24 +165,24 @@ class ServerWatch:
         self,
         system: str,
         orders: Mapping[Key, Order],
-        pods: Mapping[Key, Sequence[Pod]],
-        view: View,
+        stored: Mapping[Key, Stored | None],
         steps: Steps,
     ) -> bool:
-        """Store the Records; whether there were any. The first that can't be stored ends it: what comes next is
-        worked out anew."""
-        keys = {_name(key): key for key in pods}
+        """Store the Records in place of those that the steps were worked out from; whether there were any. The
+        first that can't be stored ends it: what comes next is worked out anew."""
+        keys = {_name(key): key for key in stored}
         for name, record in steps.records.items():
             key = keys[name]
-            stored = self._store.stored(key)
-            if stored is None or stored.record != view.records[name]:
+            before = stored[key]
+            if before is None or before != self._store.stored(key):
                 break
+            files = self._store.allotted_files(key)
             files = (
-                allotments.files(record, system, orders[key].lines)
+                allotments.files(record, system, orders[key].lines, files)
                 if key in orders
-                else allotments.kept(self._store.allotted_files(key), record, system)
+                else allotments.kept(files, record, system)
             )
-            if not await self._records.write(key, stored, files):
+            if not await self._records.write(key, before, files):
                 break
         return bool(steps.records)
 
@@ -220,6 +214,22 @@ def since(known: Mapping[str, float], present: Iterable[str], now: float) -> dic
 def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
     """Those that may hold connections or come to, the longest waiting first."""
     return tuple(sorted((pod for pod in pods if not pod.stopped), key=lambda pod: (pod.name, pod.uid)))
+
+
+def _asked(
+    orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]], stored: Mapping[Key, Stored | None]
+) -> Iterator[Asked]:
+    """Whom to ask for what. Where the stored rules for logins are not those of the order (yet), no entry can be
+    known to be closed."""
+    for key, order in orders.items():
+        item = stored[key]
+        record, rules = (item.record, item.rules) if item else (Record(0), "")
+        admitting = rules if rules == order.rules else ""
+        for pod in pods[key]:
+            if reachable(pod):
+                access = replace(order.access, ip=pod.ip)
+                allotment = record.allotments.get(pod.uid)
+                yield Asked(pod.uid, access, allotment, admitting, frozenset(order.lines))
 
 
 def _ours(orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]], looks: Mapping[str, Look]) -> Ours:

@@ -17,6 +17,7 @@ from poolkeeper import allotments, names, sightings
 from poolkeeper.allotments import Stored
 from poolkeeper.api import PooledDatabase, SpecError, parse
 from poolkeeper.app_pods import AppPods, asked
+from poolkeeper.desired.pgbouncer_config import rules_of
 from poolkeeper.known_workloads import KnownWorkloads
 from poolkeeper.logins import Logins, from_secret
 from poolkeeper.ownership import desired_digest, live_digest
@@ -281,7 +282,8 @@ class Store:
             self._files[key][ref] = sightings.texts(obj)
         if ref == _config(key) and role == names.ROLE_CONFIG:
             record, server = allotments.parse(self._files[key][ref])
-            stored = Stored(record, server, metadata["uid"], metadata["resourceVersion"])
+            version, rules = metadata["resourceVersion"], rules_of(self._files[key][ref])
+            stored = Stored(record, server, metadata["uid"], version, rules)
             changed |= key not in self._stored or self._stored[key].record != record
             self._stored[key] = stored
         return moved | (frozenset({key}) if changed else _NOBODY)

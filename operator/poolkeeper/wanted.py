@@ -132,7 +132,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         keeper=template,
         keeper_rollout=database.keeper.rollout,
         peers=peer_ids,
-        budget=order(database, granted, target, config.lines, wanted.console_at(""), world.whereabouts),
+        budget=order(database, granted, target, config, wanted.console_at(""), world.whereabouts),
         pod_lines=_pod_lines(peer_ids, world),
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),
@@ -259,7 +259,6 @@ def _keepers(
             authorities.poolers.certificate,
             apps.get(consumer),
             wait,
-            sessions=granted.has_sessions(consumer),
         )
         for consumer in (granted.granted if database.keeper.enabled else ())
         for name in [entries.login_name(consumer)]

@@ -24,10 +24,11 @@ from tests.fast.budget_states import (
     DYING,
     ENDED,
     LIVE,
+    Files,
     Measured,
     Pod,
+    Shown,
     State,
-    Table,
     Written,
     admitted,
     bounds,
@@ -80,7 +81,7 @@ class World:
                 database=pod.database,
                 admitted=pod.admitted,
                 terminating=pod.heard == DYING,
-                reading=None if pod.reading is None else Reading(pod.reading[0], *map(dict, pod.reading[1:])),
+                reading=None if pod.reading is None else self._reading(state, pod.database, pod.reading),
             )
             for number, pod in enumerate(state.pods)
             if pod.heard in (LIVE, DYING)
@@ -99,7 +100,7 @@ class World:
 
     def steps(self, state: State) -> Steps:
         heard = tuple((pod.database, pod.admitted, pod.heard, pod.reading) for pod in state.pods)
-        known = (state.records, heard, state.epoch, state.measured, state.spec)
+        known = (state.records, state.rules, heard, state.epoch, state.measured, state.spec)
         if known not in self._planned:
             view = self.view(state)
             made = self._planned[known] = budget_protocol.step(view)
@@ -135,6 +136,11 @@ class World:
                     f"backends of pod {number} end",
                     lambda now, n=number: changed(now, n, lingering=0, top=0),
                 )
+            if pod.entering:
+                yield (
+                    f"whoever logs in to pod {number} is through",
+                    lambda now, n=number: changed(now, n, entering=False),
+                )
             if pod.phase == DYING:
                 yield f"pod {number} ends", lambda now, n=number: ended(now, n)
             if pod.phase == LIVE and len(state.pods) < self.pods:
@@ -162,6 +168,8 @@ class World:
                 yield f"read pod {number}", lambda now, n=number: _read(now, n)
         if state.measured != self._measured(state):
             yield "measure the server", lambda now: now._replace(measured=self._measured(now))
+        if state.rules != self._rules(state):
+            yield "write the rules for logins", lambda now: now._replace(rules=self._rules(now))
         steps = self.steps(state)
         for name in steps.records:
             yield f"write {name}", lambda now, n=name, item=steps.records[name]: stored(now, n, item)
@@ -171,15 +179,28 @@ class World:
     # The events that need the world's size
 
     def spawned(self, state: State, database: str) -> State:
-        made = Pod(database)
+        rules = dict(state.rules)[database]
+        made = Pod(database, mounted=(0, (), rules), in_force=(0, (), rules))
         if not self.careful_pods:
-            made = made._replace(in_force=(0, ((entries_of(self.specs[state.spec], database)[0], 1),)))
+            made = made._replace(in_force=(0, ((rules[0], 1),), rules))
         return state._replace(pods=(*state.pods, made))
 
-    def _mountable(self, state: State, number: int) -> tuple[int, Table]:
+    def _mountable(self, state: State, number: int) -> Files:
         pod = state.pods[number]
         found = dict(dict(state.records)[pod.database].allotments).get(number)
-        return pod.mounted if found is None else (found.revision, found.caps)
+        revision, caps = pod.mounted[:2] if found is None else (found.revision, found.caps)
+        return revision, caps, dict(state.rules)[pod.database]
+
+    def _rules(self, state: State) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What the rules for logins should be."""
+        return tuple((item.name, tuple(entries_of(item))) for item in self.specs[state.spec])
+
+    def _reading(self, state: State, database: str, found: Shown) -> Reading:
+        """An entry is closed if the rules in force, those stored and those wanted are the same, without it."""
+        wanted = dict(self._rules(state))[database]
+        known = found.rules == wanted == dict(state.rules)[database] and not found.entering
+        closed = frozenset(dict(found.caps)) - set(wanted) if known else frozenset()
+        return Reading(found.revision, dict(found.caps), dict(found.held), closed)
 
     def _measured(self, state: State) -> Measured:
         leftovers = state.orphans + sum(pod.lingering for pod in state.pods)
@@ -206,6 +227,7 @@ class World:
         stored_now = dict(state.records)
         for name, _ in former.records:
             known = with_record(former, name, stored_now[name]) if self.preconditions else former
+            known = known._replace(rules=state.rules) if self.preconditions else known
             item = self.steps(known).records.get(name)
             if item is not None:
                 yield (
@@ -304,11 +326,11 @@ class World:
 
     def _calm(self, state: State) -> State:
         """What goes on without the operator has come to its end, and the operator has looked at everything."""
-        state = state._replace(former=None, writes=0)
+        state = state._replace(former=None, writes=0, rules=self._rules(state))
         for number, pod in enumerate(state.pods):
             if pod.phase == LIVE:
                 state = changed(state, number, mounted=self._mountable(state, number))
-                state = changed(reloaded(state, number), number, surplus=(), lingering=0, top=0)
+                state = changed(reloaded(state, number), number, surplus=(), lingering=0, top=0, entering=False)
             elif pod.phase == DYING:
                 state = ended(state, number)
             pod = state.pods[number]
@@ -328,13 +350,14 @@ _PATIENCE = 50
 """More rounds than anything takes here."""
 
 
-def entries_of(spec: tuple[Pooled, ...], database: str) -> list[str]:
-    return [consumer.entry for item in spec if item.name == database for consumer in item.consumers]
+def entries_of(pooled: Pooled) -> list[str]:
+    return [entry for consumer in pooled.consumers for entry in consumer.entries]
 
 
 def start(world: World) -> State:
     """Everything runs and is settled, with the wanted number of pods."""
     state = State(tuple((item.name, Written(0, ())) for item in world.specs[0]), ())
+    state = state._replace(rules=tuple((item.name, tuple(entries_of(item))) for item in world.specs[0]))
     for item in world.specs[0]:
         for _ in range(item.pods):
             state = replace(world, careful_pods=True).spawned(state, item.name)

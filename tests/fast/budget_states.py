@@ -23,19 +23,29 @@ class Shown(NamedTuple):
     revision: int
     caps: Table
     held: Table
+    rules: tuple[str, ...]
+    entering: bool
+
+
+Files = tuple[int, Table, tuple[str, ...]]
+"""Revision and caps of the table, and the entries that take logins."""
 
 
 class Pod(NamedTuple):
     database: str
     phase: int = LIVE
     admitted: bool = False
-    mounted: tuple[int, Table] = (0, ())
-    in_force: tuple[int, Table] = (0, ())
+    mounted: Files = (0, (), ())
+    in_force: Files = (0, (), ())
     surplus: Table = ()
     """What it holds above its caps."""
     lingering: int = 0
     """Backends of connections that it has closed; `top` is what it held before."""
     top: int = 0
+    entering: bool = False
+    """Clients are in the middle of logins to entries that take none any more."""
+    crashed: bool = False
+    """An entry was taken from the process while clients logged in to it."""
     heard: int = 0
     reading: Shown | None = None
 
@@ -69,6 +79,8 @@ class State(NamedTuple):
     measured: Measured | None = None
     former: State | None = None
     writes: int = 0
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """The entries that take logins, by database, as stored beside the record."""
 
 
 def bounds(records: Mapping[str, Record]) -> int:
@@ -77,8 +89,8 @@ def bounds(records: Mapping[str, Record]) -> int:
 
 def shown(pod: Pod) -> Shown:
     """What its console shows now."""
-    revision, caps = pod.in_force
-    return Shown(revision, caps, table(holding(pod)))
+    revision, caps, rules = pod.in_force
+    return Shown(revision, caps, table(holding(pod)), rules, pod.entering)
 
 
 def holding(pod: Pod) -> dict[str, int]:
@@ -92,7 +104,16 @@ def reloaded(state: State, number: int) -> State:
     caps, before = dict(pod.mounted[1]), holding(pod)
     surplus = {entry: held - caps[entry] for entry, held in before.items() if held > caps.get(entry, held)}
     closed = sum(held for entry, held in before.items() if entry not in caps)
-    return lingering(changed(state, number, in_force=pod.mounted, surplus=table(surplus)), number, closed)
+    removed, refused = dict(pod.in_force[1]).keys() - caps.keys(), caps.keys() - set(pod.mounted[2])
+    after = changed(
+        state,
+        number,
+        in_force=pod.mounted,
+        surplus=table(surplus),
+        entering=bool(refused) and (pod.entering or bool(refused & set(pod.in_force[2]))),
+        crashed=pod.crashed or (bool(removed) and (pod.entering or bool(removed & set(pod.in_force[2])))),
+    )
+    return lingering(after, number, closed)
 
 
 def given_back(state: State, number: int, entry: str) -> State:

@@ -24,7 +24,7 @@ TWO = Record(7, {"b": Allotment(9, 3, {"shop--web-x": 4}), "a": Allotment(2, 1, 
 
 @given(RECORD, st.text(max_size=20))
 def test_a_record_is_read_back_as_it_was_stored(record: Record, server: str) -> None:
-    files = allotments.files(record, server, LINES)
+    files = allotments.files(record, server, LINES, {})
     assert allotments.parse(files) == (record, server)
     assert files.keys() == {RECORD_FILE} | {f"caps-{uid}.ini" for uid in record.allotments}
     assert allotments.current(files, record, LINES)
@@ -33,13 +33,13 @@ def test_a_record_is_read_back_as_it_was_stored(record: Record, server: str) -> 
 
 @given(RECORD, st.text(max_size=20))
 def test_the_record_itself_holds_no_secret(record: Record, server: str) -> None:
-    assert "secret-of-the-upstream" not in allotments.files(record, server, LINES)[RECORD_FILE]
+    assert "secret-of-the-upstream" not in allotments.files(record, server, LINES, {})[RECORD_FILE]
 
 
 def test_the_same_record_is_the_same_text_in_whatever_order() -> None:
     other = Record(7, dict(reversed(TWO.allotments.items())))
     assert list(other.allotments) != list(TWO.allotments)
-    assert allotments.files(TWO, "s", LINES) == allotments.files(other, "s", LINES)
+    assert allotments.files(TWO, "s", LINES, {}) == allotments.files(other, "s", LINES, {})
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_table_without_entries_is_one_all_the_same() -> None:
 
 
 def test_tables_are_current_until_lines_change_or_one_is_touched() -> None:
-    files = allotments.files(TWO, "s", LINES)
+    files = allotments.files(TWO, "s", LINES, {})
     assert allotments.current(files, TWO, LINES)
     assert not allotments.current(files, TWO, {**LINES, "shop--web-x": "shop--web-x = host='elsewhere'"})
     assert allotments.current(files, TWO, {**LINES, "unused": "unused = host='pg'"})
@@ -87,8 +87,19 @@ def test_tables_are_current_until_lines_change_or_one_is_touched() -> None:
     assert allotments.current({}, Record(0), LINES), "no Record asks for no table"
 
 
+def test_an_entry_that_has_no_line_any_more_keeps_the_one_that_it_has() -> None:
+    """It goes only when nobody can log in to it any more; its consumer has gone by then."""
+    files = allotments.files(TWO, "s", LINES, {})
+    fewer = {name: line for name, line in LINES.items() if name != "shop--web-x"}
+    assert allotments.current(files, TWO, fewer)
+    assert allotments.files(TWO, "s", fewer, files) == files
+    smaller = Record(7, {**TWO.allotments, "b": Allotment(9, 4, {"shop--web-x": 1})})
+    assert LINES["shop--web-x"] in allotments.files(smaller, "s", fewer, files)["caps-b.ini"]
+    assert LINES["shop--web-x"] not in allotments.files(smaller, "s", fewer, {})["caps-b.ini"]
+
+
 def test_where_nobody_knows_the_lines_tables_are_kept_as_they_are() -> None:
-    files = allotments.files(TWO, "s", LINES)
+    files = allotments.files(TWO, "s", LINES, {})
     smaller = Record(8, {"b": Allotment(4, 3, {"shop--web-x": 4})})
     kept = allotments.kept(files, smaller, "s")
     assert kept.keys() == {RECORD_FILE, "caps-b.ini"}
@@ -166,7 +177,7 @@ def test_the_marker_of_a_table_that_was_read_in_part_proves_nothing(shown: dict[
     assert found.caps == {name: most for name, (most, _) in shown.items()}
 
 
-def test_an_entry_may_be_missing_that_has_no_line_any_more() -> None:
+def test_an_entry_may_be_missing_that_has_no_line() -> None:
     assert allotments.reading(settings("caps-3"), databases(a=(5, 1)), {"a": 5, "b": 2}) == Reading(
         3, {"a": 5}, {"a": 1}
     )

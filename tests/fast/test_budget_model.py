@@ -41,6 +41,13 @@ FOREIGN = World(server=4, specs=((pooled("a", 1, 100),),), pods=2, foreign=(0, 1
 """Others connect to the server and leave it again, while a pod is replaced."""
 REPLACEABLE = World(server=4, specs=((replace(pooled("a", 1, 100), replaceable=True),),), pods=2)
 """The only pod is deleted: there is room for its replacement at once."""
+LEAVES = World(
+    server=3,
+    specs=((pooled("a", 1, 100, 100),), (pooled("a", 1, 100),), (pooled("a", 1, 100, 100),)),
+    pods=1,
+    epochs=2,
+)
+"""A consumer leaves and comes back, with two operators."""
 
 WORLDS = {
     "a replaced pod": (REPLACED, 17_489),
@@ -51,6 +58,7 @@ WORLDS = {
     "weights": (WEIGHTS, 6_709),
     "connections of others": (FOREIGN, 10_398),
     "the only pod is replaced": (REPLACEABLE, 826),
+    "a consumer leaves": (LEAVES, 24_461),
 }
 """Each with the number of its states: a model that shrinks unnoticed would prove less."""
 
@@ -83,8 +91,15 @@ def too_many(world: World, state: State, event: str) -> str | None:
     return None
 
 
+def lost_entries(state: State) -> str | None:
+    dead = [number for number, pod in enumerate(state.pods) if pod.crashed]
+    return f"pods {dead} lost an entry while clients logged in to it" if dead else None
+
+
 def everything(world: World, state: State, event: str) -> str | None:
     if problem := too_many(world, state, event):
+        return problem
+    if problem := lost_entries(state):
         return problem
     if world.overdrawn:
         return "the operator would raise the bounds above what it measured"
@@ -151,7 +166,7 @@ def _never_forgets(uid: str, view: View) -> bool:
     return False
 
 
-def _grows_in_place(caps: Caps, wanted: Caps | None) -> Caps:
+def _grows_in_place(caps: Caps, wanted: Caps | None, gone: frozenset[str]) -> Caps:
     return caps if wanted is None else wanted
 
 
@@ -184,6 +199,14 @@ def _spends_nothing(
     order: Iterable[str],
 ) -> dict[str, Caps]:
     return {uid: caps[uid] for uid in wanted}
+
+
+def _takes_any(allotment: Allotment, reading: Reading | None) -> frozenset[str]:
+    return frozenset(allotment.caps)
+
+
+def _takes_none(allotment: Allotment, reading: Reading | None) -> frozenset[str]:
+    return frozenset()
 
 
 def _no_fence(records: Mapping[str, Record], epoch: int) -> dict[str, Record]:
@@ -221,6 +244,7 @@ LAZY = {
     "waits for ever for a proof": ("held_at_most", _never_believes, TAKEN_OVER),
     "reckons with dead pods for ever": ("forgotten", _never_forgets, TAKEN_OVER),
     "never spends anything": ("spend", _spends_nothing, TAKEN_OVER),
+    "never takes an entry away": ("removable", _takes_none, LEAVES),
 }
 
 
@@ -232,6 +256,19 @@ def test_a_protocol_that_gets_nowhere_is_found_out(name: str, monkeypatch: pytes
     monkeypatch.setattr("tests.fast.test_budget_model.start", lambda _: first)
     with pytest.raises(Broken, match=r"wait|uses|has"):
         explore(replace(world), unsettled)
+
+
+DEADLY: dict[str, tuple[str, Callable[..., Any]]] = {
+    "takes an entry away while clients log in": ("removable", _takes_any),
+}
+
+
+@pytest.mark.parametrize("name", DEADLY)
+def test_a_protocol_that_ends_a_pooler_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, broken = DEADLY[name]
+    monkeypatch.setattr(budget_protocol, function, broken)
+    with pytest.raises(Broken, match="lost an entry"):
+        explore(replace(LEAVES), lambda world, state, event: lost_entries(state))
 
 
 ASSUMPTIONS = {
@@ -251,7 +288,7 @@ def test_what_the_protocol_relies_on_is_needed(name: str) -> None:
 
 def _large(second: int | None) -> World:
     first = (pooled("a", 3, 100, 200, 50, sessions=1), pooled("b", 2, 100, 100))
-    then = (pooled("a", 2, 100, 200, 400, sessions=1), pooled("b", 4, 100, 100, most=second))
+    then = (pooled("a", 2, 100, 200, sessions=1), pooled("b", 4, 100, 100, 400, most=second))
     return World(server=40, specs=(first, then, first), pods=14, epochs=4)
 
 
@@ -291,6 +328,7 @@ class Cluster(RuleBasedStateMachine):
     def nothing_is_too_much(self) -> None:
         if hasattr(self, "world"):
             assert too_many(self.world, self.state, "") is None
+            assert not lost_entries(self.state)
             assert not self.world.overdrawn
             assert not self.world.uncovered(self.state)
 

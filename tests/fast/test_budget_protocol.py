@@ -90,8 +90,27 @@ def test_what_was_given_back_counts_until_the_server_was_measured_after_it() -> 
 
 def test_a_pod_that_is_told_to_shrink_needs_no_proof_of_what_it_had() -> None:
     silent = replace(serving("old"), reading=None)
-    steps = step(view(silent, wanted={"old": {"web": 1}}))
-    assert steps.records["shop"].allotments == {"old": Allotment(6, 2, {"web": 1})}
+    steps = step(view(silent, wanted={"old": {"web": 1, "api": 1}}))
+    assert steps.records["shop"].allotments == {"old": Allotment(6, 2, {"web": 1, "api": 1})}
+
+
+def test_an_entry_goes_once_nobody_can_log_in_to_it_any_more() -> None:
+    """PgBouncer dies if an entry is removed that somebody is logging in to."""
+    wanted = {"old": {"web": 4}}
+    first = step(view(serving("old"), wanted=wanted)).records
+    assert first["shop"].allotments["old"].caps == {"web": 4, "api": 1}
+    reading = Reading(2, {"web": 4, "api": 1}, {})
+    waits = replace(serving("old"), reading=reading)
+    then = step(view(waits, wanted=wanted, records=first)).records
+    assert then["shop"].allotments["old"].caps.keys() == {"web", "api"}
+    closed = replace(waits, reading=replace(reading, closed=frozenset({"api"})))
+    last = step(view(closed, wanted=wanted, records=first)).records
+    assert last["shop"].allotments["old"].caps.keys() == {"web"}
+
+
+def test_an_entry_that_is_closed_stays_if_it_is_wanted() -> None:
+    shown = replace(serving("old"), reading=Reading(1, TABLE, {}, closed=frozenset({"api"})))
+    assert step(view(shown, wanted={"old": TABLE})) == Steps()
 
 
 def test_a_pod_that_is_not_wanted_anywhere_keeps_what_it_has() -> None:

@@ -67,9 +67,14 @@ def test_without_session_connections_there_is_no_session_endpoint_anywhere() -> 
     assert "DATABASE_URL" in secret
     assert "DATABASE_SESSION_URL" not in secret
     assert not [text for text in secret.values() if ".session" in text]
-    keeper = cluster.values("web", "database-keeper")
-    assert not [text for text in keeper.values() if ".session" in text]
     assert template(cluster).session_database == ""
+
+
+def test_a_keeper_keeps_the_session_endpoint_that_poolers_take_away() -> None:
+    """PgBouncer may die when an entry is removed, and clients of a pod without its keeper have nothing."""
+    files = [settled(sessionConnections=count).values("web", "database-keeper") for count in (0, 1)]
+    assert files[0]["pgbouncer.ini"].partition("[pgbouncer]")[0].count(".session") > 0
+    assert files[0].keys() == files[1].keys()
 
 
 def test_with_session_connections_there_is_one() -> None:

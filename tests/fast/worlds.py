@@ -251,7 +251,7 @@ class Simulation:
             )
             for uid, table in caps.items()
         }
-        stored = allotments.files(Record(1, given), "system", order.lines)
+        stored = allotments.files(Record(1, given), "system", order.lines, {})
         if stored != self.tables:
             self.tables = stored
             self.log.append("allot")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -16,12 +18,13 @@ import pytest
 
 from poolkeeper import allotments, console, peers, pooler_consoles
 from poolkeeper.budget_protocol import Allotment, Reading
+from poolkeeper.consent import Consumer
 from poolkeeper.console import Console, ConsoleError
 from poolkeeper.desired.hba import CONSOLE_DATABASE
 from poolkeeper.desired.pgbouncer_config import POD_FILE
 from poolkeeper.pooler_consoles import Look, PoolerConsoles
 from tests.pgbouncer.processes import DIRECTORY, TABLE, UID, USER, Pooler, Postgres, pooler
-from tests.pgbouncer.shop import WEB, Shop
+from tests.pgbouncer.shop import API, WEB, Shop
 
 
 @dataclass
@@ -328,3 +331,138 @@ async def test_once_shown_a_cap_is_never_exceeded_on_the_server(
         assert errors == []
     assert samples == 240
     assert over == []
+
+
+# An entry that goes. PgBouncer 1.26 dies of a RELOAD that takes away what somebody is logging in to.
+
+
+@dataclass
+class Removal:
+    """A pod with the entries of two consumers, one of which comes and goes."""
+
+    pod: Pod
+    consoles: PoolerConsoles
+    entry: str
+    revision: int = 0
+
+    def _asked(self, *consumers: Consumer) -> pooler_consoles.Pooler:
+        config = self.pod.shop.configuration(consumers)
+        rules = config.settings["auth_hba_file"]
+        return replace(self.pod.asked, rules=rules, entries=frozenset(config.lines))
+
+    async def look(self, *consumers: Consumer) -> Reading:
+        """What the pod shows to an operator that wants these consumers."""
+        return (await self.consoles.look([self._asked(*consumers)]))[UID].reading
+
+    async def admit(self, *consumers: Consumer) -> None:
+        """These may log in from now on, and no others; the table stays as it is."""
+        localised = self.pod.process.localised(self.pod.shop.configuration(consumers))
+        for name, text in localised.files.items():
+            if name not in (TABLE, POD_FILE):
+                self.pod.put(name, text)
+        async with self.pod.console() as opened:
+            await opened.reload()
+
+    async def allot(self, *consumers: Consumer) -> None:
+        """The table has the entries of these from now on."""
+        self.revision += 1
+        lines = self.pod.shop.configuration((WEB, API)).lines
+        names = [self.pod.shop.entry(consumer) for consumer in consumers]
+        self.pod.allotment = Allotment(2 * len(names), self.revision, dict.fromkeys(names, 2))
+        self.pod.put(TABLE, allotments.table(self.pod.allotment, lines))
+        self.pod.put(POD_FILE, peers.lines(1, f"{DIRECTORY}/{TABLE}"))
+        assert (await self.look(*consumers)).revision == self.revision
+
+    async def closed(self) -> bool:
+        return self.entry in (await self.look(WEB)).closed
+
+
+@pytest.fixture
+async def removal(pod: Pod, consoles: PoolerConsoles) -> Removal:
+    made = Removal(pod, consoles, pod.shop.entry(API))
+    await made.admit(WEB, API)
+    await made.allot(WEB, API)
+    return made
+
+
+@contextlib.contextmanager
+def logging_in(pod: Pod) -> Iterator[None]:
+    """A client in the middle of its login to the entry that goes."""
+    words = {"user": pod.shop.login(API).name, "database": pod.shop.entry(API)}
+    body = b"".join(f"{name}\0{value}\0".encode() for name, value in words.items()) + b"\0"
+    with socket.create_connection((pod.process.host, pod.process.port), 5) as client:
+        client.sendall(struct.pack("!ii", 8 + len(body), 3 << 16) + body)
+        assert client.recv(1) == b"R", "the server asks for the password"
+        yield
+
+
+async def test_an_entry_is_closed_once_those_are_through_who_were_logging_in_to_it(removal: Removal) -> None:
+    assert not await removal.closed(), "its login is not refused yet"
+    with logging_in(removal.pod):
+        await removal.admit(WEB)
+        for _ in range(2):
+            assert not await removal.closed()
+        assert not (await removal.look(WEB, API)).closed, "these rules are not those that are wanted"
+    async with asyncio.timeout(5):
+        while not await removal.closed():
+            await asyncio.sleep(0.02)
+    await removal.admit(WEB, API)
+    assert not await removal.closed()
+
+
+async def test_an_operator_that_starts_waits_for_whoever_is_logging_in(removal: Removal) -> None:
+    async with PoolerConsoles() as another:
+        starting = replace(removal, consoles=another)
+        with logging_in(removal.pod):
+            await removal.admit(WEB)
+            assert not await starting.closed()
+        async with asyncio.timeout(5):
+            while not await starting.closed():
+                await asyncio.sleep(0.02)
+
+
+async def test_an_entry_goes_and_comes_back_under_a_storm_of_logins(removal: Removal) -> None:
+    pod, end = removal.pod, time.monotonic() + 10
+    with pod.client() as bystander, storm(pod) as outcomes:
+        while time.monotonic() < end:
+            await removal.admit(WEB)
+            async with asyncio.timeout(5):
+                while not await removal.closed():
+                    await asyncio.sleep(0.02)
+            await removal.allot(WEB)
+            assert removal.entry not in (await removal.look(WEB)).caps
+            await removal.allot(WEB, API)
+            await removal.admit(WEB, API)
+            await asyncio.sleep(0.1)
+        assert bystander.execute("SELECT 1").fetchone() == (1,)
+    assert pod.process.process is not None
+    assert pod.process.process.poll() is None, pod.process.log()[-500:]
+    assert removal.revision > 20
+    assert {"served", "no authentication method"} <= outcomes
+
+
+@contextlib.contextmanager
+def storm(pod: Pod) -> Iterator[set[str]]:
+    """Clients that log in all the time to the entry that goes; what became of them."""
+    stop = threading.Event()
+    outcomes: set[str] = set()
+    words = ("no authentication method", "no such database", "database removed")
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                with psycopg.connect(**pod.shop.connection(pod.process, API), connect_timeout=5) as connection:
+                    connection.execute("SELECT 1")
+                outcomes.add("served")
+            except psycopg.Error as error:
+                outcomes.add(next((word for word in words if word in str(error)), str(error)))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

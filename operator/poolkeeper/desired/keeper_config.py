@@ -72,19 +72,17 @@ def configuration(
     authority: str,
     app: Login | None = None,
     query_wait_seconds: int = QUERY_WAIT_SECONDS,
-    *,
-    sessions: bool = True,
 ) -> Configuration:
     """The files of one consumer's keepers, and what their consoles must show of them.
 
     `login` is the consumer's at the poolers, `console` the operator's at these keepers; `certificate` is what
     they show to the operator, `authority` (PEM) what the poolers' certificates are verified with; `app` is
     what the app logs in with, None if every keeper trusts it; `query_wait_seconds` is how long a client may
-    wait for a connection to a pooler; `sessions`, whether there is an entry for them. The setting listen_port
+    wait for a connection to a pooler. The setting listen_port
     is not among what must be shown, and auth_hba_file is that of keepers that trust (shown_by() tells others').
     Raises ValueError for what can't be written.
     """
-    rows = _entries(database, upstream_database, consumer, sessions=sessions)
+    rows = _entries(database, upstream_database, consumer)
     target = Target(
         host=service.host(database),
         port=POOLER_PORT,
@@ -164,15 +162,13 @@ def _userlist(console: Login, app: Login | None, generation: str) -> str:
     return f'"{APP_USER}" ""\n' + userlist.render([console], generation)
 
 
-def _entries(
-    database: PooledDatabase, upstream_database: str, consumer: Consumer, *, sessions: bool
-) -> tuple[Entry, ...]:
-    """Here `database` of an entry is that of the poolers: the consumer's entries there."""
+def _entries(database: PooledDatabase, upstream_database: str, consumer: Consumer) -> tuple[Entry, ...]:
+    """Here `database` of an entry is that of the poolers: the consumer's entries there.
+
+    A keeper has both whether or not the poolers do: to take one away might end it (budget_protocol.py)."""
     main, session = database_names(upstream_database)
     shown = entries.application_name(consumer)
     first = Entry(main, entries.entry_name(upstream_database, consumer), APP_USER, database.pooler.mode, shown)
-    if not sessions:
-        return (first,)
     there = entries.session_entry_name(upstream_database, consumer)
     return first, Entry(session, there, APP_USER, "session", shown)
 

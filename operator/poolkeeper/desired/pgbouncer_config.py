@@ -25,6 +25,7 @@ SCRAM_INI = "scram.ini"
 POD_FILE = "pod.ini"
 """What the downward API writes beside the files: settings that each pod has of its own."""
 _FILE = re.compile(r"(?:userlist|hba|hba-scram|ca|tls|tls-ca)-[0-9a-f]{12}\.(?:txt|conf|crt|key)")
+_RULES = re.compile(r"^auth_hba_file = (\S+)$", re.MULTILINE)
 _NO_CA = "# No certificate authority is given: the upstream's certificate is not verified.\n"
 PLACEHOLDER = "generation"
 """Stands for the generation while its digest is computed."""
@@ -48,6 +49,12 @@ class Configuration:
     users: frozenset[str]
     peers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lines: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def rules_of(files: Mapping[str, str]) -> str:
+    """The path of the rules for logins that a process obeys which reads these files; empty if it reads none."""
+    match = _RULES.search(files.get(INI, ""))
+    return match[1] if match else ""
 
 
 def configuration(

@@ -179,7 +179,7 @@ def test_a_record_written_on_what_is_old_is_refused_by_the_api_server(place: Pla
         stored = Stored(record, found, live["metadata"]["uid"], live["metadata"]["resourceVersion"])
         place.lane.api.merge(place.secret_path, {"metadata": {"annotations": {"somebody": "was-here"}}})
         body = allotments.body(
-            place.lane.data, names.config_name("shop"), stored, allotments.files(Record(0), found, {})
+            place.lane.data, names.config_name("shop"), stored, allotments.files(Record(0), found, {}, {})
         )
         with pytest.raises(Refused) as caught:
             place.lane.api.apply(place.secret_path, body, names.BUDGET_MANAGER)
