@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -61,6 +63,45 @@ def test_consumer_removed_from_the_list_loses_its_secrets_and_its_login_alone(
             assert agent.query_soon(reports, "SELECT 1 AS one", within=10) == ONE
         assert session.execute("SELECT pg_backend_pid() AS pid") == backend
     assert place.url() == url
+
+
+def test_consumer_that_goes_while_its_apps_log_in_takes_no_pooler_with_it(place: Place, agent: Agent) -> None:
+    """PgBouncer dies if an entry is taken from it in the middle of a login."""
+    both = [{"namespace": place.web}, {"namespace": place.data, "secretName": "reports"}]
+    url = place.serve(place.spec(replicas=1) | {"consumers": both})
+    reports = place.secret("reports", place.data)["DATABASE_URL"]
+    with Session(agent, url) as session, place.consoles() as (console,), knocking(agent, reports):
+        backend = session.execute("SELECT pg_backend_pid() AS pid")
+
+        def entries() -> int:
+            return sum("--" in row["name"] for row in console.execute("SHOW DATABASES"))
+
+        before = entries()
+        for consumers, expected in ((both[:1], before // 2), (both, before)) * 3:
+            place.patch({"consumers": consumers})
+            wait_until(lambda wanted=expected: entries() == wanted, 20, f"{expected} entries at the pooler")
+        assert session.execute("SELECT pg_backend_pid() AS pid") == backend
+
+
+@contextlib.contextmanager
+def knocking(agent: Agent, url: str) -> Iterator[None]:
+    """Logins all the time, whether or not they are let in."""
+    stop = threading.Event()
+
+    def knock() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(QueryError):
+                agent.query(url, "SELECT 1")
+
+    threads = [threading.Thread(target=knock) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_secret_works_from_its_first_moment_on(place: Place, agent: Agent) -> None:
