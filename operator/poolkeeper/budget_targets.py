@@ -47,8 +47,8 @@ def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = (
 
 
 def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record) -> Division:
-    """The caps that the pods of one PooledDatabase should have. `poolers` come in the order in which they may
-    wait, the oldest first."""
+    """The caps that the pods of one PooledDatabase should have. `poolers` come in the order in which they are
+    let in."""
     mine = [item for item in poolers if item.database == pooled.name and not item.terminating]
     staying = {item.uid for item in mine}
     leaving = sum(item.bound for uid, item in record.allotments.items() if uid not in staying)

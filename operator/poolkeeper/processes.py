@@ -73,8 +73,8 @@ def poolers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
 
 
 def _of_pod(config: Configuration, pod: Pod, peer: int, caps: Caps) -> Configuration:
-    """What a pooler's console must show: the entries that its table has, with one that is to go somehow."""
-    databases = {entry: config.databases.get(entry, {}) for entry in caps}
+    """What a pooler's console must show: of the entries those that its table has."""
+    databases = {entry: columns for entry, columns in config.databases.items() if entry in caps}
     return replace(config, settings={**config.settings, "peer_id": str(peer)}, databases=databases)
 
 

@@ -212,7 +212,7 @@ def since(known: Mapping[str, float], present: Iterable[str], now: float) -> dic
 
 
 def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
-    """Those that may hold connections or come to, the longest waiting first."""
+    """Those that may hold connections or come to, in the order in which they are let in."""
     return tuple(sorted((pod for pod in pods if not pod.stopped), key=lambda pod: (pod.name, pod.uid)))
 
 
