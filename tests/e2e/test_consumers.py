@@ -71,7 +71,7 @@ def test_consumer_that_goes_while_its_apps_log_in_takes_no_pooler_with_it(place:
     url = place.serve(place.spec(replicas=1) | {"consumers": both})
     reports = place.secret("reports", place.data)["DATABASE_URL"]
     with Session(agent, url) as session, place.consoles() as (console,), knocking(agent, reports):
-        backend = session.execute("SELECT pg_backend_pid() AS pid")
+        pods = place.identities()
 
         def entries() -> int:
             return sum("--" in row["name"] for row in console.execute("SHOW DATABASES"))
@@ -80,7 +80,8 @@ def test_consumer_that_goes_while_its_apps_log_in_takes_no_pooler_with_it(place:
         for consumers, expected in ((both[:1], before // 2), (both, before)) * 3:
             place.patch({"consumers": consumers})
             wait_until(lambda wanted=expected: entries() == wanted, 20, f"{expected} entries at the pooler")
-        assert session.execute("SELECT pg_backend_pid() AS pid") == backend
+        assert session.execute("SELECT 1 AS one") == ONE
+        assert place.identities() == pods
 
 
 @contextlib.contextmanager
