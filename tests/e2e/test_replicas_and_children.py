@@ -10,6 +10,7 @@ import pytest
 
 from e2e import kube
 from e2e.kube import Object, kubectl
+from poolkeeper.desired.deployment import LEAVE_ENDPOINTS_SECONDS as PRE_STOP_SECONDS
 from tests.e2e.client import Agent
 from tests.e2e.kit import CONVERGES_WITHIN, Place, setting, timed, wait_until
 
@@ -75,7 +76,9 @@ def test_child_deleted_by_hand_comes_back(shop: Place, agent: Agent, kind: str, 
         found = kube.get(kind, namespace, name)
         return found is not None and found["metadata"]["uid"] != before["metadata"]["uid"]
 
-    with timed(f"{kind} {name} is back and works", at_most=CONVERGES_WITHIN):
+    # Pods keep what they have of the budget until they have ended, so those of a new Deployment wait for that.
+    ending = PRE_STOP_SECONDS if kind == "deployment" else 0
+    with timed(f"{kind} {name} is back and works", at_most=CONVERGES_WITHIN + ending):
         wait_until(made_anew, 30, f"a new {kind} {name}")
         shop.wait_ready()
         wait_until(partial(has_ready, shop, 2), 30, "2 ready poolers")

@@ -22,8 +22,8 @@ def values(figures: list[Figure]) -> dict[str, float]:
     return {figure.name: figure.value for figure in figures}
 
 
-def test_a_scale_request_is_done_when_the_pods_are_ready_and_the_last_console_has_its_last_caps() -> None:
-    tables = [Table(at, POD, {}) for at in (100.4, 101.9, 111.0, 120.5, 132.0)]
+def test_a_scale_request_is_done_when_the_last_console_has_its_last_caps() -> None:
+    tables = [Table(at, POD, {}) for at in (100.4, 101.9, 111.0, 122.1, 132.0)]
     requests = [
         Request(10, 100, ready=101.5, until=105),
         Request(9, 110, ready=110.1, until=115),
@@ -31,9 +31,10 @@ def test_a_scale_request_is_done_when_the_pods_are_ready_and_the_last_console_ha
     ]
     found = values(recap(requests, tables))
     assert found["recap_p50_s"] == pytest.approx(1.9)
-    assert found["recap_max_s"] == 2.5
-    assert found["recap_up_p50_s"] == pytest.approx(1.9)
+    assert found["recap_max_s"] == pytest.approx(2.1)
+    assert found["recap_up_p50_s"] == pytest.approx(2.0)
     assert found["recap_down_p50_s"] == 1.0
+    assert found["recap_ready_p50_s"] == pytest.approx(1.9)
     assert found["recap_requests"] == 3
 
 
@@ -64,10 +65,13 @@ def test_unused_is_what_serves_no_client_of_what_others_leave_in_steady_load() -
 
 
 def test_throughput_is_compared_round_by_round() -> None:
-    found = values(throughput({OURS: [95.0, 50.0, 110.0], STOCK: [100.0, 40.0, 100.0]}))
+    one = {OURS: [90.0, 99.0], STOCK: [100.0, 100.0]}
+    found = values(throughput({OURS: [95.0, 50.0, 110.0], STOCK: [100.0, 40.0, 100.0]}, one))
     assert found["throughput_ratio"] == 1.1
     assert found["throughput_ratio_least"] == 0.95
     assert found["throughput_stock_tps"] == 100
+    assert found["throughput_one_ratio"] == pytest.approx(0.945)
+    assert found["throughput_one_ratio_least"] == 0.9
 
 
 def test_a_report_of_pgbench_counts_only_if_nothing_failed() -> None:
