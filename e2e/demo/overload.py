@@ -61,7 +61,7 @@ def main(seconds: int = 20) -> int:
             direct = overload(*DIRECT, seconds, server)
             say(f"{direct.answered} requests answered, {direct.failed} failed")
             start_app()
-            _wait_for_share(limit // 2)
+            _wait_for_share(limit * 4 // 5)
             say("the same 40 copies with the DATABASE_URL from Poolkeeper")
             pooled = overload(*POOLED, seconds, server)
             say(f"{pooled.answered} requests answered, {pooled.failed} failed")
