@@ -140,8 +140,7 @@ def reading(settings: Mapping[str, str], databases: Iterable[Row], allotted: Cap
     """A Reading from the settings in force and, asked for after them, SHOW DATABASES.
 
     Of a table that was read in part only the marker may be right: unless the caps are those `allotted` too, the
-    revision counts for none. (Entries may be missing that have no line.) None: nothing is known to be
-    allotted.
+    revision counts for none. (Entries may be missing that have no line.) None: nothing is known to be allotted.
     """
     rows = [row for row in databases if row["max_connections"] != "0"]
     caps = {row["name"]: int(row["max_connections"]) for row in rows}

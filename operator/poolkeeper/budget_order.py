@@ -20,9 +20,8 @@ class Order:
     """`pooled` has the name `namespace/name`; `reserve` are connections that are to stay free on the server.
 
     `target` is the upstream, `lines` the [databases] lines without caps, by entry; `rules` is the path of the
-    rules for logins, which admit to these entries alone. `fixed` are the entries of
-    which clients hold connections for as long as they like. `access` is how to log in at a pooler's console,
-    but for the address.
+    rules for logins, which admit to these entries alone. `fixed` are the entries of which clients hold
+    connections for as long as they like. `access` is how to log in at a pooler's console, but for the address.
     """
 
     pooled: Pooled

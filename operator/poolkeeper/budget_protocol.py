@@ -69,8 +69,8 @@ class Reading:
     caps: Caps
     held: Caps
     closed: frozenset[str] = frozenset()
-    """Entries that nobody can log in to any more, nor is at it. Until the Record is written again with the
-    version that was read before, it stays so."""
+    """Entries that nobody can log in to any more, nor is in the middle of it: for as long as the object that
+    the Record lies in stays as it was read."""
 
 
 @dataclass(frozen=True)

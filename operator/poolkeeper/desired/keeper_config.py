@@ -78,9 +78,9 @@ def configuration(
     `login` is the consumer's at the poolers, `console` the operator's at these keepers; `certificate` is what
     they show to the operator, `authority` (PEM) what the poolers' certificates are verified with; `app` is
     what the app logs in with, None if every keeper trusts it; `query_wait_seconds` is how long a client may
-    wait for a connection to a pooler. The setting listen_port
-    is not among what must be shown, and auth_hba_file is that of keepers that trust (shown_by() tells others').
-    Raises ValueError for what can't be written.
+    wait for a connection to a pooler. The setting listen_port is not among what must be shown, and
+    auth_hba_file is that of keepers that trust (shown_by() tells others'). Raises ValueError for what can't be
+    written.
     """
     rows = _entries(database, upstream_database, consumer)
     target = Target(
