@@ -22,7 +22,7 @@ COMMAND_FAILED = "CommandFailed"
 POLL_SECONDS = 0.03
 _COMMAND_SECONDS = 5.0
 _NAMED_DIFFERENCES = 3
-CALM_SECONDS = 1.0
+CALM_SECONDS = 1.5
 """How long a RELOAD waits at most for the end of logins at servers. Where the upstream doesn't answer there is
 always one under way, and its new address may come with this very RELOAD."""
 _CALM_POLL_SECONDS = 0.003
