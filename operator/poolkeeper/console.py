@@ -22,6 +22,10 @@ COMMAND_FAILED = "CommandFailed"
 POLL_SECONDS = 0.03
 _COMMAND_SECONDS = 5.0
 _NAMED_DIFFERENCES = 3
+CALM_SECONDS = 1.5
+"""How long a RELOAD waits at most for the end of logins at servers. Where the upstream doesn't answer there is
+always one under way, and its new address may come with this very RELOAD."""
+_CALM_POLL_SECONDS = 0.003
 
 Row = Mapping[str, str]
 
@@ -43,8 +47,22 @@ class Console:
         self._timeout = timeout
 
     async def reload(self) -> None:
-        """Re-read all files. Raises ConsoleError with PgBouncer's words if it rejects them."""
+        """Re-read all files. Raises ConsoleError with PgBouncer's words if it rejects them.
+
+        A moment without a login at a server is waited for. In every RELOAD PgBouncer 1.26 frees what a TLS
+        handshake with a server goes by, and dies when that handshake ends, unless the server's name is checked.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CALM_SECONDS
+        while await self._logs_in_at_servers() and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(_CALM_POLL_SECONDS)
         await self.execute("RELOAD")
+
+    async def _logs_in_at_servers(self) -> bool:
+        """Also at peers, to pass on cancel requests. The longer table comes last, so that the answer is young:
+        what begins after it has to connect and to ask for TLS before there is a handshake."""
+        pools = [*await self.show("PEER_POOLS"), *await self.show("POOLS")]
+        return any(row.get("sv_login", "0") != "0" for row in pools)
 
     async def show(self, table: str) -> list[dict[str, str]]:
         """A table as the console prints it, such as CONFIG or DATABASES; NULL reads as the empty text."""
