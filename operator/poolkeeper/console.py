@@ -26,6 +26,7 @@ CALM_SECONDS = 1.5
 """How long a RELOAD waits at most for the end of logins at servers. Where the upstream doesn't answer there is
 always one under way, and its new address may come with this very RELOAD."""
 _CALM_POLL_SECONDS = 0.003
+_SAFE_MODES = ("disable", "verify-full")
 
 Row = Mapping[str, str]
 
@@ -52,10 +53,11 @@ class Console:
         A moment without a login at a server is waited for. In every RELOAD PgBouncer 1.26 frees what a TLS
         handshake with a server goes by, and dies when that handshake ends, unless the server's name is checked.
         """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + CALM_SECONDS
-        while await self._logs_in_at_servers() and loop.time() < end:  # noqa: ASYNC110
-            await asyncio.sleep(_CALM_POLL_SECONDS)
+        if (await self.settings()).get("server_tls_sslmode") not in _SAFE_MODES:
+            loop = asyncio.get_running_loop()
+            end = loop.time() + CALM_SECONDS
+            while await self._logs_in_at_servers() and loop.time() < end:  # noqa: ASYNC110
+                await asyncio.sleep(_CALM_POLL_SECONDS)
         await self.execute("RELOAD")
 
     async def _logs_in_at_servers(self) -> bool:
