@@ -231,7 +231,7 @@ def test_caps_follow_when_the_server_is_started_with_fewer_connections(
             followed = time.time() + FITS_SECONDS
             shop.wait_condition("WithinBudget", "True", "WithinBudget")
             told = budget(shop)
-            time.sleep(FOLLOWS_SECONDS)
+            time.sleep(EVERY_SECONDS + 1)
     assert told["maxConnections"] == FEWER_CONNECTIONS
     assert told["arithmetic"].startswith(f"{FEWER_CONNECTIONS} (max_connections) - 3 ")
     check_not_over_after(followed, sampling, shop)
