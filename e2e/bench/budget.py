@@ -37,6 +37,7 @@ PODS, SCALES = 10, (9, 10) * 4
 QUIET_SECONDS = 3.0
 """No console's caps may change in that time before a request counts as done and the next one comes."""
 CLIENTS_PER_PROGRAM, RATE = 50, 20
+RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}}
 POOLERS = 2
 CLIENTS = 160
 ROUNDS, SECONDS = 5, 8
@@ -149,9 +150,7 @@ def _ratios(rounds: Rounds) -> list[float]:
 def _spec(place: Place, replicas: int) -> Object:
     """No session is used here, so none has connections of its own."""
     return {
-        **place.spec(
-            replicas=replicas, drainSeconds=30, resources={"requests": {"cpu": "10m", "memory": "16Mi"}}
-        ),
+        **place.spec(replicas=replicas, drainSeconds=30, resources=RESOURCES),
         "budget": {"maxConnections": "auto", "reserve": RESERVE},
         "keeper": {"poolSize": CLIENTS_PER_PROGRAM},
         "consumers": [{"namespace": place.web, "limits": {"sessionConnections": 0}}],
@@ -220,7 +219,8 @@ def _load(place: Place) -> tuple[Record, tuple[float, float], dict[int, Rounds]]
     say(f"{CLIENTS} clients at {held} connections: {POOLERS} poolers, and one PgBouncer set up by hand")
     other = server(place.agent, MAX_CONNECTIONS, _STOCK_SERVER)
     other.create(place.role, place.password, place.database)
-    stock = Stock(replace(place, server=other), "SIGTERM", replicas=1, pool_size=held)
+    by_hand = replace(place, server=other)
+    stock = Stock(by_hand, "SIGTERM", replicas=1, pool_size=held, resources=RESOURCES)
     stock.deploy()
     for name in (postgres.NAME, _STOCK_SERVER):
         _fill(place, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from e2e import kube
 from e2e.bench import by_hand
@@ -43,6 +43,8 @@ class Stock:
     ending: str
     replicas: int = REPLICAS
     pool_size: int | None = None
+    resources: Object = field(default_factory=dict)
+    """Of its pods: who asks for some is scheduled before who doesn't."""
 
     @property
     def name(self) -> str:
@@ -132,6 +134,7 @@ class Stock:
             images_in_use()["pgbouncer"],
             [],
             readinessProbe={"tcpSocket": {"port": 6432}, "periodSeconds": 1},
+            resources=self.resources,
             volumeMounts=[{"name": "files", "mountPath": "/etc/pgbouncer", "readOnly": True}],
         )
         pod["volumes"] = [{"name": "files", "secret": {"secretName": self.name, "defaultMode": 0o440}}]
