@@ -10,7 +10,7 @@ from poolkeeper.budget import Consumer
 from poolkeeper.budget_targets import Pooled
 from poolkeeper.consent import Consumers
 from poolkeeper.desired.entries import entry_name, session_entry_name
-from poolkeeper.desired.pgbouncer_config import Configuration, rules_of
+from poolkeeper.desired.pgbouncer_config import Configuration
 from poolkeeper.target import Target
 from poolkeeper.world import ConsoleAccess, Whereabouts
 
@@ -67,7 +67,7 @@ def order(
         budget.reserve,
         target,
         lines,
-        rules_of(config.files),
+        config.settings["auth_hba_file"],
         frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties)),
         access,
         whereabouts,

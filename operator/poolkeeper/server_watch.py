@@ -86,7 +86,8 @@ class ServerWatch:
         pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
         ended = self._ended(pods, now)
         stored = {key: self._store.stored(key) for key in pods}
-        asked = tuple(_asked(orders, pods, stored))
+        records = {key: self._records.of(key) for key in pods}
+        asked = tuple(_asked(orders, pods, stored, records))
         looks = await self._consoles.look(asked)
         measured, problem = await self._meters.measure(system, orders, instances, met)
         ours = _ours(orders, pods, looks)
@@ -97,7 +98,7 @@ class ServerWatch:
         sight = Sight(
             at=asyncio.get_running_loop().time(),
             orders={order.pooled.name: order for order in orders.values()},
-            records={_name(key): item.record if item else Record(0) for key, item in stored.items()},
+            records={_name(key): record for key, record in records.items()},
             pods={_name(key): present for key, present in pods.items()},
             looks=looks,
             ended=ended,
@@ -217,19 +218,20 @@ def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
 
 
 def _asked(
-    orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]], stored: Mapping[Key, Stored | None]
+    orders: Mapping[Key, Order],
+    pods: Mapping[Key, Sequence[Pod]],
+    stored: Mapping[Key, Stored | None],
+    records: Mapping[Key, Record],
 ) -> Iterator[Asked]:
     """Whom to ask for what. Where the stored rules for logins are not those of the order (yet), no entry can be
     known to be closed."""
     for key, order in orders.items():
-        item = stored[key]
-        record, rules = (item.record, item.rules) if item else (Record(0), "")
-        admitting = rules if rules == order.rules else ""
+        item, entries = stored[key], frozenset(order.lines)
+        rules = order.rules if item is not None and item.rules == order.rules else ""
         for pod in pods[key]:
             if reachable(pod):
                 access = replace(order.access, ip=pod.ip)
-                allotment = record.allotments.get(pod.uid)
-                yield Asked(pod.uid, access, allotment, admitting, frozenset(order.lines))
+                yield Asked(pod.uid, access, records[key].allotments.get(pod.uid), rules, entries)
 
 
 def _ours(orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]], looks: Mapping[str, Look]) -> Ours:

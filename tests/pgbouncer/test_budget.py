@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from poolkeeper import allotments, console, peers, pooler_consoles
+from poolkeeper.budget import Caps
 from poolkeeper.budget_protocol import Allotment, Reading
 from poolkeeper.consent import Consumer
 from poolkeeper.console import Console, ConsoleError
@@ -44,10 +45,13 @@ class Pod:
     def allot(self, revision: int, *, arrives: bool = True, **caps: int) -> None:
         """Allot a table: `web` and `session` are the consumer's entries. It may arrive later."""
         names = {"web": self.shop.entry(WEB), "session": self.shop.session_entry(WEB)}
-        table = {names[entry]: cap for entry, cap in caps.items()}
+        self.allot_table(revision, {names[entry]: cap for entry, cap in caps.items()}, arrives=arrives)
+
+    def allot_table(self, revision: int, table: Caps, *, arrives: bool = True) -> None:
+        """Allot a table with entries of any consumer."""
         self.allotment = Allotment(sum(table.values()), revision, table)
         if arrives:
-            self.put(TABLE, allotments.table(self.allotment, self.shop.configuration((WEB,)).lines))
+            self.put(TABLE, allotments.table(self.allotment, self.shop.configuration().lines))
         self.put(POD_FILE, peers.lines(1, f"{DIRECTORY}/{TABLE}"))
 
     @property
@@ -112,10 +116,9 @@ async def consoles() -> AsyncIterator[PoolerConsoles]:
 @contextlib.contextmanager
 def load(pod: Pod, clients: int) -> Iterator[list[str]]:
     """So many clients that never rest; the errors they meet."""
-    stop = threading.Event()
     errors: list[str] = []
 
-    def work() -> None:
+    def work(stop: threading.Event) -> None:
         try:
             with pod.client() as connection:
                 while not stop.is_set():
@@ -123,11 +126,19 @@ def load(pod: Pod, clients: int) -> Iterator[list[str]]:
         except psycopg.Error as error:
             errors.append(str(error))
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
+    with in_threads(clients, work):
+        yield errors
+
+
+@contextlib.contextmanager
+def in_threads(count: int, work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """So many at once, until the block ends: they are told then to stop."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=work, args=(stop,)) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
-        yield errors
+        yield
     finally:
         stop.set()
         for thread in threads:
@@ -366,15 +377,16 @@ class Removal:
     async def allot(self, *consumers: Consumer) -> None:
         """The table has the entries of these from now on."""
         self.revision += 1
-        lines = self.pod.shop.configuration((WEB, API)).lines
-        names = [self.pod.shop.entry(consumer) for consumer in consumers]
-        self.pod.allotment = Allotment(2 * len(names), self.revision, dict.fromkeys(names, 2))
-        self.pod.put(TABLE, allotments.table(self.pod.allotment, lines))
-        self.pod.put(POD_FILE, peers.lines(1, f"{DIRECTORY}/{TABLE}"))
+        self.pod.allot_table(self.revision, {self.pod.shop.entry(consumer): 2 for consumer in consumers})
         assert (await self.look(*consumers)).revision == self.revision
 
     async def closed(self) -> bool:
         return self.entry in (await self.look(WEB)).closed
+
+    async def wait_closed(self) -> None:
+        async with asyncio.timeout(5):
+            while not await self.closed():
+                await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -403,9 +415,7 @@ async def test_an_entry_is_closed_once_those_are_through_who_were_logging_in_to_
         for _ in range(2):
             assert not await removal.closed()
         assert not (await removal.look(WEB, API)).closed, "these rules are not those that are wanted"
-    async with asyncio.timeout(5):
-        while not await removal.closed():
-            await asyncio.sleep(0.02)
+    await removal.wait_closed()
     await removal.admit(WEB, API)
     assert not await removal.closed()
 
@@ -416,9 +426,7 @@ async def test_an_operator_that_starts_waits_for_whoever_is_logging_in(removal: 
         with logging_in(removal.pod):
             await removal.admit(WEB)
             assert not await starting.closed()
-        async with asyncio.timeout(5):
-            while not await starting.closed():
-                await asyncio.sleep(0.02)
+        await starting.wait_closed()
 
 
 async def test_an_entry_goes_and_comes_back_under_a_storm_of_logins(removal: Removal) -> None:
@@ -426,9 +434,7 @@ async def test_an_entry_goes_and_comes_back_under_a_storm_of_logins(removal: Rem
     with pod.client() as bystander, storm(pod) as outcomes:
         while time.monotonic() < end:
             await removal.admit(WEB)
-            async with asyncio.timeout(5):
-                while not await removal.closed():
-                    await asyncio.sleep(0.02)
+            await removal.wait_closed()
             await removal.allot(WEB)
             assert removal.entry not in (await removal.look(WEB)).caps
             await removal.allot(WEB, API)
@@ -444,11 +450,10 @@ async def test_an_entry_goes_and_comes_back_under_a_storm_of_logins(removal: Rem
 @contextlib.contextmanager
 def storm(pod: Pod) -> Iterator[set[str]]:
     """Clients that log in all the time to the entry that goes; what became of them."""
-    stop = threading.Event()
     outcomes: set[str] = set()
     words = ("no authentication method", "no such database", "database removed")
 
-    def work() -> None:
+    def work(stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 with psycopg.connect(**pod.shop.connection(pod.process, API), connect_timeout=5) as connection:
@@ -457,12 +462,5 @@ def storm(pod: Pod) -> Iterator[set[str]]:
             except psycopg.Error as error:
                 outcomes.add(next((word for word in words if word in str(error)), str(error)))
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_threads(6, work):
         yield outcomes
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
