@@ -229,10 +229,14 @@ def test_caps_follow_when_the_server_is_started_with_fewer_connections(
             restart_database(shop)
             wait_until(lambda: 0 < together(sampling) <= fewer, FOLLOWS_SECONDS, "smaller caps")
             followed = time.time() + FITS_SECONDS
+
+            def told_of() -> Object | None:
+                found = budget(shop)
+                return found if found["maxConnections"] == FEWER_CONNECTIONS else None
+
+            told = wait_until(told_of, 10, "the status to tell of fewer connections")
             shop.wait_condition("WithinBudget", "True", "WithinBudget")
-            told = budget(shop)
             time.sleep(EVERY_SECONDS + 1)
-    assert told["maxConnections"] == FEWER_CONNECTIONS
     assert told["arithmetic"].startswith(f"{FEWER_CONNECTIONS} (max_connections) - 3 ")
     check_not_over_after(followed, sampling, shop)
     crowd.check_lossless(outcome)
@@ -256,8 +260,12 @@ def test_caps_follow_when_foreign_connections_rise(shop: Place, crowd: Fleet, sm
             with timed("caps follow", at_most=FOLLOWS_SECONDS):
                 wait_until(lambda: 0 < together(sampling) <= rest, 30, "smaller caps")
             followed = time.time() + FITS_SECONDS
-            wait_until(lambda: budget(shop)["others"] >= FOREIGN, 10, "the status to tell of others")
-            told = budget(shop)
+
+            def told_of() -> Object | None:
+                found = budget(shop)
+                return found if found["others"] >= FOREIGN and found["held"] <= rest else None
+
+            told = wait_until(told_of, 10, "the status to tell of others, and of what they leave")
             shop.wait_condition("WithinBudget", "True", "WithinBudget")
             time.sleep(EVERY_SECONDS + 1)
     assert "(held by others)" in told["arithmetic"]
@@ -338,10 +346,12 @@ def test_what_cannot_fit_is_said(
     ]
     reserve = MAX_CONNECTIONS - SUPERUSER_RESERVED - 8
     place.apply({**place.spec(replicas=1), "consumers": consumers, "budget": {"reserve": reserve}})
-    said = place.wait_condition("WithinBudget", "False", "EntriesLeftOut", within=60)
+    place.wait_condition("WithinBudget", "False", "EntriesLeftOut", within=60)
     wait_until(lambda: place.secret(names[0]), 30, "the first consumer's Secret")
     time.sleep(3)  # any other that is going to be written is there then
-    told = budget(place)
+    status = place.resource()["status"]  # one look: what others hold is measured anew all the time
+    told = status["budget"]
+    [said] = [item["message"] for item in status["conditions"] if item["type"] == "WithinBudget"]
     assert told["arithmetic"] in said
     assert "no connection is left for the entries" in said
     given = [name for name in names if place.secret(name)]

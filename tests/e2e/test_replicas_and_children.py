@@ -106,12 +106,15 @@ def assert_changes_still_arrive(place: Place) -> None:
     """The operator has not lost its hold on the running poolers: their consoles show the next change."""
     before = place.resource()["status"]["appliedConfig"]
     size = next(_sizes)
-    place.patch({"pooler": {"parameters": {"query_wait_notify": size}}})
-    wait_until(lambda: place.resource()["status"].get("appliedConfig", before) != before, 10, "a new config")
     with place.consoles() as consoles:
         assert len(consoles) == 2
-        for console in consoles:
-            assert setting(console, "query_wait_notify") == str(size)
+        place.patch({"pooler": {"parameters": {"query_wait_notify": size}}})
+
+        def shown() -> bool:
+            return {setting(console, "query_wait_notify") for console in consoles} == {str(size)}
+
+        wait_until(shown, 10, "the change on every console")
+    wait_until(lambda: place.resource()["status"].get("appliedConfig", before) != before, 10, "a new config")
 
 
 def has_ready(place: Place, replicas: int) -> bool:
