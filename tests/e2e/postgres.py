@@ -90,7 +90,8 @@ def _deployment(namespace: str, name: str, arguments: list[str]) -> Object:
         _AGAIN,
         args=arguments,
         env=[{"name": "POSTGRES_PASSWORD_FILE", "value": "/run/pg/password"}],
-        readinessProbe={"tcpSocket": {"port": 5432}, "periodSeconds": 1},
+        # Its Service leads to it over a restart too, so that clients reach it as soon as it takes connections.
+        readinessProbe={"tcpSocket": {"port": 5432}, "periodSeconds": 1, "failureThreshold": 10},
         volumeMounts=[
             {"name": "data", "mountPath": "/var/lib/postgresql/data"},
             {"name": "tmp", "mountPath": "/tmp"},
