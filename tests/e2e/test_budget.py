@@ -155,7 +155,7 @@ def test_never_more_than_usable(
             kill_operator()
             shop.wait_settled(SETTLES_SECONDS)
             guest.serve(spec(guest, replicas=2))
-            wait_until(lambda: budget(guest)["sharedWith"] == 1, 10, "the two to know that they share")
+            wait_budget(guest, lambda found: found["sharedWith"] == 1)
             with Load(agent, guest.url(), workers=8) as load:
                 scale(shop, 2)
                 shop.wait_settled(SETTLES_SECONDS)
@@ -229,12 +229,7 @@ def test_caps_follow_when_the_server_is_started_with_fewer_connections(
             restart_database(shop)
             wait_until(lambda: 0 < together(sampling) <= fewer, FOLLOWS_SECONDS, "smaller caps")
             followed = time.time() + FITS_SECONDS
-
-            def told_of() -> Object | None:
-                found = budget(shop)
-                return found if found["maxConnections"] == FEWER_CONNECTIONS else None
-
-            told = wait_until(told_of, 10, "the status to tell of fewer connections")
+            told = wait_budget(shop, lambda found: found["maxConnections"] == FEWER_CONNECTIONS)
             shop.wait_condition("WithinBudget", "True", "WithinBudget")
             time.sleep(EVERY_SECONDS + 1)
     assert told["arithmetic"].startswith(f"{FEWER_CONNECTIONS} (max_connections) - 3 ")
@@ -260,12 +255,7 @@ def test_caps_follow_when_foreign_connections_rise(shop: Place, crowd: Fleet, sm
             with timed("caps follow", at_most=FOLLOWS_SECONDS):
                 wait_until(lambda: 0 < together(sampling) <= rest, 30, "smaller caps")
             followed = time.time() + FITS_SECONDS
-
-            def told_of() -> Object | None:
-                found = budget(shop)
-                return found if found["others"] >= FOREIGN and found["held"] <= rest else None
-
-            told = wait_until(told_of, 10, "the status to tell of others, and of what they leave")
+            told = wait_budget(shop, lambda found: found["others"] >= FOREIGN and found["held"] <= rest)
             shop.wait_condition("WithinBudget", "True", "WithinBudget")
             time.sleep(EVERY_SECONDS + 1)
     assert "(held by others)" in told["arithmetic"]
@@ -278,10 +268,15 @@ def usable(max_connections: int, reserve: int = RESERVE) -> int:
     return max_connections - SUPERUSER_RESERVED - reserve
 
 
-def budget(place: Place) -> Object:
-    """What the status tells of it."""
-    found: Object = place.resource()["status"]["budget"]
-    return found
+def wait_budget(place: Place, check: Callable[[Object], bool]) -> Object:
+    """What the status tells of the budget, once it passes the check. Changes follow each other there."""
+
+    def passes() -> Object | None:
+        found: Object = place.resource()["status"]["budget"]
+        return found if check(found) else None
+
+    told: Object = wait_until(passes, 10, f"what the test expects of status.budget at {place.data}/shop")
+    return told
 
 
 def check_not_over_after(since: float, sampling: Sampling, place: Place, reserve: int = RESERVE) -> None:
