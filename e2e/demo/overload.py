@@ -71,7 +71,7 @@ def main(seconds: int = 20) -> int:
     except KeyboardInterrupt:
         return 130
     report(direct, pooled, limit, PICTURE)
-    if pooled.failed or not limit // 10 < pooled.most < limit or not direct.failed:
+    if pooled.failed or not limit // 4 < pooled.most < limit or not direct.failed:
         print("error: this is not how it should have gone", file=sys.stderr)
         return 1
     return 0
