@@ -45,8 +45,9 @@ BY_HOST: Spec = {
             "server_tls_ciphers": "ECDHE-RSA-AES128-GCM-SHA256:AES128-GCM-SHA256",
             "server_tls13_ciphers": "TLS_AES_128_GCM_SHA256",
             "server_tls_protocols": "tlsv1.2,tlsv1.3",
-            "track_extra_parameters": "IntervalStyle,search_path",
         },
+        "startupParameters": {"jit": "Apply", "lock_timeout": "Refuse", "shop.tenant": "Ignore"},
+        "isolation": "Fast",
         "image": "registry.example:5000/pgbouncer:1.26.1@sha256:00",
         "imagePullSecrets": [{"name": "registry"}],
         "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": 1, "memory": "64Mi"}},
@@ -218,7 +219,27 @@ PARAMETER_VALUES = (
     Bad("number for text", parameter("server_reset_query", 1), ("server_reset_query", "write it in quotes")),
     Bad("protocol", parameter("server_tls_protocols", "tlsv9"), ("server_tls_protocols", "tlsv1.2")),
     Bad("spaces", parameter("server_tls_protocols", "tlsv1.2, tlsv1.3"), ("server_tls_protocols", "without")),
-    Bad("names", parameter("track_extra_parameters", "a,,b"), ("track_extra_parameters", "separated by ','")),
+    Bad(
+        "tracked parameters",
+        parameter("track_extra_parameters", "search_path"),
+        ("track_extra_parameters", "use spec.pooler.startupParameters"),
+    ),
+    Bad(
+        "startup parameter's treatment",
+        changed("pooler.startupParameters", {"jit": "Drop"}),
+        ("spec.pooler.startupParameters", "Apply"),
+    ),
+    Bad(
+        "startup parameter's name",
+        changed("pooler.startupParameters", {"a-b": "Apply"}),
+        ("spec.pooler.startupParameters", "letters, digits, '_' and '.'"),
+    ),
+    Bad(
+        "startup parameter of the connection",
+        changed("pooler.startupParameters", {"options": "Ignore"}),
+        ("spec.pooler.startupParameters", "belong"),
+    ),
+    Bad("isolation", changed("pooler.isolation", "Snapshot"), ("spec.pooler.isolation", "Strict")),
     Bad("cipher", parameter("server_tls_ciphers", "a b"), ("server_tls_ciphers", "AES128-GCM-SHA256")),
 )
 

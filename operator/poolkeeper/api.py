@@ -7,7 +7,7 @@ what it refuses becomes the condition SpecValid. It reads no other object and no
 from collections.abc import Mapping
 from typing import Any
 
-from poolkeeper import budget_spec, parameters
+from poolkeeper import budget_spec, parameters, startup_parameters
 from poolkeeper.fields import (
     BINDING_SUFFIX,
     DATABASE,
@@ -164,6 +164,8 @@ def _pooler(fields: Fields) -> Pooler:
                     "belongs to the operator",
                     "use a key with a prefix of your own",
                 )
+    isolation = fields.choice("isolation", startup_parameters.ISOLATIONS) or startup_parameters.FAST
+    startup_parameters.check_isolation(isolation, values.values, values.path)
     affinity = fields.object("affinity").values
     refuse_control_characters(affinity, fields.at("affinity"))
     return Pooler(
@@ -181,6 +183,8 @@ def _pooler(fields: Fields) -> Pooler:
         priority_class_name=fields.text("priorityClassName", OBJECT_NAME),
         drain_seconds=fields.integer("drainSeconds", 0, 3600, default=30),
         autoscaling=_autoscaling(fields.object("autoscaling")) if fields.has("autoscaling") else None,
+        startup_parameters=startup_parameters.parse(fields),
+        isolation=isolation,
     )
 
 

@@ -267,14 +267,6 @@ TABLE = (
         "Append the client's address and port to application_name, so that pg_stat_activity shows them.",
     ),
     _text("login_notify_message", "", "A notice that every client gets when it logs in. Empty is none."),
-    _list(
-        "track_extra_parameters",
-        "",
-        ",",
-        "More session parameters that follow a client from one server connection to the next. Only"
-        " parameters that PostgreSQL reports to clients can be followed.",
-        restart=True,
-    ),
     # Name resolution.
     _seconds("dns_max_ttl", "15", 0, 3600, "How long the addresses of the upstream's host name are kept."),
     _seconds("dns_nxdomain_ttl", "15", 0, 3600, "How long a failed name look-up is remembered."),
@@ -440,7 +432,7 @@ OWNED_BECAUSE = {
         "user",
     ),
     "remove it; the operator makes the passwords of its consumers": ("scram_iterations",),
-    "remove it; what drivers commonly send is ignored already": ("ignore_startup_parameters",),
+    "use spec.pooler.startupParameters": ("ignore_startup_parameters", "track_extra_parameters"),
     "remove it; the operator's console speaks the simple query protocol": ("disable_pqexec",),
     "use spec.budget and spec.consumers[].limits.maxConnections; the operator gives each pod its connections": (
         "default_pool_size",

@@ -73,6 +73,10 @@ class Pooler:
     priority_class_name: str | None
     drain_seconds: int
     autoscaling: Autoscaling | None = None
+    startup_parameters: Mapping[str, str] = field(default_factory=dict)
+    """By name, Apply, Ignore or Refuse: as it is written, without defaults."""
+    isolation: str = "Fast"
+    """Fast or Strict."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import certificates, consent, names, pause, peers
+from poolkeeper import certificates, consent, names, pause, peers, startup_parameters
 from poolkeeper.api import PooledDatabase
 from poolkeeper.budget import Caps
 from poolkeeper.budget_order import Order, order
@@ -113,7 +113,10 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             ),
             logins,
             certificates.issue(authority, wanted.host, now),
-            pause.with_patience(database.pooler.parameters, patience),
+            {
+                **pause.with_patience(database.pooler.parameters, patience),
+                **startup_parameters.pooler_settings(database.pooler),
+            },
             deployment.CONFIG_DIRECTORY,
             {peer_ids[pod.uid]: pod.ip for pod in world.pods if pod.uid in peer_ids},
         )

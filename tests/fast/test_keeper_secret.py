@@ -96,15 +96,16 @@ def test_connections_are_retired_before_the_poolers_drain_is_over(drain: int, li
 def test_of_the_poolers_parameters_a_keeper_takes_those_that_both_tiers_share() -> None:
     parameters = {
         "max_prepared_statements": 0,
-        "track_extra_parameters": "IntervalStyle",
         "server_reset_query": "",
         "max_client_conn": 99,
         "server_lifetime": 99,
         "query_timeout": 5,
     }
-    settings = made(shop(pooler={"parameters": parameters})).settings
+    startup = {"jit": "Apply", "lock_timeout": "Ignore"}
+    settings = made(shop(pooler={"parameters": parameters, "startupParameters": startup})).settings
     assert settings["max_prepared_statements"] == "0"
-    assert settings["track_extra_parameters"] == "IntervalStyle"
+    assert "jit" in settings["track_extra_parameters"].split(",")
+    assert settings["ignore_startup_parameters"] == "extra_float_digits,lock_timeout"
     assert settings["server_reset_query"] == ""
     assert settings["max_client_conn"] == "1000"
     assert settings["server_lifetime"] == "20"

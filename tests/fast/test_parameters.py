@@ -86,7 +86,6 @@ def test_an_operator_owned_setting_is_refused_with_what_to_use_instead(name: str
         ("server_tls_protocols", "tlsv1.2,tlsv1.3", "tlsv1.2,tlsv1.3"),
         ("server_tls_ciphers", "fast", "fast"),
         ("server_tls_ciphers", "AES128-GCM-SHA256:AES256-GCM-SHA384", "AES128-GCM-SHA256:AES256-GCM-SHA384"),
-        ("track_extra_parameters", "IntervalStyle,my.setting", "IntervalStyle,my.setting"),
     ],
 )
 def test_a_good_value_becomes_the_text_that_pgbouncer_shows(name: str, value: object, text: str) -> None:

@@ -67,7 +67,7 @@ def test_the_line_of_an_entry() -> None:
 
 
 def test_the_ini_file() -> None:
-    parameters = {"query_wait_notify": "7", "server_check_query": ""}
+    parameters = {"query_timeout": "7", "server_check_query": ""}
     assert ini(TARGET, parameters, {7: "10.0.0.7"}) == (
         "[pgbouncer]\n"
         "admin_users = poolkeeper\n"
@@ -80,26 +80,26 @@ def test_the_ini_file() -> None:
         "client_tls_sslmode = allow\n"
         "dns_max_ttl = 2\n"
         "dns_nxdomain_ttl = 2\n"
-        "ignore_startup_parameters = extra_float_digits,idle_in_transaction_session_timeout,lock_timeout,"
-        "options,statement_timeout\n"
+        "ignore_startup_parameters = extra_float_digits\n"
         "listen_addr = *\n"
         "listen_port = 6432\n"
         "log_connections = 0\n"
         "log_disconnections = 0\n"
         "max_client_conn = 1000\n"
         "max_prepared_statements = 200\n"
-        "query_wait_notify = 7\n"
+        "query_timeout = 7\n"
         "server_check_query =\n"
         "server_connect_timeout = 2\n"
         "server_lifetime = 3600\n"
         "server_login_retry = 1\n"
-        "server_tls13_ciphers =\n"
         "server_tls_ca_file = /c/ca\n"
         "server_tls_sslmode = require\n"
         "tcp_keepcnt = 3\n"
         "tcp_keepidle = 30\n"
         "tcp_keepintvl = 10\n"
         "tcp_user_timeout = 10000\n"
+        "track_extra_parameters = IntervalStyle,idle_in_transaction_session_timeout,lock_timeout,search_path,"
+        "statement_timeout\n"
         "unix_socket_dir =\n"
         "verbose = 0\n"
         "%include /c/pod.ini\n"

@@ -155,5 +155,7 @@ def _restart_digest(database: PooledDatabase, console: Login) -> str:
         "console": console.verifier,
         "prepared_statements": parameters.get("max_prepared_statements") != "0",
         **{name: value for name, value in parameters.items() if PARAMETERS[name].restart},
+        # Only what is written: a new default of the operator's reaches pods with the next reason to replace them.
+        **({"startup_parameters": dict(chosen)} if (chosen := database.pooler.startup_parameters) else {}),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from poolkeeper import startup_parameters
 from poolkeeper.api import PooledDatabase
 from poolkeeper.certificates import Certificate
 from poolkeeper.consent import Consumer
@@ -36,7 +37,7 @@ from poolkeeper.names import CONSOLE_LOGIN, POOLER_PORT
 from poolkeeper.target import Target
 
 SHARED_PARAMETERS = frozenset(
-    {"max_prepared_statements", "server_reset_query", "server_reset_query_always", "track_extra_parameters"}
+    {"max_prepared_statements", "server_reset_query", "server_reset_query_always"}
 )
 """Parameters of the pooler that both tiers must have alike: what they keep track of, or reset, for a client."""
 
@@ -180,6 +181,7 @@ def _parameters(database: PooledDatabase) -> dict[str, str]:
     shared = {name: value for name, value in database.pooler.parameters.items() if name in SHARED_PARAMETERS}
     return {
         **shared,
+        **startup_parameters.settings(database.pooler.startup_parameters),
         "default_pool_size": str(database.keeper.pool_size),
         "server_lifetime": str(lifetime),
     }

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from poolkeeper import startup_parameters
 from poolkeeper.desired.entries import Entry
 from poolkeeper.names import CONSOLE_LOGIN, POOLER_PORT
 from poolkeeper.scalars import forbidden_character
@@ -35,22 +36,8 @@ DEFAULTS: Mapping[str, str] = {
     # Two lines per connection, and per readiness probe, drown what matters.
     "log_connections": "0",
     "log_disconnections": "0",
-    # PgBouncer's own default, written out because a RELOAD doesn't bring it back when it disappears.
-    "server_tls13_ciphers": "",
 }
 """Settings that spec.pooler.parameters may override."""
-
-_IGNORED_STARTUP_PARAMETERS = (
-    "extra_float_digits",
-    "idle_in_transaction_session_timeout",
-    "lock_timeout",
-    "options",
-    "statement_timeout",
-)
-"""What drivers send at connect and PgBouncer can't track: ignored, hence not enforced, instead of refused.
-
-`options` must be among them below 1.26.1 (CVE-2026-107349).
-"""
 
 _TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 _SETTING_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -91,7 +78,6 @@ def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dic
         "auth_file": paths.userlist,
         "auth_hba_file": paths.hba,
         "admin_users": CONSOLE_LOGIN,
-        "ignore_startup_parameters": ",".join(_IGNORED_STARTUP_PARAMETERS),
         "server_tls_sslmode": target.sslmode,
         "server_tls_ca_file": paths.upstream_ca,
         # Offered, not demanded: inside a cluster most apps connect in the clear. (The CA would verify clients'
@@ -104,7 +90,7 @@ def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dic
     }
     if taken := sorted(forced.keys() & parameters.keys()):
         raise ValueError(f"the operator sets {', '.join(taken)} itself; take it out of the parameters")
-    merged = {**DEFAULTS, **parameters, **forced}
+    merged = {**DEFAULTS, **startup_parameters.settings({}), **parameters, **forced}
     return {_setting_name(name): _value(name, value) for name, value in sorted(merged.items())}
 
 
