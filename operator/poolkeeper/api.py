@@ -7,7 +7,7 @@ what it refuses becomes the condition SpecValid. It reads no other object and no
 from collections.abc import Mapping
 from typing import Any
 
-from poolkeeper import budget_spec, parameters
+from poolkeeper import budget_spec, known_faults, parameters
 from poolkeeper.fields import (
     BINDING_SUFFIX,
     DATABASE,
@@ -166,10 +166,13 @@ def _pooler(fields: Fields) -> Pooler:
                 )
     affinity = fields.object("affinity").values
     refuse_control_characters(affinity, fields.at("affinity"))
+    checked = {name: parameters.validate(name, value) for name, value in sorted(values.values.items())}
+    if not fields.has("image"):
+        parameters.refuse_newer(checked)
     return Pooler(
         replicas=fields.integer("replicas", 0, 100, default=2),
         mode=fields.choice("mode", POOL_MODES) or "transaction",
-        parameters={name: parameters.validate(name, value) for name, value in sorted(values.values.items())},
+        parameters=checked,
         image=fields.text("image", IMAGE),
         image_pull_secrets=_names(fields, "imagePullSecrets"),
         resources=_resources(fields.object("resources")),
@@ -181,6 +184,7 @@ def _pooler(fields: Fields) -> Pooler:
         priority_class_name=fields.text("priorityClassName", OBJECT_NAME),
         drain_seconds=fields.integer("drainSeconds", 0, 3600, default=30),
         autoscaling=_autoscaling(fields.object("autoscaling")) if fields.has("autoscaling") else None,
+        allowed_faults=fields.choices("allowKnownFaults", tuple(known_faults.KNOWN)),
     )
 
 

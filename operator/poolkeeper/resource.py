@@ -57,7 +57,8 @@ class Autoscaling:
 
 @dataclass(frozen=True)
 class Pooler:
-    """The pooler pods. `parameters` are PgBouncer's settings as canonical text; drain_seconds is seconds."""
+    """The pooler pods. `parameters` are PgBouncer's settings as canonical text; drain_seconds is seconds;
+    `allowed_faults` are names of known_faults.py that are accepted."""
 
     replicas: int
     mode: str
@@ -73,6 +74,7 @@ class Pooler:
     priority_class_name: str | None
     drain_seconds: int
     autoscaling: Autoscaling | None = None
+    allowed_faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,6 @@ def test_the_ini_file() -> None:
         "server_connect_timeout = 2\n"
         "server_lifetime = 3600\n"
         "server_login_retry = 1\n"
-        "server_tls13_ciphers =\n"
         "server_tls_ca_file = /c/ca\n"
         "server_tls_sslmode = require\n"
         "tcp_keepcnt = 3\n"

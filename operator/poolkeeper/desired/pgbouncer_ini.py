@@ -35,10 +35,14 @@ DEFAULTS: Mapping[str, str] = {
     # Two lines per connection, and per readiness probe, drown what matters.
     "log_connections": "0",
     "log_disconnections": "0",
+}
+"""Settings that spec.pooler.parameters may override."""
+
+LATER_DEFAULTS: Mapping[str, str] = {
     # PgBouncer's own default, written out because a RELOAD doesn't bring it back when it disappears.
     "server_tls13_ciphers": "",
 }
-"""Settings that spec.pooler.parameters may override."""
+"""Likewise where PgBouncer has these settings, which the oldest lacks (supported_parameters.py)."""
 
 _IGNORED_STARTUP_PARAMETERS = (
     "extra_float_digits",
@@ -49,7 +53,7 @@ _IGNORED_STARTUP_PARAMETERS = (
 )
 """What drivers send at connect and PgBouncer can't track: ignored, hence not enforced, instead of refused.
 
-`options` must be among them below 1.26.1 (CVE-2026-107349).
+`options` must be among them below 1.26.1 (CVE-2026-107349, see known_faults.py).
 """
 
 _TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
