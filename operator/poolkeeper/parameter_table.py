@@ -487,6 +487,7 @@ OWNED_BECAUSE = {
     "use spec.consumers[].limits.maxClientConnections": ("max_db_client_connections",),
     "remove it; the operator tells by it which connections a pod was given": ("syslog_ident",),
     "remove it; poolers have no wildcard database": ("autodb_idle_timeout",),
+    "remove it; the operator replaces poolers and never suspends them": ("suspend_timeout",),
     # Seen with 1 and 2: "stored secret = ..." for every login, and each entry with its password at a RELOAD.
     "remove it; PgBouncer would write passwords into its log": ("verbose",),
 }
