@@ -19,7 +19,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "operator")]
 
 from docs import parameter_rules  # noqa: E402
 from poolkeeper.desired.pgbouncer_ini import DEFAULTS  # noqa: E402
-from poolkeeper.parameters import OWNED_REMEDIES, PARAMETERS, Parameter  # noqa: E402
+from poolkeeper.parameter_table import OLDEST  # noqa: E402
+from poolkeeper.parameters import OWNED_REMEDIES, PARAMETERS, Parameter, release  # noqa: E402
 
 CRD = ROOT / "crds" / "pooleddatabases.yaml"
 # Helm can only read files inside the chart.
@@ -156,17 +157,20 @@ def _messages(schema: Schema) -> Iterator[str]:
 def _parameters() -> Iterator[str]:
     yield "## PgBouncer's settings: `spec.pooler.parameters`\n"
     yield (
-        "The names are those of PgBouncer 1.26. *reload*: running pods take the new value up within seconds,"
-        " without a restart. *new pods*: the pods are replaced one by one, each new one first. A value that"
-        " does not fit is refused at admission, or by the condition `SpecValid` if only the operator can tell."
-        " Sizes and limits count per pooler pod. Defaults are the operator's, or else PgBouncer's.\n"
+        "The names are those of PgBouncer's documentation. *reload*: running pods take the new value up within"
+        " seconds, without a restart. *new pods*: the pods are replaced one by one, each new one first. A value"
+        " that does not fit is refused at admission, or by the condition `SpecValid` if only the operator can"
+        " tell."
+        " Sizes and limits count per pooler pod. Defaults are the operator's, or else those of PgBouncer"
+        f" {release(OLDEST)}, which the operator's own image has. One of a later version takes an image"
+        " of your own in `spec.pooler.image`; it reaches the poolers once one of them shows such a version.\n"
     )
     yield "| parameter | value | default | takes effect by | meaning |\n|---|---|---|---|---|"
     for parameter in sorted(PARAMETERS.values(), key=lambda entry: entry.name):
         effect = "new pods" if parameter.restart else "reload"
         yield (
             f"| `{parameter.name}` | {_cell(parameter.expectation)} | {_value(parameter)} | {effect} |"
-            f" {_cell(parameter.description)} |"
+            f" {_cell(parameter.description)}{_since(parameter)} |"
         )
     yield ""
     yield "These belong to the operator and are refused:\n"
@@ -179,6 +183,10 @@ def _parameters() -> Iterator[str]:
 def _value(parameter: Parameter) -> str:
     default = DEFAULTS.get(parameter.name, parameter.default)
     return f"`{default}`" if default else "empty"
+
+
+def _since(parameter: Parameter) -> str:
+    return f" From PgBouncer {release(parameter.since)} on." if parameter.since > OLDEST else ""
 
 
 def _cell(text: str) -> str:

@@ -7,11 +7,18 @@ One rule per parameter, in the words of parameters.validate(). What would cost t
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from poolkeeper.parameters import FIELD, OWNED_REMEDIES, PARAMETERS, Parameter, SpecError, validate
+from poolkeeper.parameters import (
+    FIELD,
+    OWNED_REMEDIES,
+    PARAMETERS,
+    Parameter,
+    SpecError,
+    lacking,
+    newer,
+    validate,
+)
 
-BEGIN = "                        # BEGIN parameters\n"
-END = "                        # END parameters\n"
-_INDENT = " " * 24
+PARAMETERS_MARK, VERSIONS_MARK = "parameters", "versions"
 _CONTROL_CHARACTERS = r"[\\x00-\\x1F\\x7F-\\x{9F}\\x{2028}\\x{2029}]"
 # The API server reckons with values of megabytes, times the length of the pattern.
 _LONGEST_PATTERN = 100
@@ -42,11 +49,34 @@ def rules() -> Iterator[Rule]:
         }
 
 
+def version_rules() -> Iterator[Rule]:
+    """The rules on spec.pooler: which parameters take an image of the user's own."""
+    for _, group in groupby(sorted(newer(PARAMETERS), key=_since), key=_since):
+        parameters = list(group)
+        names = _texts(parameter.name for parameter in parameters)
+        refusal = "; ".join(lacking(parameters[0]))
+        here = f"{names}.filter(k, k in self.parameters)[0]"
+        yield {
+            "rule": f"has(self.image) || !has(self.parameters) || !{names}.exists(k, k in self.parameters)",
+            "messageExpression": _about(here, refusal),
+            "message": f"{FIELD} has a setting that {refusal}",
+        }
+
+
 def render(crd: str) -> str:
     """The CRD's text with the rules between its marks replaced by the current ones."""
-    before, _, rest = crd.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + "".join(_yaml(rule) for rule in rules()) + END + after
+    return _between(_between(crd, PARAMETERS_MARK, rules()), VERSIONS_MARK, version_rules())
+
+
+def _between(crd: str, mark: str, found: Iterable[Rule]) -> str:
+    before, begin, rest = crd.partition(f"# BEGIN {mark}\n")
+    _, end, after = rest.partition(f"# END {mark}\n")
+    indent = before[before.rindex("\n") + 1 :]
+    return before + begin + "".join(_yaml(rule, indent) for rule in found) + indent + end + after
+
+
+def _since(parameter: Parameter) -> tuple[int, int]:
+    return parameter.since
 
 
 def _refusal(name: str) -> str:
@@ -87,9 +117,9 @@ def _texts(names: Iterable[str]) -> str:
     return "[" + ", ".join(f"'{name}'" for name in names) + "]"
 
 
-def _yaml(rule: Rule) -> str:
+def _yaml(rule: Rule, indent: str) -> str:
     lines = [f'{key}: "{_quoted(text)}"\n' for key, text in rule.items()]
-    return f"{_INDENT}- " + f"{_INDENT}  ".join(lines)
+    return f"{indent}- " + f"{indent}  ".join(lines)
 
 
 def _quoted(text: str) -> str:

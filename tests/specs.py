@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from poolkeeper.known_faults import KNOWN
+
 Spec = dict[str, Any]
 
 # Line ends and other characters that would begin a new line, or end a text, in one of PgBouncer's files.
@@ -49,6 +51,7 @@ BY_HOST: Spec = {
         "startupParameters": {"jit": "Apply", "lock_timeout": "Refuse", "shop.tenant": "Ignore"},
         "isolation": "Fast",
         "image": "registry.example:5000/pgbouncer:1.26.1@sha256:00",
+        "allowKnownFaults": ["cached-login-error", "CVE-2026-6666"],
         "imagePullSecrets": [{"name": "registry"}],
         "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": 1, "memory": "64Mi"}},
         "podLabels": {"team": "shop"},
@@ -117,7 +120,8 @@ def changed(path: str, value: Any, base: Spec = MINIMAL) -> Spec:
 
 
 def parameter(name: str, value: Any) -> Spec:
-    return {**MINIMAL, "pooler": {"parameters": {name: value}}}
+    """With an image of the user's own, which may know every parameter."""
+    return {**MINIMAL, "pooler": {"image": "pgbouncer:1.26.1", "parameters": {name: value}}}
 
 
 def consumers(*items: Spec) -> Spec:
@@ -241,6 +245,25 @@ PARAMETER_VALUES = (
     ),
     Bad("isolation", changed("pooler.isolation", "Snapshot"), ("spec.pooler.isolation", "Strict")),
     Bad("cipher", parameter("server_tls_ciphers", "a b"), ("server_tls_ciphers", "AES128-GCM-SHA256")),
+)
+
+NEWER_PARAMETERS = tuple(
+    Bad(
+        name,
+        changed(f"pooler.parameters.{name}", value),
+        (
+            f"parameters.{name}",
+            f"needs PgBouncer {since}, and the operator's own image has 1.24",
+            "or set spec.pooler.image",
+        ),
+    )
+    for name, value, since in (
+        ("query_wait_notify", 5, "1.25"),
+        ("transaction_timeout", 60, "1.25"),
+        ("server_tls13_ciphers", "TLS_AES_128_GCM_SHA256", "1.25"),
+        ("pool_idle_timeout", 60, "1.26"),
+        ("login_notify_message", "hello", "1.26"),
+    )
 )
 
 DATABASES = (
@@ -442,6 +465,12 @@ POOLERS = (
     ),
     Bad("image", changed("pooler.image", "pgbouncer 1.26"), ("spec.pooler.image", "without spaces")),
     Bad(
+        "unknown fault",
+        changed("pooler.allowKnownFaults", ["cached-login-error", "CVE-2026-1"]),
+        ("spec.pooler.allowKnownFaults[1]", *KNOWN),
+    ),
+    Bad("faults in a text", changed("pooler.allowKnownFaults", "all"), ("spec.pooler.allowKnownFaults",)),
+    Bad(
         "label value", changed("pooler.podLabels", {"team": "a b"}), ("spec.pooler.podLabels", "use at most 63")
     ),
     Bad(
@@ -549,6 +578,7 @@ ALL_BAD = (
     *PARAMETER_NAMES,
     *CLIENT_LIMITS,
     *PARAMETER_VALUES,
+    *NEWER_PARAMETERS,
     *DATABASES,
     *UPSTREAMS,
     *VERIFYING_WITHOUT_CA,

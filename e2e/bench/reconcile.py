@@ -183,7 +183,7 @@ async def _edit(control: Plane, operator: OperatorProcess) -> list[float]:
 async def _change(control: Plane, number: int, slots: asyncio.Semaphore) -> None:
     namespace, name = fleet.location(number)
     path = POOLED_DATABASES.replace("/pooled", f"/namespaces/{namespace}/pooled")
-    change = {"spec": {"pooler": {"parameters": {"query_wait_notify": 37}}}}
+    change = {"spec": {"pooler": {"parameters": {"stats_period": 37}}}}
     async with slots:
         await control.client.merge(f"{path}/{name}", change)
 

@@ -20,7 +20,7 @@ from tests.e2e.kit import Place
 
 PODS = 10
 EDITS = 40
-PARAMETER = "query_wait_notify"
+PARAMETER = "stats_period"
 LIMIT_SECONDS = 30.0
 READY_SECONDS = 180.0
 

@@ -14,7 +14,7 @@ from e2e.demo.consoles import Console, consoles, pooler_pods, setting, show
 from e2e.demo.shop import DATA, NAME, PATIENCE_SECONDS, ask_app, start_app, start_database, table
 from e2e.kube import kubectl
 
-PARAMETER = "query_wait_notify"
+PARAMETER = "query_wait_timeout"
 _ANSWERS = 5
 
 

@@ -7,7 +7,7 @@ what it refuses becomes the condition SpecValid. It reads no other object and no
 from collections.abc import Mapping
 from typing import Any
 
-from poolkeeper import budget_spec, parameters, startup_parameters
+from poolkeeper import budget_spec, known_faults, parameters, startup_parameters
 from poolkeeper.fields import (
     BINDING_SUFFIX,
     DATABASE,
@@ -168,10 +168,13 @@ def _pooler(fields: Fields) -> Pooler:
     startup_parameters.check_isolation(isolation, values.values, values.path)
     affinity = fields.object("affinity").values
     refuse_control_characters(affinity, fields.at("affinity"))
+    checked = {name: parameters.validate(name, value) for name, value in sorted(values.values.items())}
+    if not fields.has("image"):
+        parameters.refuse_newer(checked)
     return Pooler(
         replicas=fields.integer("replicas", 0, 100, default=2),
         mode=fields.choice("mode", POOL_MODES) or "transaction",
-        parameters={name: parameters.validate(name, value) for name, value in sorted(values.values.items())},
+        parameters=checked,
         image=fields.text("image", IMAGE),
         image_pull_secrets=_names(fields, "imagePullSecrets"),
         resources=_resources(fields.object("resources")),
@@ -185,6 +188,7 @@ def _pooler(fields: Fields) -> Pooler:
         autoscaling=_autoscaling(fields.object("autoscaling")) if fields.has("autoscaling") else None,
         startup_parameters=startup_parameters.parse(fields),
         isolation=isolation,
+        allowed_faults=fields.choices("allowKnownFaults", tuple(known_faults.KNOWN)),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from poolkeeper import console, failover
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.cluster import Annotate, ClusterError
-from poolkeeper.console import ConsoleError
+from poolkeeper.console import Answer, ConsoleError
 from poolkeeper.drain import Departure, Keepers
 from poolkeeper.pauser import Pauser
 from poolkeeper.processes import Leaving, Reload
@@ -135,12 +135,13 @@ class Beside:
             if reload.annotations and not await self._annotate(*where, reload.annotations):
                 return
             async with self._slots, self._keepers.alone(reload.access):
-                problem = await console.apply(reload.access, config, UPDATE_SECONDS)
+                answer = await console.apply(reload.access, config, UPDATE_SECONDS)
         except ClusterError as error:
-            problem = error.message
+            answer = Answer(error.message)
         except KeyError as error:
-            problem = f"its console's tables lack {error}; it is no keeper"
+            answer = Answer(f"its console's tables lack {error}; it is no keeper")
         except Exception:
             log.exception("keeper of pod %s/%s", reload.namespace, reload.pod)
-            problem = "the operator failed here; its log says why"
-        self._store.show(reload.process, Shown(config.generation, reload.restarts, problem or ""))
+            answer = Answer("the operator failed here; its log says why")
+        shown = Shown(config.generation, reload.restarts, answer.problem or "", answer.version)
+        self._store.show(reload.process, shown)

@@ -22,6 +22,7 @@ COMMAND_FAILED = "CommandFailed"
 POLL_SECONDS = 0.03
 _COMMAND_SECONDS = 5.0
 _NAMED_DIFFERENCES = 3
+_LONGEST_VERSION = 64
 CALM_SECONDS = 1.5
 """How long a RELOAD waits at most for the end of logins at servers. Where the upstream doesn't answer there is
 always one under way, and its new address may come with this very RELOAD."""
@@ -74,6 +75,11 @@ class Console:
         """What is in force, by the setting's name."""
         return {row["key"]: row["value"] for row in await self.show("CONFIG")}
 
+    async def version(self) -> str:
+        """What the program calls itself, such as "PgBouncer 1.26.1"; cut, since a keeper may be forged."""
+        rows = await self.show("VERSION")
+        return next(iter(rows[0].values()), "")[:_LONGEST_VERSION] if rows else ""
+
     async def execute(self, command: str, timeout: float | None = None) -> list[dict[str, str]]:
         """Run one command; returns its rows, if it has any. `timeout`: another one than the connection's.
 
@@ -123,8 +129,17 @@ async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Consol
         yield Console(connection, timeout)
 
 
-async def apply(access: ConsoleAccess, configuration: Configuration, timeout: float) -> str | None:
-    """Bring a process to show `configuration`: None, or in words what is still missing.
+@dataclass(frozen=True)
+class Answer:
+    """What came of apply(): in words what is still missing (None: nothing), and the answer to SHOW VERSION
+    (empty if the console gave none)."""
+
+    problem: str | None
+    version: str = ""
+
+
+async def apply(access: ConsoleAccess, configuration: Configuration, timeout: float) -> Answer:
+    """Bring a process to show `configuration`, and ask for its version.
 
     It only reloads if something is missing that a RELOAD can bring. The files may reach the pod while it waits
     (kubelet brings them), so RELOAD and read-back repeat for at most `timeout` seconds; faults of the console
@@ -132,15 +147,16 @@ async def apply(access: ConsoleAccess, configuration: Configuration, timeout: fl
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
-    problem = "its console was not asked"
+    answer = Answer("its console was not asked")
     while (left := end - loop.time()) > 0:
         try:
             async with connect(access, min(left, _COMMAND_SECONDS)) as console:
-                return await _converge(console, configuration, end)
+                answer = replace(answer, version=await console.version())
+                return replace(answer, problem=await _converge(console, configuration, end))
         except ConsoleError as error:
-            problem = error.message
+            answer = replace(answer, problem=error.message)
             await asyncio.sleep(POLL_SECONDS)
-    return problem
+    return answer
 
 
 async def _converge(console: Console, configuration: Configuration, end: float) -> str | None:

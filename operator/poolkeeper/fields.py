@@ -153,6 +153,17 @@ class Fields:
             raise SpecError(self.at(key), "is none of the choices", f"use one of {', '.join(choices)}")
         return value
 
+    def choices(self, key: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+        """A list of some of the choices; empty where it is absent."""
+        items = self.values.get(key)
+        if items is None:
+            return ()
+        if not isinstance(items, list):
+            raise SpecError(self.at(key), "is not a list", "write a list of names")
+        paths = {f"{key}[{index}]": item for index, item in enumerate(items)}
+        listed = Fields(paths, self.path)
+        return tuple(chosen for path in paths if (chosen := listed.choice(path, choices)) is not None)
+
     def integer(self, key: str, minimum: int, maximum: int, default: int) -> int:
         value = self.values.get(key)
         if value is None:

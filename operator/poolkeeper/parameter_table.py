@@ -1,12 +1,15 @@
-"""Every setting of PgBouncer 1.26: those that users may set, with kind and range, and the others.
+"""Every setting of PgBouncer up to 1.26: those that users may set, with kind and range, and the others.
 
 The ranges are what the real program was seen to accept, narrowed to what is sane; `restart` says what
-`SHOW CONFIG` calls not changeable. https://www.pgbouncer.org/config.html
+`SHOW CONFIG` calls not changeable, `since` which release brought the setting: an older one that finds it in its
+file does not start. https://www.pgbouncer.org/config.html
 """
 
 import re
 from dataclasses import dataclass
 
+OLDEST = (1, 24)
+"""The oldest PgBouncer that can run: the image that Poolkeeper ships is of this one."""
 DAY = 86400
 WEEK = 7 * DAY
 
@@ -32,7 +35,8 @@ class Parameter:
 
     `minimum` and `maximum` bound the value, or for text its length in bytes. A list joins `choices` (any
     identifier where there are none) with `separator`, or is one of `keywords` alone. `restart` is true where
-    running poolers take the value up only by being replaced. `default` is PgBouncer's own.
+    running poolers take the value up only by being replaced. `default` is PgBouncer's own. `since` is the first
+    release that has it, OLDEST for all that older ones have too.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Parameter:
     default: str = ""
     separator: str = ""
     keywords: tuple[str, ...] = ()
+    since: tuple[int, int] = OLDEST
 
     @property
     def pattern(self) -> str | None:
@@ -86,21 +91,37 @@ class Parameter:
 
 
 def _integer(
-    name: str, default: str, minimum: int, maximum: int, unit: str, description: str, restart: bool = False
+    name: str,
+    default: str,
+    minimum: int,
+    maximum: int,
+    unit: str,
+    description: str,
+    restart: bool = False,
+    *,
+    since: tuple[int, int] = OLDEST,
 ) -> Parameter:
-    return Parameter(name, "integer", minimum, maximum, (), restart, unit, description, default)
+    return Parameter(name, "integer", minimum, maximum, (), restart, unit, description, default, since=since)
 
 
-def _seconds(name: str, default: str, minimum: int, maximum: int, description: str) -> Parameter:
-    return Parameter(name, "seconds", minimum, maximum, (), False, "seconds", description, default)
+def _seconds(
+    name: str,
+    default: str,
+    minimum: int,
+    maximum: int,
+    description: str,
+    *,
+    since: tuple[int, int] = OLDEST,
+) -> Parameter:
+    return Parameter(name, "seconds", minimum, maximum, (), False, "seconds", description, default, since=since)
 
 
 def _switch(name: str, default: str, description: str) -> Parameter:
     return Parameter(name, "switch", 0, 1, (), False, "", description, default)
 
 
-def _text(name: str, default: str, description: str) -> Parameter:
-    return Parameter(name, "text", 0, 1024, (), False, "", description, default)
+def _text(name: str, default: str, description: str, *, since: tuple[int, int] = OLDEST) -> Parameter:
+    return Parameter(name, "text", 0, 1024, (), False, "", description, default, since=since)
 
 
 def _list(
@@ -112,8 +133,11 @@ def _list(
     choices: tuple[str, ...] = (),
     keywords: tuple[str, ...] = (),
     restart: bool = False,
+    since: tuple[int, int] = OLDEST,
 ) -> Parameter:
-    return Parameter(name, "list", 1, 1024, choices, restart, "", description, default, separator, keywords)
+    return Parameter(
+        name, "list", 1, 1024, choices, restart, "", description, default, separator, keywords, since
+    )
 
 
 TABLE = (
@@ -157,7 +181,8 @@ TABLE = (
         0,
         3600,
         "seconds",
-        "After this long in the queue a client is told by a notice that it waits; 0 is never.",
+        "How long a client waits in the queue before a notice tells it so; 0 is never.",
+        since=(1, 25),
     ),
     _seconds(
         "query_timeout", "0", 0, DAY, "Longest time a query may run before it is cancelled; 0 is no limit."
@@ -168,6 +193,7 @@ TABLE = (
         0,
         DAY,
         "Longest time a transaction may last before its client is cut off; 0 is no limit.",
+        since=(1, 25),
     ),
     _seconds(
         "idle_transaction_timeout",
@@ -217,6 +243,7 @@ TABLE = (
         WEEK,
         "How long a pool may have neither clients nor servers before it is freed, its statistics with it; 0 is"
         " never.",
+        since=(1, 26),
     ),
     _seconds(
         "server_connect_timeout", "15", 1, 300, "How long connecting and logging in to the server may take."
@@ -239,8 +266,9 @@ TABLE = (
     ),
     _text(
         "server_check_query",
-        "<empty>",
-        "SQL that tests an idle server connection. Nothing turns the test off, <empty> sends an empty query.",
+        "select 1",
+        "SQL that tests an idle server connection. Before PgBouncer 1.25 an empty text turns the test off; from"
+        " 1.25 on nothing does, and <empty> sends an empty query.",
     ),
     _text(
         "server_reset_query",
@@ -266,7 +294,12 @@ TABLE = (
         "0",
         "Append the client's address and port to application_name, so that pg_stat_activity shows them.",
     ),
-    _text("login_notify_message", "", "A notice that every client gets when it logs in. Empty is none."),
+    _text(
+        "login_notify_message",
+        "",
+        "A notice that every client gets when it logs in. Empty is none.",
+        since=(1, 26),
+    ),
     # Name resolution.
     _seconds("dns_max_ttl", "15", 0, 3600, "How long the addresses of the upstream's host name are kept."),
     _seconds("dns_nxdomain_ttl", "15", 0, 3600, "How long a failed name look-up is remembered."),
@@ -301,6 +334,7 @@ TABLE = (
         ":",
         "Cipher suites for TLS 1.3 towards the upstream.",
         choices=_TLS13_SUITES,
+        since=(1, 25),
     ),
     # Sockets.
     _switch("tcp_keepalive", "1", "Send TCP keepalives on every connection."),
@@ -445,6 +479,7 @@ OWNED_BECAUSE = {
     "use spec.consumers[].limits.maxClientConnections": ("max_db_client_connections",),
     "remove it; the operator tells by it which connections a pod was given": ("syslog_ident",),
     "remove it; poolers have no wildcard database": ("autodb_idle_timeout",),
+    "remove it; the operator replaces poolers and never suspends them": ("suspend_timeout",),
     # Seen with 1 and 2: "stored secret = ..." for every login, and each entry with its password at a RELOAD.
     "remove it; PgBouncer would write passwords into its log": ("verbose",),
 }

@@ -2,17 +2,28 @@
 
 A file with one bad value keeps PgBouncer from starting and makes a RELOAD fall back to defaults half-way, so
 nothing reaches it whose name, kind and range are not in the table. Settings that belong to the operator are
-refused by name with what to use instead.
+refused by name with what to use instead, and so are those that the operator's own image lacks.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from poolkeeper.parameter_table import OWNED_BECAUSE, TABLE, Parameter
+from poolkeeper.parameter_table import OLDEST, OWNED_BECAUSE, TABLE, Parameter
 from poolkeeper.scalars import SpecError, forbidden_character
 
-__all__ = ["OPERATOR_OWNED", "OWNED_REMEDIES", "PARAMETERS", "Parameter", "SpecError", "validate"]
+__all__ = [
+    "OPERATOR_OWNED",
+    "OWNED_REMEDIES",
+    "PARAMETERS",
+    "Parameter",
+    "SpecError",
+    "lacking",
+    "newer",
+    "refuse_newer",
+    "release",
+    "validate",
+]
 
 FIELD = "spec.pooler.parameters"
 
@@ -33,7 +44,7 @@ def validate(name: str, value: object) -> str:
     if parameter is None:
         raise SpecError(
             field,
-            "is not a parameter of PgBouncer 1.26 that can be set",
+            "is not a parameter of PgBouncer that can be set",
             "use a name from the reference of parameters, without section or %include",
         )
     if isinstance(value, str) and (found := forbidden_character(value)):
@@ -42,6 +53,30 @@ def validate(name: str, value: object) -> str:
     if text is None:
         raise SpecError(field, f"must be {parameter.expectation}", parameter.remedy)
     return text
+
+
+def newer(names: Iterable[str]) -> tuple[Parameter, ...]:
+    """Those of the parameters that the oldest PgBouncer, and with it the operator's own image, lacks."""
+    return tuple(PARAMETERS[name] for name in names if PARAMETERS[name].since > OLDEST)
+
+
+def refuse_newer(names: Iterable[str]) -> None:
+    """Raise SpecError for a parameter that the operator's own image lacks."""
+    for parameter in newer(names):
+        raise SpecError(f"{FIELD}.{parameter.name}", *lacking(parameter))
+
+
+def lacking(parameter: Parameter) -> tuple[str, str]:
+    """Problem and remedy where a parameter is newer than the operator's own image."""
+    return (
+        f"needs PgBouncer {release(parameter.since)}, and the operator's own image has {release(OLDEST)}",
+        "remove it, or set spec.pooler.image to an image that has it",
+    )
+
+
+def release(since: tuple[int, int]) -> str:
+    """A release as people write it."""
+    return f"{since[0]}.{since[1]}"
 
 
 def _canonical(parameter: Parameter, value: object) -> str | None:

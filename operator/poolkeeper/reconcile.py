@@ -314,8 +314,8 @@ class Reconciler:
     async def _reload(self, reload: Reload) -> None:
         if reload.annotations:
             await self._annotate(reload.namespace, reload.pod, reload.uid, reload.annotations)
-        problem = await console.apply(reload.access, reload.configuration, CONSOLE_SECONDS)
-        shown = Shown(reload.shown_as, reload.restarts, problem or "")
+        answer = await console.apply(reload.access, reload.configuration, CONSOLE_SECONDS)
+        shown = Shown(reload.shown_as, reload.restarts, answer.problem or "", answer.version)
         self._store.show(reload.process, shown)
 
     async def _probe(self, key: Key, target: Target, steps: Plan) -> None:
@@ -332,14 +332,14 @@ class Reconciler:
     async def _probe_upstream(self, key: Key, target: Target, steps: Plan) -> None:
         """From here and, where only the poolers' network reaches the upstream, through one of them."""
         seen = await upstream.probe(target, UPSTREAM_SECONDS)
-        probe = Probe(target, seen.reachable, seen.reason, seen.message)
+        probe = Probe(target, seen.reachable, seen.reason, seen.message, seen.server_version)
         if not seen.reachable and not probe.rejected and steps.trial is not None:
             trial = steps.trial
             through = await upstream.trial_login(
                 trial.pod.ip, names.POOLER_PORT, trial.login, trial.entry, UPSTREAM_SECONDS
             )
             if through.reachable:
-                probe = Probe(target, True, "ReachableThroughPooler", through.message)
+                probe = Probe(target, True, "ReachableThroughPooler", through.message, through.server_version)
         self._store.probed(key, probe)
 
     # Reporting

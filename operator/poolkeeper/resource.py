@@ -57,7 +57,8 @@ class Autoscaling:
 
 @dataclass(frozen=True)
 class Pooler:
-    """The pooler pods. `parameters` are PgBouncer's settings as canonical text; drain_seconds is seconds."""
+    """The pooler pods. `parameters` are PgBouncer's settings as canonical text; drain_seconds is seconds;
+    `allowed_faults` are names of known_faults.py that are accepted."""
 
     replicas: int
     mode: str
@@ -77,6 +78,7 @@ class Pooler:
     """By name, Apply, Ignore or Refuse: as it is written, without defaults."""
     isolation: str = "Fast"
     """Fast or Strict."""
+    allowed_faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

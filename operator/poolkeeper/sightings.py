@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from poolkeeper import injection, names, peers
+from poolkeeper.desired.deployment import CONTAINER
 from poolkeeper.world import AppPod, Keeper, Key, Namespace, Owner, Pod, Rollout
 
 Object = Mapping[str, Any]
@@ -74,6 +75,7 @@ def pod(obj: Object) -> Pod:
         allotment=annotations.get(names.ALLOTMENT_ANNOTATION, ""),
         grace=float(metadata.get("deletionGracePeriodSeconds") or 0),
         killed_at=_time(metadata.get("deletionTimestamp")),
+        image=next((item["image"] for item in obj["spec"]["containers"] if item["name"] == CONTAINER), ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""What poolers and keepers do with the session parameters that clients send at connect, and between two clients.
+"""What poolers and keepers do with session parameters that clients send at connect, and between two clients.
 
 A parameter of a start-up message is applied to every server connection that its client is given, ignored, or
 refused with its name. The engine applies also what PostgreSQL doesn't report (docs/engine.md). Pure.
@@ -18,8 +18,7 @@ FAST, STRICT = "Fast", "Strict"
 ISOLATIONS = (FAST, STRICT)
 
 DEFAULTS: Mapping[str, str] = {
-    # PgBouncer's own default; it has no say over DateStyle, TimeZone, client_encoding and application_name, which
-    # follow every client.
+    # PgBouncer's own default. DateStyle, TimeZone, client_encoding and application_name it applies in any case.
     "IntervalStyle": APPLY,
     "idle_in_transaction_session_timeout": APPLY,
     "lock_timeout": APPLY,

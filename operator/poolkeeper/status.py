@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import budget_status, names, pause, pause_status, upstream_addresses
+from poolkeeper import budget_status, image_status, names, pause, pause_status, upstream_addresses
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
 from poolkeeper.desired.pgbouncer_config import Configuration
 from poolkeeper.events import Event
+from poolkeeper.image_status import pooler_image
 from poolkeeper.keeper_status import keepers_current
 from poolkeeper.processes import shown_as
 from poolkeeper.wanted import Wanted, allotted
@@ -23,7 +24,13 @@ from poolkeeper.world import Pod, Ref, Resource, Whereabouts, World
 
 FAILING_CONSUMERS_LISTED = 10
 _MESSAGE_LIMIT = 1024
-_FAULTS_FROM_THE_START = ("SpecValid", "UpstreamReachable", "ConsumersSynced", budget_status.KIND)
+_FAULTS_FROM_THE_START = (
+    "SpecValid",
+    "UpstreamReachable",
+    "ConsumersSynced",
+    budget_status.KIND,
+    image_status.KIND,
+)
 _FALSE_AS_PLANNED = frozenset({pause_status.PAUSING, pause_status.RESUMING, pause_status.RESUMED})
 """Reasons that are no warning."""
 
@@ -48,6 +55,7 @@ def of(
         consumers_synced(wanted, world),
         keepers_current(wanted, world),
         budget_status.within_budget(database, wanted.consumers, world),
+        pooler_image(database, wanted, world),
         *([paused] if paused is not None else []),
     )
     pods = [pod for pod in world.pods if not pod.terminating]
@@ -167,6 +175,9 @@ def config_applied(wanted: Wanted, world: World) -> Condition:
     if not pods:
         return Condition(kind, UNKNOWN, "NoPodReady", "no pooler pod is ready to show its configuration")
     behind = [pod for pod in sorted(pods, key=lambda item: item.name) if not _shows(pod, config, world)]
+    if not behind and wanted.withheld:
+        problem = "; ".join(wanted.withheld[name] for name in sorted(wanted.withheld))
+        return Condition(kind, FALSE, "ParameterWithheld", f"not in the poolers' configuration: {problem}")
     if not behind:
         return Condition(kind, TRUE, "Applied", "every ready pod's console shows the configuration")
     shown = world.shown.get(behind[0].uid)

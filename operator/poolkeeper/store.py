@@ -357,6 +357,9 @@ class Store:
         if not probe.reachable:
             again = before is not None and not before[0].reachable and before[0].target == probe.target
             interval = min(before[2] * 2, interval / 2) if again and before else FIRST_RETRY_SECONDS
+            if before is not None and before[0].target == probe.target:
+                # A server that can't be reached for a while is of no other version for that.
+                probe = replace(probe, server_version=before[0].server_version)
         self._probes[key] = (probe, time.monotonic(), interval)
 
     def locate(self, key: Key, whereabouts: Whereabouts) -> Keys:

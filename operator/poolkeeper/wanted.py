@@ -28,6 +28,7 @@ from poolkeeper.desired.pgbouncer_config import Configuration, configuration, ke
 from poolkeeper.keeper_template import MANUAL, SCRAM, KeeperTemplate
 from poolkeeper.logins import Authorities, Login, Logins, keeper_app, keeper_certificate_name, keeper_console
 from poolkeeper.settings import Settings
+from poolkeeper.supported_parameters import supported
 from poolkeeper.target import Target, TargetError, resolve
 from poolkeeper.world import ConsoleAccess, Key, Pod, Ref, World
 
@@ -61,6 +62,8 @@ class Wanted:
     keeper: KeeperTemplate | None = None
     """What a keeper injected now looks like."""
     keeper_rollout: str = MANUAL
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    """Why parameters of the spec are not in the poolers' file, by name."""
 
     def console_at(self, ip: str) -> ConsoleAccess:
         """How to log in at the console of the pooler at this address."""
@@ -105,6 +108,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     peer_ids = peers.assign(world.pods)
     patience = pause.wait_seconds(world.resource, now) if world.resource is not None else None
     authority = logins.authorities.poolers
+    offered = supported(database, world, settings)
     try:
         config = configuration(
             target,
@@ -114,7 +118,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             logins,
             certificates.issue(authority, wanted.host, now),
             {
-                **pause.with_patience(database.pooler.parameters, patience),
+                **pause.with_patience(offered.parameters, patience),
                 **startup_parameters.pooler_settings(database.pooler),
             },
             deployment.CONFIG_DIRECTORY,
@@ -134,6 +138,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         keepers=keepers,
         keeper=template,
         keeper_rollout=database.keeper.rollout,
+        withheld=offered.withheld,
         peers=peer_ids,
         budget=order(database, granted, target, config, wanted.console_at(""), world.whereabouts),
         pod_lines=_pod_lines(peer_ids, world),

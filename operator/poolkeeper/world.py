@@ -99,6 +99,8 @@ class Pod:
     grace: float = 0.0
     """Seconds from its deletion until it is killed, if it is terminating."""
     killed_at: datetime | None = None
+    image: str = ""
+    """The image that its PgBouncer was made of, as its spec names it."""
 
 
 @dataclass(frozen=True)
@@ -178,11 +180,13 @@ class ConsoleAccess:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a pod's console showed last: the generation asked for, and what differed (empty if nothing)."""
+    """What a pod's console showed last: the generation asked for, what differed (empty if nothing), and the
+    answer to SHOW VERSION (empty if the console gave none)."""
 
     generation: str
     restarts: int
     problem: str
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,8 @@ class Probe:
     reachable: bool
     reason: str
     message: str
+    server_version: int | None = None
+    """PostgreSQL's version number (170002) as the target showed it last; None as long as it did not."""
 
     @property
     def rejected(self) -> bool:

@@ -118,6 +118,11 @@ def test_parameter_value_of_the_wrong_kind_is_refused_at_admission(api: Api, bad
     assert_refused(api, bad)
 
 
+@rows(specs.NEWER_PARAMETERS)
+def test_a_parameter_that_the_operators_own_image_lacks_is_refused_at_admission(api: Api, bad: Bad) -> None:
+    assert_refused(api, bad)
+
+
 @rows(specs.VERIFYING_WITHOUT_CA)
 def test_verify_full_without_ca_is_refused_at_admission(api: Api, bad: Bad) -> None:
     assert_refused(api, bad)

@@ -24,16 +24,13 @@ HOT_PARAMETERS: dict[str, int | str] = {
     "max_user_client_connections": 1600,
     "max_prepared_statements": 150,
     "query_wait_timeout": 60,
-    "query_wait_notify": 10,
     "query_timeout": 600,
-    "transaction_timeout": 600,
     "idle_transaction_timeout": 600,
     "client_idle_timeout": 86400,
     "client_login_timeout": 30,
     "cancel_wait_timeout": 20,
     "server_lifetime": 1800,
     "server_idle_timeout": 300,
-    "pool_idle_timeout": 900,
     "server_connect_timeout": 3,
     "server_login_retry": 2,
     "server_check_delay": 20,
@@ -43,13 +40,11 @@ HOT_PARAMETERS: dict[str, int | str] = {
     "server_round_robin": 1,
     "server_fast_close": 1,
     "application_name_add_host": 1,
-    "login_notify_message": "pooled",
     "dns_max_ttl": 20,
     "dns_nxdomain_ttl": 10,
     "dns_zone_check_period": 5,
     "server_tls_protocols": "tlsv1.3",
     "server_tls_ciphers": "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "server_tls13_ciphers": "TLS_AES_128_GCM_SHA256",
     "tcp_keepalive": 1,
     "tcp_keepidle": 60,
     "tcp_keepintvl": 10,
@@ -65,7 +60,8 @@ HOT_PARAMETERS: dict[str, int | str] = {
     "log_stats": 0,
     "stats_period": 30,
 }
-"""A value for every parameter that needs no restart. None of them may end what a well-behaved app does."""
+"""A value for every parameter of the operator's own image that needs no restart. None of them may end what a
+well-behaved app does."""
 PAUSE_SECONDS = 5.0
 _AT_ONCE = 10
 _RETIREMENT_SECONDS = 1.0

@@ -29,9 +29,9 @@ def test_image_that_cannot_be_pulled_halts_the_rollout_and_old_pods_serve(place:
     assert agent.query(url, "SELECT 1 AS one") == ONE
     # What needs no new pod still reaches the old ones.
     with place.consoles(before) as consoles:
-        place.patch({"pooler": {"parameters": {"query_wait_notify": 33}}})
+        place.patch({"pooler": {"parameters": {"stats_period": 33}}})
         for console in consoles:
-            changed = partial(shows, console, "query_wait_notify", "33")
+            changed = partial(shows, console, "stats_period", "33")
             wait_until(changed, CONVERGES_WITHIN, "the change on an old pod")
     kubectl("-n", place.data, "patch", "pooldb", "shop", "--type=json", "-p", json.dumps(_NO_IMAGE))
     with timed("Ready after the image was corrected", at_most=CONVERGES_WITHIN):

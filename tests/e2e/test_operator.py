@@ -41,7 +41,7 @@ def test_operator_killed_leaves_poolers_and_queries_alone(shop: Place, agent: Ag
     with Load(agent, shop.url()) as load:
         kubectl("-n", NAMESPACE, "delete", "pod", *victims, "--force", "--grace-period=0")
         size = 40 + secrets.randbelow(50)
-        shop.patch({"pooler": {"parameters": {"query_wait_notify": size}}})
+        shop.patch({"pooler": {"parameters": {"stats_period": size}}})
         with timed(f"a change is applied although {who} was killed", at_most=TAKEOVER_SECONDS):
             applied_by_successor(shop)
         load.more(50)
@@ -96,7 +96,7 @@ def test_helm_upgrade_with_other_values_leaves_poolers_alone(shop: Place, agent:
             install.wait_for_rollout()
             wait_until(lambda: not set(operators) & set(operator_pods()), 30, "new operator pods")
             # They have looked at everything, and the poolers are as they were.
-            shop.patch({"pooler": {"parameters": {"query_wait_notify": 31}}})
+            shop.patch({"pooler": {"parameters": {"stats_period": 31}}})
             applied_by_successor(shop)
         finally:
             install.install(references)
@@ -108,10 +108,10 @@ def test_helm_upgrade_with_other_values_leaves_poolers_alone(shop: Place, agent:
 
 def applied_by_successor(shop: Place) -> None:
     shop.wait_condition("ConfigApplied", "True", "Applied", within=60)
-    wanted = str(shop.resource()["spec"]["pooler"]["parameters"]["query_wait_notify"])
+    wanted = str(shop.resource()["spec"]["pooler"]["parameters"]["stats_period"])
     with shop.consoles() as consoles:
         for console in consoles:
-            assert setting(console, "query_wait_notify") == wanted
+            assert setting(console, "stats_period") == wanted
 
 
 def operator_pods() -> list[str]:

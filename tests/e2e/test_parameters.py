@@ -22,12 +22,12 @@ def test_change_is_live_on_every_console_without_restart_and_running_queries_go_
         shown = agent.start(
             "await_setting",
             sessions=[console.name for console in consoles],
-            name="query_wait_notify",
+            name="stats_period",
             value="37",
             seconds=SHOWN_WITHIN * 2,
         )
         began = time.time()
-        place.patch({"pooler": {"parameters": {"query_wait_notify": 37}}})
+        place.patch({"pooler": {"parameters": {"stats_period": 37}}})
         took = shown.result(60) - began
         print(f"the last of {len(consoles)} consoles shows it after {took:.2f} s")
         assert not running.done(), "the query that was to run meanwhile had ended"

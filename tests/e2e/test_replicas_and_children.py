@@ -108,10 +108,10 @@ def assert_changes_still_arrive(place: Place) -> None:
     size = next(_sizes)
     with place.consoles() as consoles:
         assert len(consoles) == 2
-        place.patch({"pooler": {"parameters": {"query_wait_notify": size}}})
+        place.patch({"pooler": {"parameters": {"stats_period": size}}})
 
         def shown() -> bool:
-            return {setting(console, "query_wait_notify") for console in consoles} == {str(size)}
+            return {setting(console, "stats_period") for console in consoles} == {str(size)}
 
         wait_until(shown, 10, "the change on every console")
     wait_until(lambda: place.resource()["status"].get("appliedConfig", before) != before, 10, "a new config")

@@ -56,7 +56,7 @@ def test_release_with_watch_namespaces_serves_these_and_refuses_others(place: Pl
     assert "watchNamespaces" in place.wait_condition("ConsumersSynced", "False", "NotWatched")
     print(helm("-n", NAMESPACE, "test", SCOPED, "--logs").splitlines()[-1])
 
-    place.patch({"pooler": {"parameters": {"query_wait_notify": 28}}, "consumers": [{"namespace": place.web}]})
+    place.patch({"pooler": {"parameters": {"stats_period": 28}}, "consumers": [{"namespace": place.web}]})
     place.wait_condition("ConfigApplied", "True", "Applied")
     place.wait_condition("ConsumersSynced", "True", "Synced")
     kubectl("annotate", "namespace", place.web, "poolkeeper.io/accept-from-")

@@ -67,6 +67,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert database.pooler.resources is None
     assert database.pooler.affinity is None
     assert database.pooler.autoscaling is None
+    assert database.pooler.allowed_faults == ()
     assert database.keeper == Keeper(
         enabled=True,
         image=None,
@@ -105,6 +106,7 @@ def test_every_field_is_read() -> None:
     assert pooler.affinity == BY_HOST["pooler"]["affinity"]
     assert pooler.priority_class_name == "high"
     assert pooler.autoscaling == Autoscaling(min=2, max=6)
+    assert pooler.allowed_faults == ("cached-login-error", "CVE-2026-6666")
     assert database.keeper == Keeper(
         enabled=True,
         image="registry.example:5000/keeper:1.26.1@sha256:00",

@@ -10,6 +10,7 @@ from e2e.bench.rollouts import figures, table
 from e2e.cluster.paths import ROOT
 from e2e.images.catalog import context_files, recipe
 from e2e.images.dockerfile import Copy
+from poolkeeper.parameter_table import OLDEST
 from poolkeeper.parameters import PARAMETERS, validate
 from tests.e2e.clients.programs import PROGRAMS
 from tests.e2e.keeper_events import HOT_PARAMETERS
@@ -37,7 +38,9 @@ def test_every_program_is_in_the_image_s_sources() -> None:
 
 
 def test_the_hot_parameters_are_all_of_those_that_need_no_restart_with_other_values_than_by_default() -> None:
-    assert HOT_PARAMETERS.keys() == {name for name, one in PARAMETERS.items() if not one.restart}
+    assert HOT_PARAMETERS.keys() == {
+        name for name, one in PARAMETERS.items() if not one.restart and one.since == OLDEST
+    }
     for name, value in HOT_PARAMETERS.items():
         assert validate(name, value)
 

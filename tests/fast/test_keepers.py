@@ -14,6 +14,7 @@ from poolkeeper import beside, console, names
 from poolkeeper.beside import Beside
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.cluster import Refused
+from poolkeeper.console import Answer
 from poolkeeper.desired.pgbouncer_config import Configuration
 from poolkeeper.drain import Drained
 from poolkeeper.plan import Plan
@@ -208,7 +209,7 @@ def test_while_keepers_are_being_changed_the_status_stays_as_it_was(cluster: Sim
     before = cluster.condition("KeepersCurrent")
     cluster.shown.clear()
     for pod in cluster.pods:
-        cluster.shown[pod.uid] = Shown(cluster.plan().reload[0].shown_as, 0, "")
+        cluster.shown[pod.uid] = Shown(cluster.plan().reload[0].shown_as, 0, "", cluster.version)
     assert cluster.plan().keepers
     assert cluster.plan().status is None
     assert cluster.condition("KeepersCurrent") == before
@@ -305,10 +306,10 @@ async def test_one_keeper_that_fails_does_not_keep_the_others_from_theirs(
 ) -> None:
     store, _, _, tasks = parts
 
-    async def apply(access: ConsoleAccess, _config: Configuration, _timeout: float) -> str | None:
+    async def apply(access: ConsoleAccess, _config: Configuration, _timeout: float) -> Answer:
         if access.ip == "ip-of-false":
             raise KeyError("key")
-        return "no answer" if access.ip == "ip-of-lost" else None
+        return Answer("no answer") if access.ip == "ip-of-lost" else Answer(None, "PgBouncer 1.26.1")
 
     monkeypatch.setattr(console, "apply", apply)
     assert await tasks.update(KEY, [reload(pod) for pod in ("good", "lost", "gone", "refused", "false")])
@@ -318,6 +319,8 @@ async def test_one_keeper_that_fails_does_not_keep_the_others_from_theirs(
         "refused/keeper": "not this pod",
         "false/keeper": "its console's tables lack 'key'; it is no keeper",
     }
+    versions = {process: shown.version for process, (shown, _) in store._shown.items() if shown.version}
+    assert versions == {"good/keeper": "PgBouncer 1.26.1"}
 
 
 async def test_slow_keepers_are_not_waited_for_and_start_another_run(
@@ -326,8 +329,9 @@ async def test_slow_keepers_are_not_waited_for_and_start_another_run(
     store, queue, _, tasks = parts
     answer = asyncio.Event()
 
-    async def apply(_access: ConsoleAccess, _config: Configuration, _timeout: float) -> None:
+    async def apply(_access: ConsoleAccess, _config: Configuration, _timeout: float) -> Answer:
         await answer.wait()
+        return Answer(None)
 
     monkeypatch.setattr(console, "apply", apply)
     monkeypatch.setattr(beside, "PATIENCE_SECONDS", 0.01)

@@ -186,7 +186,7 @@ def test_the_default_limit_takes_no_reload(cluster: Simulation) -> None:
 def test_limits_on_waiting_are_raised_first_and_lowered_last(cluster: Simulation) -> None:
     keeper = Keeper("keeper", "database", IMAGE, "Trust", 6432, running=True, restarts=0, generation="")
     cluster.app_pods = (AppPod("web", "app", "uid-1", "10.1.0.1", False, (keeper,), ()),)
-    parameters = {"query_timeout": 20, "query_wait_timeout": 0, "query_wait_notify": 7}
+    parameters = {"query_timeout": 20, "query_wait_timeout": 0, "stats_period": 7}
     cluster.edit(pooler={"parameters": parameters})
     cluster.settle()
     cluster.edit(paused=True, pauseTimeoutSeconds=300)
@@ -201,7 +201,7 @@ def test_limits_on_waiting_are_raised_first_and_lowered_last(cluster: Simulation
     assert [line for line in cluster.log[begun:] if line.startswith("reload")][1:]
     assert [line for line in cluster.log[begun:] if line.startswith("keeper")]
     assert written(cluster, "query_wait_timeout") == "0", "that is no limit"
-    assert written(cluster, "query_wait_notify") == "7"
+    assert written(cluster, "stats_period") == "7"
     assert written(cluster, "query_wait_timeout", KEEPER) == "330"
     see(cluster, RESUMED, RESUMED)
     cluster.edit(paused=False, pauseTimeoutSeconds=10)
@@ -216,7 +216,7 @@ def test_limits_on_waiting_are_raised_first_and_lowered_last(cluster: Simulation
 
 def test_a_pause_that_begun_goes_on_while_other_things_change(cluster: Simulation) -> None:
     paused(cluster)
-    cluster.edit(pooler={"parameters": {"query_wait_notify": 9}})
+    cluster.edit(pooler={"parameters": {"stats_period": 9}})
     seen = set()
     for _ in range(6):
         held = pausing(cluster.step())

@@ -269,7 +269,7 @@ _EDITS = st.sampled_from(
     [
         {"pooler": {"replicas": 4}},
         {"pooler": {"mode": "session"}},
-        {"pooler": {"parameters": {"query_wait_notify": 7}}},
+        {"pooler": {"parameters": {"stats_period": 7}}},
         {"pooler": {"parameters": {"bogus": 1}}},
         {"consumers": []},
         {"consumers": [{"namespace": "web"}, {"namespace": "closed"}, {"namespace": "data"}]},

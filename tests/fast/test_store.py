@@ -4,6 +4,7 @@ import base64
 import copy
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from poolkeeper import names
@@ -283,3 +284,18 @@ def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
         order = list(events)
         shuffler.shuffle(order)
         assert end(order) == expected
+
+
+def test_a_server_that_is_out_of_reach_keeps_the_version_that_it_showed() -> None:
+    store, target = Store(SETTINGS), Target("pg", 5432, "shop", "o", "p", "require", None)
+    store.probed(KEY, Probe(target, True, "Reachable", "", 170002))
+    for _ in range(2):
+        store.probed(KEY, Probe(target, False, "Timeout", "no answer"))
+        probe = store.world(KEY, Logins()).probe
+        assert probe is not None
+        assert (probe.reachable, probe.server_version) == (False, 170002)
+    elsewhere = replace(target, host="other")
+    store.probed(KEY, Probe(elsewhere, False, "Timeout", "no answer"))
+    probe = store.world(KEY, Logins()).probe
+    assert probe is not None
+    assert probe.server_version is None

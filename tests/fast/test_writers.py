@@ -165,7 +165,7 @@ def test_the_ini_file_refuses_an_entry_of_another_alphabet(name: str) -> None:
         {"listen_addr": "127.0.0.1"},
         {"%include": "/etc/passwd"},
         {"[peers]": "1"},
-        {"query_wait_notify": " 1"},
+        {"stats_period": " 1"},
     ],
     ids=lambda parameters: next(iter(parameters)),
 )
@@ -277,7 +277,7 @@ def test_a_login_named_like_the_upstreams_user_is_refused() -> None:
 
 
 def test_a_configuration_says_what_the_console_must_show() -> None:
-    whole = made(TARGET, {"query_wait_notify": "7"}, WEB)
+    whole = made(TARGET, {"stats_period": "7"}, WEB)
     generation = whole.generation
     assert re.fullmatch(r"[0-9a-f]{12}", generation)
     [ca] = [name for name in whole.files if name.startswith("ca-")]
@@ -287,7 +287,7 @@ def test_a_configuration_says_what_the_console_must_show() -> None:
     assert whole.settings["auth_file"] == f"/etc/poolkeeper/userlist-{generation}.txt"
     assert whole.settings["auth_hba_file"] == f"/etc/poolkeeper/hba-{generation}.conf"
     assert whole.settings["server_tls_ca_file"] == f"/etc/poolkeeper/{ca}"
-    assert whole.settings["query_wait_notify"] == "7"
+    assert whole.settings["stats_period"] == "7"
     assert whole.users == {"poolkeeper", entries.login_name(WEB), f"pk.{generation}"}
     row = {"host": "pg.data.svc", "port": "5432", "database": "shop", "force_user": "shop_owner"}
     assert whole.databases == {
@@ -299,7 +299,7 @@ def test_a_configuration_says_what_the_console_must_show() -> None:
 CHANGES: dict[str, Callable[[], Configuration]] = {
     "password": lambda: made(replace(TARGET, password="another")),
     "ca": lambda: made(replace(TARGET, ca="-----BEGIN CERTIFICATE-----")),
-    "parameter": lambda: made(TARGET, {"query_wait_notify": "8"}),
+    "parameter": lambda: made(TARGET, {"stats_period": "8"}),
     "consumers": lambda: made(TARGET, {}, WEB),
 }
 
@@ -419,7 +419,7 @@ def test_nothing_is_missing_from_a_console_that_shows_everything() -> None:
 
 
 def test_what_a_console_does_not_show_is_said_in_words() -> None:
-    whole = made(replace(TARGET, password="upstream-password"), {"query_wait_notify": "7"}, WEB)
+    whole = made(replace(TARGET, password="upstream-password"), {"stats_period": "7"}, WEB)
     name, session = entries.entry_name("shop", WEB), entries.session_entry_name("shop", WEB)
 
     def problem(table: int, change: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> str | None:
@@ -430,7 +430,7 @@ def test_what_a_console_does_not_show_is_said_in_words() -> None:
     def with_value(key: str, value: str) -> Callable[[list[dict[str, str]]], list[dict[str, str]]]:
         return lambda rows: [row | {"value": value} if row["key"] == key else row for row in rows]
 
-    assert problem(0, with_value("query_wait_notify", "20")) == "query_wait_notify is '20' instead of '7'"
+    assert problem(0, with_value("stats_period", "20")) == "stats_period is '20' instead of '7'"
     assert problem(0, with_value("listen_port", "1")) == (
         "listen_port is '1' instead of '6432', which takes a restart"
     )

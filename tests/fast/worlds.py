@@ -17,6 +17,7 @@ from poolkeeper.consent import consumers
 from poolkeeper.desired.entries import login_name
 from poolkeeper.logins import Login, Logins, from_secret
 from poolkeeper.plan import Plan, plan
+from poolkeeper.processes import Reload
 from poolkeeper.settings import Settings
 from poolkeeper.world import (
     ApiRefusal,
@@ -101,6 +102,11 @@ class Simulation:
     workloads: Mapping[Owner, Workload | ApiRefusal | None] = field(default_factory=dict)
     workloads_due: frozenset[Owner] = frozenset()
     shown: dict[str, Shown] = field(default_factory=dict)
+    version: str = "PgBouncer 1.24.1+poolkeeper.1"
+    """What consoles answer to SHOW VERSION."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Likewise of single processes."""
+    server_version: int | None = 170002
     paused: dict[str, PauseSeen] = field(default_factory=dict)
     now: datetime = NOW
     probe: Probe | None = None
@@ -194,17 +200,18 @@ class Simulation:
             self.tables = _decoded(steps.tables["data"])
             self.log.append("tables")
         for reload in steps.reload:
-            self.shown[reload.process] = Shown(reload.shown_as, reload.restarts, "")
+            self.shown[reload.process] = self._shown(reload, reload.shown_as)
             self.log.append(f"reload {reload.pod} {reload.configuration.generation}")
         for reload in steps.keepers:
-            self.shown[reload.process] = Shown(reload.configuration.generation, reload.restarts, "")
+            self.shown[reload.process] = self._shown(reload, reload.configuration.generation)
             self.log.append(f"keeper {reload.pod} {reload.configuration.generation}")
         for item in steps.reconnect:
             self.moved[item.uid] = Moved(item.whereabouts, 0.5, 0)
             self.log.append(f"reconnect {item.name}")
         if steps.probe is not None:
             reason = self.accepts.get(steps.probe.password, "")
-            self.probe = Probe(steps.probe, not reason, reason or "Reachable", reason or "logged in")
+            said = (reason or "Reachable", reason or "logged in")
+            self.probe = Probe(steps.probe, not reason, *said, None if reason else self.server_version)
             self.log.append("probe")
         if steps.status is not None:
             self.status = dict(steps.status)
@@ -278,6 +285,10 @@ class Simulation:
             return self.budget
         return replace(self.budget, admissible=frozenset(allotments.parse(self.tables)[0].allotments))
 
+    def _shown(self, reload: Reload, generation: str) -> Shown:
+        version = self.versions.get(reload.process, self.version)
+        return Shown(generation, reload.restarts, "", version)
+
     def _change(self, uid: str, **changes: Any) -> None:
         self.pods = tuple(replace(pod, **changes) if pod.uid == uid else pod for pod in self.pods)
 
@@ -304,7 +315,16 @@ def ready_pod(number: int = 1) -> Pod:
 def new_pod(number: int = 1) -> Pod:
     """A pod that runs and waits for its share."""
     return Pod(
-        f"shop-pooler-{number}", f"pod-{number}", f"10.0.0.{number}", False, False, 0, "", "", running=True
+        f"shop-pooler-{number}",
+        f"pod-{number}",
+        f"10.0.0.{number}",
+        False,
+        False,
+        0,
+        "",
+        "",
+        running=True,
+        image=SETTINGS.pooler_image,
     )
 
 

@@ -256,7 +256,7 @@ class Pooler:
     async def apply(
         self, configuration: Configuration, access: ConsoleAccess, timeout: float = 3.0
     ) -> str | None:
-        return await console.apply(access, configuration, timeout)
+        return (await console.apply(access, configuration, timeout)).problem
 
     def log(self) -> str:
         return (self.directory / "pgbouncer.log").read_text()

@@ -54,7 +54,7 @@ async def test_the_keeper_speaks_tls_to_the_pooler_and_shows_its_whole_configura
             rows = [row for row in await opened.show("CLIENTS") if row["database"] != "pgbouncer"]
         assert [(row["user"], row["database"]) for row in rows] == [(shop.login(WEB).name, shop.entry(WEB))]
         assert rows[0]["tls"].startswith("TLS")
-    assert await console.apply(own.access, own.write(keeper_files(shop)), 3) is None
+    assert (await console.apply(own.access, own.write(keeper_files(shop)), 3)).problem is None
     words = (" WARNING ", " ERROR ", " FATAL ")
     assert [line for line in own.log().splitlines() if any(word in line for word in words)] == []
 
@@ -195,7 +195,7 @@ async def test_a_change_arrives_by_reload_and_leaves_port_and_clients_alone(own:
             backend = client.execute("SELECT pg_backend_pid()").fetchone()
             changed = keeper_files(shop, resource(keeper={"poolSize": 3}, pooler={"drainSeconds": 90}))
             here = own.write(changed, kept_files(before, changed.generation))
-            assert await console.apply(own.access, here, 3) is None
+            assert (await console.apply(own.access, here, 3)).problem is None
             assert client.execute("SELECT pg_backend_pid()").fetchone() == backend
         assert client.execute("SELECT 1").fetchone() == (1,)
     async with console.connect(own.access, 3) as opened:

@@ -87,8 +87,8 @@ def test_without_the_password_or_with_another_nobody_gets_in(demanding: Keeper, 
 
 async def test_the_console_is_as_ever_and_shows_the_whole_configuration(demanding: Keeper, shop: Shop) -> None:
     here = demanding.write(files(shop))
-    assert await console.apply(demanding.access, shown_by(here, SCRAM), 3) is None
-    problem = await console.apply(demanding.access, here, 0.5)
+    assert (await console.apply(demanding.access, shown_by(here, SCRAM), 3)).problem is None
+    problem = (await console.apply(demanding.access, here, 0.5)).problem
     assert problem is not None
     assert "auth_hba_file" in problem, "which rules are in force is seen from outside"
     words = (" WARNING ", " ERROR ", " FATAL ")
@@ -100,7 +100,7 @@ async def test_a_change_reaches_a_demanding_keeper_by_reload(demanding: Keeper, 
         backend = client.execute("SELECT pg_backend_pid()").fetchone()
         changed = files(shop, keeper={"poolSize": 3})
         here = demanding.write(changed, kept_files(stored(demanding), changed.generation))
-        assert await console.apply(demanding.access, shown_by(here, SCRAM), 3) is None
+        assert (await console.apply(demanding.access, shown_by(here, SCRAM), 3)).problem is None
         assert client.execute("SELECT pg_backend_pid()").fetchone() == backend
     with demanding.connect() as client:
         assert client.execute("SELECT 1").fetchone() == (1,)
@@ -113,7 +113,7 @@ async def test_a_pod_that_was_made_before_goes_on_without_a_password(trusting: K
         backend = client.execute("SELECT pg_backend_pid()").fetchone()
         for whole in (files(shop), keeper_files(shop)):
             here = trusting.write(whole, kept_files(stored(trusting), whole.generation))
-            assert await console.apply(trusting.access, shown_by(here, TRUST), 3) is None
+            assert (await console.apply(trusting.access, shown_by(here, TRUST), 3)).problem is None
             assert client.execute("SELECT pg_backend_pid()").fetchone() == backend
             with trusting.connect() as later:
                 assert later.execute("SELECT 1").fetchone() == (1,)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from poolkeeper import console
+from poolkeeper import console, pgbouncer_version
 from poolkeeper.desired import pgbouncer_ini
+from poolkeeper.parameter_table import OLDEST
 from poolkeeper.parameters import OPERATOR_OWNED, PARAMETERS, Parameter, validate
 from tests.pgbouncer.processes import Pooler, pooler
 from tests.pgbouncer.shop import Shop
@@ -18,6 +20,23 @@ from tests.pgbouncer.shop import Shop
 def plain(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooler]:
     with pooler(tmp_path_factory.mktemp("plain"), shop.configuration()) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def known(plain: Pooler, shop: Shop) -> dict[str, Parameter]:
+    """The parameters that the image's PgBouncer has, going by its version."""
+
+    async def ask() -> str:
+        async with console.connect(shop.console(plain), 3) as opened:
+            return await opened.version()
+
+    version = pgbouncer_version.parse(asyncio.run(ask()))
+    assert version is not None
+    return {name: one for name, one in PARAMETERS.items() if one.since <= version.release[:2]}
+
+
+def later_defaults(known: Mapping[str, Parameter]) -> dict[str, str]:
+    return {name: value for name, value in pgbouncer_ini.LATER_DEFAULTS.items() if name in known}
 
 
 def values(parameter: Parameter) -> list[object]:
@@ -54,9 +73,9 @@ async def show_config(pooler: Pooler, shop: Shop) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("index", range(len(vectors())))
 async def test_every_value_is_accepted_at_the_start_and_shown_as_it_was_written(
-    index: int, shop: Shop, tmp_path: Path
+    index: int, known: dict[str, Parameter], shop: Shop, tmp_path: Path
 ) -> None:
-    parameters = vectors()[index]
+    parameters = {name: value for name, value in vectors()[index].items() if name in known}
     with pooler(tmp_path, shop.configuration(parameters=parameters)) as running:
         shown = await show_config(running, shop)
         assert {name: shown[name]["value"] for name in parameters} == parameters
@@ -65,30 +84,53 @@ async def test_every_value_is_accepted_at_the_start_and_shown_as_it_was_written(
 
 @pytest.mark.parametrize("index", range(len(vectors())))
 async def test_every_value_that_needs_no_restart_arrives_by_reload(
-    index: int, plain: Pooler, shop: Shop
+    index: int, known: dict[str, Parameter], plain: Pooler, shop: Shop
 ) -> None:
-    parameters = {name: value for name, value in vectors()[index].items() if not PARAMETERS[name].restart}
+    hot = {name for name, one in known.items() if not one.restart}
+    parameters = {name: value for name, value in vectors()[index].items() if name in hot}
     changed = plain.write(shop.configuration(parameters=parameters))
     assert await plain.apply(changed, shop.console(plain)) is None
-    back = plain.write(shop.configuration())
+    back = plain.write(shop.configuration(parameters=later_defaults(known)))
     assert await plain.apply(back, shop.console(plain)) is None
     shown = await show_config(plain, shop)
-    defaults = {name: shown[name]["default"] for name in parameters} | dict(pgbouncer_ini.DEFAULTS)
+    own = {**pgbouncer_ini.DEFAULTS, **later_defaults(known)}
+    defaults = {name: shown[name]["default"] for name in parameters} | own
     assert {name: shown[name]["value"] for name in parameters} == {name: defaults[name] for name in parameters}
 
 
-async def test_what_takes_a_restart_is_what_the_console_calls_not_changeable(plain: Pooler, shop: Shop) -> None:
+async def test_what_takes_a_restart_is_what_the_console_calls_not_changeable(
+    known: dict[str, Parameter], plain: Pooler, shop: Shop
+) -> None:
     shown = await show_config(plain, shop)
-    assert {name: parameter.restart for name, parameter in PARAMETERS.items()} == {
-        name: shown[name]["changeable"] == "no" for name in PARAMETERS
+    assert {name: parameter.restart for name, parameter in known.items()} == {
+        name: shown[name]["changeable"] == "no" for name in known
     }
 
 
-async def test_the_defaults_in_the_table_are_the_programs_own(plain: Pooler, shop: Shop) -> None:
+CHANGED_LATER = {"server_check_query": "<empty>", "track_extra_parameters": ""}
+"""Defaults of 1.26 that are others than in the oldest version, whose defaults the table has."""
+
+
+async def test_the_defaults_in_the_table_are_the_programs_own(
+    known: dict[str, Parameter], plain: Pooler, shop: Shop
+) -> None:
     shown = await show_config(plain, shop)
-    assert {name: parameter.default for name, parameter in PARAMETERS.items()} == {
-        name: shown[name]["default"] for name in PARAMETERS
+    changed = CHANGED_LATER if "pool_idle_timeout" in known else {}
+    assert {name: parameter.default for name, parameter in known.items()} | changed == {
+        name: shown[name]["default"] for name in known
     }
+
+
+async def test_a_parameter_is_known_from_the_version_on_that_the_table_names(
+    known: dict[str, Parameter], plain: Pooler, shop: Shop
+) -> None:
+    assert known.keys() == PARAMETERS.keys() & (await show_config(plain, shop)).keys()
+
+
+async def test_what_the_operator_writes_unasked_is_known_to_the_oldest_version(shop: Shop) -> None:
+    """Forced settings were there long before: every version shows them."""
+    newer = {name for name, one in PARAMETERS.items() if one.since > OLDEST}
+    assert not newer & shop.configuration().settings.keys()
 
 
 async def test_every_setting_of_this_version_is_either_offered_or_the_operators_own(
@@ -102,7 +144,7 @@ async def test_every_setting_of_this_version_is_either_offered_or_the_operators_
 async def test_defaults_of_the_operator_pass_its_own_allow_list_and_forced_settings_are_its_own(
     shop: Shop,
 ) -> None:
-    for name, value in pgbouncer_ini.DEFAULTS.items():
+    for name, value in {**pgbouncer_ini.DEFAULTS, **pgbouncer_ini.LATER_DEFAULTS}.items():
         assert name in PARAMETERS
         assert value == "" or validate(name, int(value)) == value
     written = shop.configuration().settings.keys()

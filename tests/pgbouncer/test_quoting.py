@@ -91,7 +91,7 @@ upstreams = st.lists(
 @given(batch=upstreams)
 @examples(6)
 def test_any_upstream_user_password_and_database_log_in_through_the_pooler(
-    batch: list[tuple[str, str, str]], running: Pooler, shop: Shop, server: Postgres
+    batch: list[tuple[str, str]], running: Pooler, shop: Shop, server: Postgres
 ) -> None:
     consumers = [Consumer(f"n{index}", "database") for index in range(len(batch))]
     logins = replace(shop.logins, consumers={login_name(one): mint(login_name(one)) for one in consumers})
@@ -160,17 +160,13 @@ async def test_long_passwords_log_in_up_to_the_limit(
     assert outcome.reachable == (length <= 1000), outcome
 
 
-@given(batch=st.lists(st.tuples(text(0, 200), text(0, 200), text(0, 200)), min_size=1, max_size=1))
+@given(batch=st.lists(st.tuples(text(0, 200), text(0, 200)), min_size=1, max_size=1))
 @examples(60)
 def test_any_text_setting_is_shown_as_it_was_written(
-    batch: list[tuple[str, str, str]], running: Pooler, shop: Shop
+    batch: list[tuple[str, str]], running: Pooler, shop: Shop
 ) -> None:
-    [(query, reset, notice)] = batch
-    parameters = {
-        "server_check_query": query.strip(" "),
-        "server_reset_query": reset.strip(" "),
-        "login_notify_message": notice.strip(" "),
-    }
+    [(query, reset)] = batch
+    parameters = {"server_check_query": query.strip(" "), "server_reset_query": reset.strip(" ")}
     changed = running.write(shop.configuration(parameters=parameters))
     assert asyncio.run(running.apply(changed, shop.console(running), 0.3)) is None
 
@@ -277,8 +273,8 @@ def _password_that_libpq_would_send(passfile: Path) -> str:
 
 
 async def test_the_console_reads_utf8(running: Pooler, shop: Shop) -> None:
-    changed = running.write(shop.configuration(parameters={"login_notify_message": "größer 🐘"}))
+    changed = running.write(shop.configuration(parameters={"server_reset_query": "größer 🐘"}))
     assert await running.apply(changed, shop.console(running)) is None
     async with console.connect(shop.console(running), 3) as opened:
         shown = await opened.settings()
-    assert shown["login_notify_message"] == "größer 🐘"
+    assert shown["server_reset_query"] == "größer 🐘"

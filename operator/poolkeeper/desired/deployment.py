@@ -15,11 +15,17 @@ from poolkeeper.parameters import PARAMETERS
 from poolkeeper.settings import Settings
 
 CONFIG_DIRECTORY = "/etc/poolkeeper"
+CONTAINER = "pgbouncer"
 LEAVE_ENDPOINTS_SECONDS = 5
 """A terminating pod waits so long before PgBouncer hears of it: its listener closes as soon as the shutdown
 begins, so every kube-proxy must have taken the pod out of the Service by then."""
 _USER = 65532
 _DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}
+
+
+def image(database: PooledDatabase, settings: Settings) -> str:
+    """The image that poolers are made of."""
+    return database.pooler.image or settings.pooler_image
 
 
 def render(database: PooledDatabase, settings: Settings, console: Login, most_pods: int | None) -> Object:
@@ -124,8 +130,8 @@ def _as_stored(value: Any) -> Any:
 def _container(database: PooledDatabase, settings: Settings) -> Object:
     probe = {"tcpSocket": {"port": "postgres"}, "timeoutSeconds": 2}
     return {
-        "name": "pgbouncer",
-        "image": database.pooler.image or settings.pooler_image,
+        "name": CONTAINER,
+        "image": image(database, settings),
         "imagePullPolicy": settings.pooler_image_pull_policy,
         "command": ["pgbouncer", f"{CONFIG_DIRECTORY}/pgbouncer.ini"],
         "ports": [{"name": "postgres", "containerPort": names.POOLER_PORT, "protocol": "TCP"}],
@@ -155,7 +161,7 @@ def _restart_digest(database: PooledDatabase, console: Login) -> str:
         "console": console.verifier,
         "prepared_statements": parameters.get("max_prepared_statements") != "0",
         **{name: value for name, value in parameters.items() if PARAMETERS[name].restart},
-        # Only what is written: a new default of the operator's reaches pods with the next reason to replace them.
+        # Only what is written: a new default of the operator's waits for another reason to replace the pods.
         **({"startup_parameters": dict(chosen)} if (chosen := database.pooler.startup_parameters) else {}),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

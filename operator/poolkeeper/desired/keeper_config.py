@@ -36,9 +36,7 @@ from poolkeeper.logins import Login
 from poolkeeper.names import CONSOLE_LOGIN, POOLER_PORT
 from poolkeeper.target import Target
 
-SHARED_PARAMETERS = frozenset(
-    {"max_prepared_statements", "server_reset_query", "server_reset_query_always"}
-)
+SHARED_PARAMETERS = frozenset({"max_prepared_statements", "server_reset_query", "server_reset_query_always"})
 """Parameters of the pooler that both tiers must have alike: what they keep track of, or reset, for a client."""
 
 QUERY_WAIT_SECONDS = 120

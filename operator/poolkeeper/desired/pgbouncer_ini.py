@@ -39,6 +39,12 @@ DEFAULTS: Mapping[str, str] = {
 }
 """Settings that spec.pooler.parameters may override."""
 
+LATER_DEFAULTS: Mapping[str, str] = {
+    # PgBouncer's own default, written out because a RELOAD doesn't bring it back when it disappears.
+    "server_tls13_ciphers": "",
+}
+"""Likewise where PgBouncer has these settings, which the oldest lacks (supported_parameters.py)."""
+
 _TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 _SETTING_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ENTRY_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")

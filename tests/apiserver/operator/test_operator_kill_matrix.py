@@ -60,7 +60,7 @@ def _prepare_created(lane: Lane) -> None:
 
 def _change(lane: Lane) -> None:
     lane.apply(
-        pooler={"replicas": 3, "mode": "session", "parameters": {"query_wait_notify": 7}},
+        pooler={"replicas": 3, "mode": "session", "parameters": {"stats_period": 7}},
         consumers=[{"namespace": lane.web}, {"namespace": lane.data, "secretName": "own"}],
     )
 

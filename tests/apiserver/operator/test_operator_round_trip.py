@@ -83,7 +83,7 @@ POD_SETTINGS: dict[str, dict[str, Any]] = {
     },
     "drain": {"drainSeconds": 0, "replicas": 0, "mode": "statement"},
     "parameters": {
-        "parameters": {"query_wait_notify": 3, "server_reset_query": "DISCARD ALL", "query_timeout": "0.5"}
+        "parameters": {"stats_period": 3, "server_reset_query": "DISCARD ALL", "query_timeout": "0.5"}
     },
 }
 

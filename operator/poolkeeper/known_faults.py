@@ -1,0 +1,162 @@
+"""Faults of PgBouncer's releases that endanger a PooledDatabase, by name, and which of them a process has.
+
+Only faults that the operator's configuration exposes are listed. CVE-2025-12819 needs an auth_query,
+CVE-2026-6667 a console user without admin rights, and CVE-2026-107348 a max_packet_size that
+spec.pooler.parameters refuses: no pooler and no keeper has any of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from poolkeeper.pgbouncer_version import Release, Version
+
+NEWEST_TRIED: Release = (1, 26, 1)
+"""The newest release whose faults were looked for."""
+SOUND_BUILD = 1
+"""Poolkeeper's builds have none of these faults from this one on."""
+_FIRST: Release = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of the releases from `since` to `until`, both included.
+
+    `servers_below` (PostgreSQL's version number, such as 180000), `server_tls` (values of server_tls_sslmode)
+    and `options_parsed` (ignore_startup_parameters has names, without `options`) limit where it shows.
+    `backported`: a distribution may fix it under the same version.
+    """
+
+    name: str
+    since: Release
+    until: Release
+    effect: str
+    servers_below: int | None = None
+    server_tls: tuple[str, ...] | None = None
+    options_parsed: bool = False
+    backported: bool = False
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What else decides on a process' faults. `server_version` is PostgreSQL's number, None if not known."""
+
+    server_version: int | None
+    server_tls: str
+    ignored_parameters: frozenset[str]
+
+
+TABLE = (
+    Fault(
+        "search-path-mixed",
+        (1, 26, 0),
+        NEWEST_TRIED,
+        "clients that set a search_path get answers from another client's schema",
+        servers_below=180000,
+    ),
+    Fault(
+        "copy-early-data-wedge",
+        (1, 26, 0),
+        NEWEST_TRIED,
+        "a COPY whose data comes early (pgx CopyFrom) blocks its server connection for good",
+    ),
+    Fault(
+        "CVE-2026-107350",
+        (1, 17, 0),
+        (1, 26, 0),
+        "one valid password logs in as any user with a SCRAM secret",
+        backported=True,
+    ),
+    Fault(
+        "CVE-2026-107349",
+        (1, 20, 0),
+        (1, 26, 0),
+        "a client without a login stops the process from serving",
+        options_parsed=True,
+        backported=True,
+    ),
+    Fault(
+        "CVE-2026-6664",
+        _FIRST,
+        (1, 25, 1),
+        "a client without a login crashes the process",
+        backported=True,
+    ),
+    Fault(
+        "CVE-2026-6665",
+        _FIRST,
+        (1, 25, 1),
+        "a hostile server overflows the stack of the process",
+        backported=True,
+    ),
+    Fault(
+        "CVE-2026-6666",
+        _FIRST,
+        (1, 25, 1),
+        "a server's error without SQLSTATE crashes the process",
+        backported=True,
+    ),
+    Fault(
+        "reload-crash-login",
+        _FIRST,
+        NEWEST_TRIED,
+        "a RELOAD that removes an entry during a login there crashes the process",
+    ),
+    Fault(
+        "reload-crash-tls",
+        _FIRST,
+        NEWEST_TRIED,
+        "a RELOAD during a TLS handshake with the server crashes the process",
+        server_tls=("require", "verify-ca"),
+    ),
+    Fault(
+        "startup-parameters-not-applied",
+        _FIRST,
+        NEWEST_TRIED,
+        "search_path, statement_timeout and other parameters that PostgreSQL doesn't report are accepted from"
+        " clients at connect and not in force",
+    ),
+    Fault(
+        "late-copy-stuck",
+        _FIRST,
+        (1, 25, 99),
+        "COPY data that comes after its statement failed holds a server connection until its client leaves",
+    ),
+    Fault(
+        "cached-login-error",
+        _FIRST,
+        NEWEST_TRIED,
+        "a failed login to the server fails clients that could have waited",
+    ),
+)
+"""The gravest first."""
+
+KNOWN: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in TABLE})
+
+
+def applying(version: Version, circumstances: Circumstances) -> tuple[Fault, ...]:
+    """The faults that a process of this version has there. One that hangs on the server's version counts too
+    while that isn't known: see uncertain()."""
+    if version.build >= SOUND_BUILD:
+        return ()
+    return tuple(
+        fault
+        for fault in TABLE
+        if fault.since <= version.release <= fault.until and _exposed(fault, circumstances)
+    )
+
+
+def uncertain(fault: Fault, circumstances: Circumstances) -> bool:
+    """Whether it takes the server's version, which isn't known, to tell if the fault applies."""
+    return fault.servers_below is not None and circumstances.server_version is None
+
+
+def _exposed(fault: Fault, circumstances: Circumstances) -> bool:
+    server, ignored = circumstances.server_version, circumstances.ignored_parameters
+    if fault.servers_below is not None and server is not None and server >= fault.servers_below:
+        return False
+    if fault.server_tls is not None and circumstances.server_tls not in fault.server_tls:
+        return False
+    return not fault.options_parsed or (bool(ignored) and "options" not in ignored)
