@@ -27,11 +27,13 @@ SAMPLE_SECONDS = 0.7
 
 @dataclass(frozen=True)
 class Look:
-    """What a pooler's console showed: its table, the backends behind its connections, and SHOW POOLS."""
+    """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, and how many
+    clients are connected, by entry."""
 
     reading: Reading
     pids: frozenset[int]
     pools: tuple[Mapping[str, str], ...]
+    clients: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import budget_status, names, pause, pause_status, upstream_addresses
+from poolkeeper import budget_status, client_slot_status, names, pause, pause_status, upstream_addresses
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
@@ -23,7 +23,13 @@ from poolkeeper.world import Pod, Ref, Resource, Whereabouts, World
 
 FAILING_CONSUMERS_LISTED = 10
 _MESSAGE_LIMIT = 1024
-_FAULTS_FROM_THE_START = ("SpecValid", "UpstreamReachable", "ConsumersSynced", budget_status.KIND)
+_FAULTS_FROM_THE_START = (
+    "SpecValid",
+    "UpstreamReachable",
+    "ConsumersSynced",
+    budget_status.KIND,
+    client_slot_status.KIND,
+)
 _FALSE_AS_PLANNED = frozenset({pause_status.PAUSING, pause_status.RESUMING, pause_status.RESUMED})
 """Reasons that are no warning."""
 
@@ -48,6 +54,7 @@ def of(
         consumers_synced(wanted, world),
         keepers_current(wanted, world),
         budget_status.within_budget(database, wanted.consumers, world),
+        client_slot_status.client_slots_condition(database, wanted, world),
         *([paused] if paused is not None else []),
     )
     pods = [pod for pod in world.pods if not pod.terminating]

@@ -233,6 +233,18 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class AtLimit:
+    """A consumer, `namespace/secretName`, that has as many clients at a pooler as that admits. `limited`: its
+    own limits.maxClientConnections is what bounds it."""
+
+    consumer: str
+    pod: str
+    clients: int
+    bound: int
+    limited: bool
+
+
+@dataclass(frozen=True)
 class BudgetSeen:
     """What the budget of a PooledDatabase came to when it was worked out last, in server connections."""
 
@@ -267,6 +279,8 @@ class BudgetSeen:
     """By how much more is held than is usable, which has fallen."""
     admissible: frozenset[str] = frozenset()
     """UIDs of pods that clients may come to, as far as the budget goes."""
+    at_limit: tuple[AtLimit, ...] = ()
+    """Consumers that were at the bound of their clients lately, by name."""
 
 
 @dataclass(frozen=True)
