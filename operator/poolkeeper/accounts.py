@@ -14,7 +14,7 @@ from poolkeeper.budget import Caps, Division, Limit, Server
 from poolkeeper.budget_order import Order
 from poolkeeper.budget_protocol import Pooler, Reading, Record, View
 from poolkeeper.budget_report import Account
-from poolkeeper.budget_targets import Pooled, shares, target
+from poolkeeper.budget_targets import Pooled, bottleneck, shares, target
 from poolkeeper.need import Need, Sample
 from poolkeeper.servers import Measured, Others, Ours
 from poolkeeper.world import Pod
@@ -99,10 +99,17 @@ def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, 
         others = sum(record.bound for name, record in sight.records.items() if name not in sight.orders)
         lasting = max(0, memory.server.usable(sight.reserve) - others)
         databases = memory.need.adjusted(_databases(sight))
-        shared = shares(lasting, databases, _limits(sight, sight.measured))
+        limits = _limits(sight, sight.measured)
+        shared = shares(lasting, databases, limits)
         divisions = {
-            pooled.name: target(pooled, shared[pooled.name], poolers, sight.records[pooled.name])
-            for pooled in databases
+            pooled.name: target(
+                pooled,
+                shared[pooled.name],
+                poolers,
+                sight.records[pooled.name],
+                bottleneck(configured, shared, limits),
+            )
+            for pooled, configured in zip(databases, _databases(sight), strict=True)
         }
     wanted: dict[str, Caps] = {
         uid: item.caps

@@ -63,6 +63,7 @@ def seen(
         usable=account.server.usable(account.reserve),
         most_pods=division.pods,
         problems=division.problems,
+        bottleneck=division.bottleneck,
         left_out=frozenset(division.left_out),
     )
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from poolkeeper import faults
 from poolkeeper.allotments import Stored
 from poolkeeper.api import PooledDatabase, SpecError
+from poolkeeper.budget import SERVER
 from poolkeeper.logins import Logins
 from poolkeeper.target import Target
 
@@ -273,6 +274,8 @@ class BudgetSeen:
     """More pods than that are not worth having: not every entry would fit on each. None: not known yet."""
     problems: tuple[str, ...] = ()
     """What does not fit, in words."""
+    bottleneck: str = SERVER
+    """What would have to be larger for a larger share."""
     left_out: frozenset[str] = frozenset()
     """Entries that no connection is left for."""
     excess: int = 0
