@@ -6,9 +6,8 @@ Pure. Not part of Ready: the other consumers go on as before.
 from __future__ import annotations
 
 from poolkeeper import client_slots
-from poolkeeper.api import PooledDatabase
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
-from poolkeeper.desired.pgbouncer_config import max_clients
+from poolkeeper.desired.pgbouncer_config import MAX_CLIENTS
 from poolkeeper.wanted import Wanted
 from poolkeeper.world import AtLimit, World
 
@@ -16,14 +15,14 @@ KIND = "ClientSlots"
 CONSUMER_AT_LIMIT, SLOTS_EXHAUSTED = "ConsumerAtLimit", "SlotsExhausted"
 
 
-def client_slots_condition(database: PooledDatabase, wanted: Wanted, world: World) -> Condition:
+def client_slots_condition(wanted: Wanted, world: World) -> Condition:
     """Whether there is a slot for each consumer, and none has filled its own."""
     config = wanted.configuration
     if config is None:
         return last_known(world, KIND) or Condition(
             KIND, UNKNOWN, "NoUpstream", "client slots are divided once the upstream's Secret is complete"
         )
-    most, consumers = max_clients(database.pooler.parameters), len(config.slots)
+    most, consumers = int(config.settings[MAX_CLIENTS]), len(config.slots)
     if client_slots.exhausted(most, config.slots):
         return Condition(
             KIND,

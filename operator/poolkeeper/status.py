@@ -54,7 +54,7 @@ def of(
         consumers_synced(wanted, world),
         keepers_current(wanted, world),
         budget_status.within_budget(database, wanted.consumers, world),
-        client_slot_status.client_slots_condition(database, wanted, world),
+        client_slot_status.client_slots_condition(wanted, world),
         *([paused] if paused is not None else []),
     )
     pods = [pod for pod in world.pods if not pod.terminating]

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolkeeper.client_slots import Party, divide, divisible, exhausted, needed
+from poolkeeper.consent import Consumer
 from poolkeeper.desired import entries
-from poolkeeper.desired.pgbouncer_config import divided_slots
+from poolkeeper.desired.entries import Entry
+from poolkeeper.desired.pgbouncer_config import divided_slots, with_slots
 from poolkeeper.resource import Terms
 from tests.fast.test_writers import API, TARGET, WEB
 
@@ -96,5 +98,21 @@ def test_c6_a_limit_of_clients_on_both_endpoints_leaves_the_rest_to_the_others()
 
 def test_c6_max_user_client_connections_stays_a_limit_for_all() -> None:
     rows = entries.entries(TARGET, [WEB, API], "transaction")
-    bounds = divided_slots({"max_user_client_connections": "7"}, rows)
+    bounds = divided_slots(with_slots({"max_user_client_connections": "7"}, rows), rows)
     assert set(bounds.values()) == {7}
+
+
+@pytest.mark.parametrize(("consumers", "most", "each"), [(1, 1000, 940), (47, 1000, 20), (48, 1021, 20)])
+def test_c6_with_many_consumers_the_default_leaves_each_of_them_twenty(
+    consumers: int, most: int, each: int
+) -> None:
+    rows = entries.entries(TARGET, [Consumer(f"n{number}", "db") for number in range(consumers)], "transaction")
+    parameters = with_slots({}, rows)
+    assert parameters == {"max_client_conn": str(most)}
+    assert set(divided_slots(parameters, rows).values()) == {each}
+    assert with_slots({"max_client_conn": "40"}, rows) == {"max_client_conn": "40"}
+
+
+def test_c6_the_default_is_one_that_could_be_written_too() -> None:
+    rows = [Entry(f"e{number}", "shop", f"l{number}", "transaction", "") for number in range(9000)]
+    assert with_slots({}, rows) == {"max_client_conn": "100000"}

@@ -28,6 +28,11 @@ POD_FILE = "pod.ini"
 _FILE = re.compile(r"(?:userlist|hba|hba-scram|ca|tls|tls-ca)-[0-9a-f]{12}\.(?:txt|conf|crt|key)")
 _RULES = re.compile(r"^auth_hba_file = (\S+)$", re.MULTILINE)
 _NO_CA = "# No certificate authority is given: the upstream's certificate is not verified.\n"
+MAX_CLIENTS = "max_client_conn"
+USUAL_SLOTS = 20
+"""Clients of each consumer that every pooler has room for, unless spec.pooler.parameters say otherwise."""
+MOST_CLIENTS = 100_000
+"""What spec.pooler.parameters admit as well."""
 MAX_CLIENTS_COLUMN = "max_client_connections"
 """Where SHOW DATABASES has the most clients of an entry."""
 PLACEHOLDER = "generation"
@@ -91,6 +96,7 @@ def configuration(
     tls_key = content_file("tls", certificate.key, "key")
     addresses = dict(peers or {})
     lines = {row.name: pgbouncer_ini.line(target, row) for row in rows}
+    parameters = with_slots(parameters, rows)
     slots = divided_slots(parameters, rows)
 
     def paths(generation: str) -> Paths:
@@ -120,13 +126,17 @@ def configuration(
     )
 
 
-def max_clients(parameters: Mapping[str, str]) -> int:
-    """How many clients one pooler takes at all."""
-    return int({**pgbouncer_ini.DEFAULTS, **parameters}["max_client_conn"])
+def with_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> dict[str, str]:
+    """The parameters with a max_client_conn: unless there is one, it is the usual one, and more where there
+    are so many consumers that it would leave them little."""
+    consumers = len({entry.login for entry in entries})
+    usual = int(pgbouncer_ini.DEFAULTS[MAX_CLIENTS])
+    enough = min(client_slots.needed(USUAL_SLOTS * consumers), MOST_CLIENTS)
+    return {MAX_CLIENTS: str(max(usual, enough)), **parameters}
 
 
 def divided_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> dict[str, int]:
-    """The most clients of each login in one process, over all of its entries."""
+    """The most clients of each login in one process, over all of its entries; `parameters` with_slots()."""
     general = int(parameters.get(pgbouncer_ini.SLOTS_SETTING, "0"))  # 0: no limit
     rows: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -137,7 +147,7 @@ def divided_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> di
         ceilings = [sum(limits)] if len(limits) == len(own) else []
         ceilings += [general] if general else []
         parties.append(client_slots.Party(login, own[0].weight, min(ceilings, default=None)))
-    return client_slots.divide(max_clients(parameters), parties)
+    return client_slots.divide(int(parameters[MAX_CLIENTS]), parties)
 
 
 def paths_in(
