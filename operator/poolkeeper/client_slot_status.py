@@ -8,6 +8,7 @@ from __future__ import annotations
 from poolkeeper import client_slots
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired.pgbouncer_config import MAX_CLIENTS
+from poolkeeper.desired.pgbouncer_ini import SLOTS_SETTING
 from poolkeeper.wanted import Wanted
 from poolkeeper.world import AtLimit, World
 
@@ -29,7 +30,7 @@ def client_slots_condition(wanted: Wanted, world: World) -> Condition:
             FALSE,
             SLOTS_EXHAUSTED,
             f"{consumers} consumers share the {client_slots.divisible(most)} client slots that each pooler pod"
-            f" has for them, so that some of them can lock others out; raise"
+            " has for them, so that some consumers find no slot; raise"
             f" spec.pooler.parameters.max_client_conn from {most} to {client_slots.needed(consumers)} or more",
         )
     if world.budget is None:
@@ -39,7 +40,8 @@ def client_slots_condition(wanted: Wanted, world: World) -> Condition:
     if world.budget.at_limit:
         first, *others = world.budget.at_limit
         more = f"; {len(others)} more are like it" if others else ""
-        return Condition(KIND, FALSE, CONSUMER_AT_LIMIT, f"{_words(first, most)}{more}")
+        words = _words(first, most, config.settings.get(SLOTS_SETTING, "0"))
+        return Condition(KIND, FALSE, CONSUMER_AT_LIMIT, f"{words}{more}")
     return Condition(
         KIND,
         TRUE,
@@ -48,13 +50,17 @@ def client_slots_condition(wanted: Wanted, world: World) -> Condition:
     )
 
 
-def _words(item: AtLimit, most: int) -> str:
-    remedy = (
-        "raise its limits.maxClientConnections"
-        if item.limited
-        else f"raise spec.pooler.parameters.max_client_conn (now {most}), the weight of this consumer or"
-        " spec.pooler.replicas"
-    )
+def _words(item: AtLimit, most: int, general: str) -> str:
+    """`most` and `general` are the settings for all clients and for those of each login; 0: none."""
+    if item.limited:
+        remedy = "raise its limits.maxClientConnections"
+    elif int(general) == item.bound:
+        remedy = f"raise spec.pooler.parameters.{SLOTS_SETTING} (now {general})"
+    else:
+        remedy = (
+            f"raise spec.pooler.parameters.max_client_conn (now {most}), the weight of this consumer or"
+            " spec.pooler.replicas"
+        )
     return (
         f"consumer {item.consumer} has {item.clients} clients at pod {item.pod}, and a pooler admits"
         f" {item.bound} of it: more are refused with 'client connections exceeded', and other consumers are not"

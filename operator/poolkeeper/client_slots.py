@@ -38,8 +38,8 @@ def divide(max_clients: int, parties: Iterable[Party]) -> dict[str, int]:
     """The bound of each consumer by name, at least 1: PgBouncer takes 0 for unlimited.
 
     Slots are divided by weight. Each consumer gets half of an equal share at least, but never more than its
-    ceiling; what a ceiling leaves goes to the others. If there are more consumers than slots, each bound is 1,
-    and the sum is too large (exhausted()).
+    ceiling; what a ceiling leaves goes to the other consumers. If there are more consumers than slots, each
+    bound is 1, and the sum is too large (exhausted()).
     """
     rows = tuple(parties)
     slots = divisible(max_clients)

@@ -50,9 +50,13 @@ def at_limit(crowds: Crowds) -> tuple[AtLimit, ...]:
 def _full(bounds: Iterable[ClientBound], shown: Mapping[str, Mapping[str, int]]) -> Iterable[AtLimit]:
     """One for each consumer that is at a bound: if at several, at its own limit, and on the first pod."""
     found: dict[str, AtLimit] = {}
-    for row in sorted(bounds, key=lambda row: not row.limited):
-        for pod, clients in sorted(shown.items()):
+    pods = sorted(shown.items())
+    for row in bounds:
+        for pod, clients in pods:
             number = sum(clients.get(entry, 0) for entry in row.entries)
-            if number >= row.bound:
-                found.setdefault(row.consumer, AtLimit(row.consumer, pod, number, row.bound, row.limited))
+            if number < row.bound:
+                continue
+            known = found.get(row.consumer)
+            if known is None or (row.limited and not known.limited):
+                found[row.consumer] = AtLimit(row.consumer, pod, number, row.bound, row.limited)
     return found.values()

@@ -102,6 +102,16 @@ def test_c6_the_condition_names_consumer_pod_numbers_and_remedy(cluster: Simulat
     assert "1 more are" in condition(cluster, web, replace(web, consumer="x/y"))["message"]
 
 
+def test_c6_where_a_setting_for_all_consumers_is_what_is_small_the_condition_says_so(
+    cluster: Simulation,
+) -> None:
+    cluster.edit(pooler={"parameters": {"max_user_client_connections": 7}})
+    cluster.settle()
+    made = condition(cluster, AtLimit("web/database", "shop-pooler-1", 7, 7, limited=False))
+    assert "raise spec.pooler.parameters.max_user_client_connections (now 7)" in made["message"]
+    assert "max_client_conn" not in made["message"]
+
+
 def test_c6_more_consumers_than_slots_are_said_with_the_number_that_is_enough(cluster: Simulation) -> None:
     cluster.namespaces |= {f"n{number}": cluster.namespaces["web"] for number in range(30)}
     consumers = [{"namespace": f"n{number}"} for number in range(30)]
