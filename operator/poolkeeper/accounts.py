@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poolkeeper import need, servers
-from poolkeeper.budget import Caps, Division, Server
+from poolkeeper.budget import Caps, Division, Limit, Server
 from poolkeeper.budget_order import Order
 from poolkeeper.budget_protocol import Pooler, Reading, Record, View
 from poolkeeper.budget_report import Account
-from poolkeeper.budget_targets import Pooled, shares, target
+from poolkeeper.budget_targets import Pooled, bottleneck, shares, target
 from poolkeeper.need import Need, Sample
 from poolkeeper.servers import Measured, Others, Ours
 from poolkeeper.world import Pod
@@ -27,11 +27,13 @@ SAMPLE_SECONDS = 0.7
 
 @dataclass(frozen=True)
 class Look:
-    """What a pooler's console showed: its table, the backends behind its connections, and SHOW POOLS."""
+    """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, and how many
+    clients are connected, by entry."""
 
     reading: Reading
     pids: frozenset[int]
     pools: tuple[Mapping[str, str], ...]
+    clients: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Memory:
     others: Others = field(default_factory=Others)
     server: Server | None = None
     """As last measured."""
+    limits: tuple[Limit, ...] = ()
+    """CONNECTION LIMITs that PooledDatabases have in common, as last measured."""
     need: Need = field(default_factory=Need)
     excess_since: float | None = None
 
@@ -74,9 +78,10 @@ def remember(memory: Memory, sight: Sight) -> Memory:
     if sight.measured is not None:
         own = sum(backend.pid in sight.own for backend in sight.measured.backends)
         others = memory.others.advance(sight.ours, sight.measured, own, sight.at)
-        memory = replace(memory, others=others, server=sight.measured.server(others.lasting))
+        server, limits = sight.measured.server(others.lasting), _limits(sight, sight.measured)
+        memory = replace(memory, others=others, server=server, limits=limits)
     if sight.at - memory.need.at >= SAMPLE_SECONDS:
-        memory = replace(memory, need=need.advance(memory.need, *_sample(sight)))
+        memory = replace(memory, need=need.advance(memory.need, *_sample(sight), memory.limits))
     if _excess(memory, sight) <= 0:
         return replace(memory, excess_since=None)
     return replace(memory, excess_since=sight.at if memory.excess_since is None else memory.excess_since)
@@ -94,11 +99,17 @@ def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, 
         others = sum(record.bound for name, record in sight.records.items() if name not in sight.orders)
         lasting = max(0, memory.server.usable(sight.reserve) - others)
         databases = memory.need.adjusted(_databases(sight))
-        logins = {name: (order.target.user, order.target.database) for name, order in sight.orders.items()}
-        shared = shares(lasting, databases, servers.limits(sight.measured, logins, sight.ours))
+        limits = _limits(sight, sight.measured)
+        shared = shares(lasting, databases, limits)
         divisions = {
-            pooled.name: target(pooled, shared[pooled.name], poolers, sight.records[pooled.name])
-            for pooled in databases
+            pooled.name: target(
+                pooled,
+                shared[pooled.name],
+                poolers,
+                sight.records[pooled.name],
+                bottleneck(configured, shared, limits),
+            )
+            for pooled, configured in zip(databases, _databases(sight), strict=True)
         }
     wanted: dict[str, Caps] = {
         uid: item.caps
@@ -126,6 +137,11 @@ def account(system: str, problem: str, sight: Sight, memory: Memory, shared: Map
     lasting = since is not None and sight.at - since > EXCESS_SECONDS
     excess = _excess(memory, sight) if lasting else 0
     return Account(system, problem, memory.server, sight.reserve, shared, excess)
+
+
+def _limits(sight: Sight, measured: Measured) -> tuple[Limit, ...]:
+    logins = {name: (order.target.user, order.target.database) for name, order in sight.orders.items()}
+    return servers.limits(measured, logins, sight.ours)
 
 
 def _excess(memory: Memory, sight: Sight) -> int:

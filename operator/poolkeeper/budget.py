@@ -19,6 +19,9 @@ _NAMED = 3
 """So many names are given in a message."""
 
 
+SERVER = "max_connections of the server"
+
+
 @dataclass(frozen=True)
 class Server:
     """A PostgreSQL server as measured. `others`: the most connections lately that are no pooler's."""
@@ -101,6 +104,8 @@ class Division:
     pods: int = 0
     """The most pods that all entries fit on, at least 1, once nothing is leaving: more are not worth having."""
     problems: tuple[str, ...] = ()
+    bottleneck: str = SERVER
+    """What would have to be larger for a larger share."""
 
 
 def apportion(total: int, parties: Sequence[Party], limits: Iterable[Limit] = ()) -> dict[str, int]:
@@ -169,12 +174,14 @@ def divide(
     consumers: Sequence[Consumer],
     in_force: frozenset[str] = frozenset(),
     leaving: int = 0,
+    bottleneck: str = SERVER,
 ) -> Division:
     """Divide a PooledDatabase's share, less what its `leaving` pods still hold, among its pods and entries.
 
     `admitted` pods serve already. The entries that are `in_force` on them keep their floors on each, even where
     the share has fallen below that: clients would be thrown out. `waiting` pods come in while every floor fits,
-    in their order. New entries come in likewise: in the order of `consumers`, session entries last.
+    in their order. New entries come in likewise: in the order of `consumers`, session entries last. The
+    `bottleneck` is what the remedies name that would have to be larger.
     """
     most = max(1, share // max(1, sum(item.floor for item in consumers)))
     share -= leaving
@@ -201,10 +208,11 @@ def divide(
         left_out,
         most,
         (
-            *_of_pods(share, per_pod, len(pods), len(admitted) + len(waiting)),
-            *_of_entries(left_out),
+            *_of_pods(share, per_pod, len(pods), len(admitted) + len(waiting), bottleneck),
+            *_of_entries(left_out, bottleneck),
             *_of_limits(kept, len(pods)),
         ),
+        bottleneck,
     )
 
 
@@ -243,30 +251,33 @@ def _spread(entry: str, total: int, pods: Sequence[str]) -> dict[str, int]:
 
 _REMEDY = (
     "remove consumers, set limits.sessionConnections to 0 for those that use no session, lower"
-    " spec.pooler.replicas, or raise max_connections of the server"
+    " spec.pooler.replicas, or raise "
 )
 
 
-def _of_pods(share: int, per_pod: int, pods: int, present: int) -> tuple[str, ...]:
+def _of_pods(share: int, per_pod: int, pods: int, present: int, bottleneck: str) -> tuple[str, ...]:
     needed = pods * per_pod
     if needed > share:
         return (
             f"{pods} pooler pods need {needed} connections, since each entry keeps its least on each pod, and"
-            f" the share is {share}: {needed - share} more are held than there should be; {_REMEDY}",
+            f" the share is {share}: {needed - share} more are held than there should be; {_REMEDY}"
+            f"{bottleneck}",
         )
     if present > pods and per_pod:
         return (
             f"{present - pods} of {present} pooler pods wait: a share of {share} connections is enough for"
-            f" {pods}, with at least {per_pod} on each; {_REMEDY}",
+            f" {pods}, with at least {per_pod} on each; {_REMEDY}{bottleneck}",
         )
     return ()
 
 
-def _of_entries(left_out: Sequence[str]) -> tuple[str, ...]:
+def _of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[str, ...]:
     if not left_out:
         return ()
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-    return (f"no connection is left for the entries {', '.join(left_out[:_NAMED])}{more}; {_REMEDY}",)
+    return (
+        f"no connection is left for the entries {', '.join(left_out[:_NAMED])}{more}; {_REMEDY}{bottleneck}",
+    )
 
 
 def _of_limits(kept: Sequence[Consumer], pods: int) -> tuple[str, ...]:

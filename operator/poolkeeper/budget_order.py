@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from poolkeeper.api import PooledDatabase
 from poolkeeper.budget import Consumer
 from poolkeeper.budget_targets import Pooled
 from poolkeeper.consent import Consumers
-from poolkeeper.desired.entries import entry_name, session_entry_name
-from poolkeeper.desired.pgbouncer_config import Configuration
+from poolkeeper.desired.entries import entry_name, login_name, session_entry_name
+from poolkeeper.desired.pgbouncer_config import MAX_CLIENTS_COLUMN, Configuration
 from poolkeeper.target import Target
 from poolkeeper.world import ConsoleAccess, Whereabouts
+
+
+@dataclass(frozen=True)
+class ClientBound:
+    """So many clients may be connected to these entries of a consumer, `namespace/secretName`, at one pooler.
+    `limited`: because limits.maxClientConnections says so, and not because others need the rest."""
+
+    consumer: str
+    entries: tuple[str, ...]
+    bound: int
+    limited: bool
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Order:
     access: ConsoleAccess
     whereabouts: Whereabouts | None = None
     """A change is a reason to look anew which server this is."""
+    clients: tuple[ClientBound, ...] = ()
 
 
 def order(
@@ -71,4 +83,22 @@ def order(
         frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties)),
         access,
         whereabouts,
+        tuple(_client_bounds(consumers, target, config)),
     )
+
+
+def _client_bounds(consumers: Consumers, target: Target, config: Configuration) -> Iterator[ClientBound]:
+    for consumer in consumers.granted:
+        name = f"{consumer.namespace}/{consumer.secret_name}"
+        both = (entry_name(target.database, consumer), session_entry_name(target.database, consumer))
+        present = tuple(entry for entry in both if entry in config.databases)
+        limits = [
+            int(config.databases[entry][MAX_CLIENTS_COLUMN])
+            for entry in present
+            if MAX_CLIENTS_COLUMN in config.databases[entry]
+        ]
+        bound = config.slots[login_name(consumer)]
+        yield ClientBound(name, present, bound, limited=bool(limits) and sum(limits) <= bound)
+        if len(present) > 1:
+            for entry, limit in zip(present, limits, strict=False):
+                yield ClientBound(name, (entry,), limit, limited=True)

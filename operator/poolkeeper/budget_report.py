@@ -63,6 +63,7 @@ def seen(
         usable=account.server.usable(account.reserve),
         most_pods=division.pods,
         problems=division.problems,
+        bottleneck=division.bottleneck,
         left_out=frozenset(division.left_out),
     )
 
@@ -77,9 +78,12 @@ def held_up(seen: BudgetSeen, mute: Sequence[Pod], pods: Sequence[Pod]) -> Budge
 
 
 def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> bool:
-    """Whether it is to be told. While caps change hands only who may be admitted is, and connections of others,
-    which come and go all the time, are not unless they change something."""
+    """Whether it is to be told. While caps change hands only who may be admitted is, and which consumers fill
+    their client slots; connections of others, which come and go all the time, are not unless they change
+    something."""
     if before is None or before.admissible != now.admissible or before.problem != now.problem:
+        return True
+    if before.at_limit != now.at_limit:
         return True
     return settled and _quiet(before) != _quiet(now)
 

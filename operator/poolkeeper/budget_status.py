@@ -121,7 +121,7 @@ def _faults(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) ->
                 f"spec.pooler.replicas is {replicas}, and a share of {seen.share} connections is enough for "
                 f"{_counted(most, 'pod')}, since each entry keeps its least on each: so many run; "
                 "lower the replicas, remove consumers, lower limits.sessionConnections, or raise "
-                "max_connections of the server",
+                f"{seen.bottleneck}",
             )
         )
     return faults

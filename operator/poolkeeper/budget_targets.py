@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from poolkeeper.budget import Caps, Consumer, Division, Limit, apportion, divide, party
+from poolkeeper.budget import SERVER, Caps, Consumer, Division, Limit, apportion, divide, party
 from poolkeeper.budget_protocol import Pooler, Record
 
 
@@ -46,7 +46,24 @@ def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = (
     return apportion(usable, parties, limits)
 
 
-def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record) -> Division:
+def bottleneck(pooled: Pooled, given: Mapping[str, int], limits: Iterable[Limit] = ()) -> str:
+    """What would have to be larger for a PooledDatabase to have more than its share of what shares() has
+    `given`, in the words of a remedy: "raise ..."."""
+    share = given[pooled.name]
+    if pooled.most is not None and share >= pooled.most:
+        return f"spec.budget.maxConnections (now {pooled.most})"
+    ceiling = party(pooled.name, pooled.weight, None, pooled.pods, pooled.consumers).ceiling
+    if ceiling is not None and share >= ceiling:
+        return "limits.maxConnections of the consumers"
+    for limit in limits:
+        if pooled.name in limit.members and sum(given[name] for name in limit.members) >= limit.connections:
+            return "the CONNECTION LIMIT of the upstream's role or database"
+    return SERVER
+
+
+def target(
+    pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record, bottleneck: str = SERVER
+) -> Division:
     """The caps that the pods of one PooledDatabase should have. `poolers` come in the order in which they are
     let in."""
     mine = [item for item in poolers if item.database == pooled.name and not item.terminating]
@@ -59,7 +76,7 @@ def target(pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record
     )
     least = sum(item.floor for item in pooled.consumers)
     free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
-    division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving)
+    division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving, bottleneck)
     left_out = division.left_out
     if left_out:  # who has nothing only until others have left is not
         lasting = divide(share, serving, waiting, pooled.consumers, in_force)

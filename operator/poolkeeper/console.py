@@ -15,6 +15,7 @@ from psycopg import pq
 from poolkeeper import faults, libpq
 from poolkeeper.desired.hba import CONSOLE_DATABASE
 from poolkeeper.desired.pgbouncer_config import Configuration
+from poolkeeper.desired.pgbouncer_ini import SLOTS_SETTING
 from poolkeeper.names import CONSOLE_LOGIN
 from poolkeeper.world import ConsoleAccess
 
@@ -231,8 +232,13 @@ def _compare(
         for column, value in columns.items() if name in shown else ():
             if shown[name].get(column) != value:
                 wrong.append(f"entry {name} has {column} {shown[name].get(column)!r} instead of {value!r}")
-    unknown = sorted(configuration.users - {row["name"] for row in users})
-    wrong += [f"login {name} is not shown" for name in unknown]
+    logins = {row["name"]: row.get(SLOTS_SETTING) for row in users}
+    wrong += [f"login {name} is not shown" for name in sorted(configuration.users - logins.keys())]
+    wrong += [
+        f"login {name} has {SLOTS_SETTING} {logins[name]!r} instead of '{bound}'"
+        for name, bound in configuration.slots.items()
+        if name in logins and logins[name] != str(bound)
+    ]
     known = {row["peer_id"]: (row["host"], row["port"]) for row in peers}
     wrong += [
         f"peer {peer} is not shown at {columns['host']}"

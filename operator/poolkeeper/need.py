@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
-from poolkeeper.budget import Consumer
+from poolkeeper.budget import Consumer, Limit
 from poolkeeper.budget_targets import Pooled
+from poolkeeper.lenders import lenders
 
 LEND_AFTER_SECONDS = 2.0
 """Others lend to an entry whose clients have waited so long, while it uses at least half of its caps."""
@@ -151,10 +152,15 @@ def uses(entries: Iterable[str], pods: Iterable[Iterable[Mapping[str, str]]]) ->
 
 
 def advance(
-    need: Need, sample: Sample, databases: Sequence[Pooled], caps: Mapping[str, Mapping[str, int]]
+    need: Need,
+    sample: Sample,
+    databases: Sequence[Pooled],
+    caps: Mapping[str, Mapping[str, int]],
+    limits: Sequence[Limit] = (),
 ) -> Need:
     """Take a sample in, about once a second. `databases` are those on the server as they were configured, not
-    adjusted; `caps` what the entries of each have on all their pods together at the moment."""
+    adjusted; `caps` what the entries of each have on all their pods together at the moment; `limits` are those
+    that several have in common."""
     at = sample.at
     if not need.demands or at - need.at > GAP_SECONDS:
         need = Need(at=at, step=at, changed=at, busy=at)
@@ -171,7 +177,7 @@ def advance(
     busy = any(_waited(item, at) or item.peaks[0] >= max(1, item.own) for item in demands.values())
     step = need.step + shift * _STEP_SECONDS
     seen = Need(demands, at, step, need.changed, at if busy else need.busy)
-    changes = _changes(seen, databases, caps)
+    changes = _changes(seen, databases, caps, limits)
     return replace(seen, demands={**demands, **changes}, changed=at) if changes else seen
 
 
@@ -199,7 +205,10 @@ def _waited(demand: Demand, at: float) -> bool:
 
 
 def _changes(
-    need: Need, databases: Sequence[Pooled], caps: Mapping[str, Mapping[str, int]]
+    need: Need,
+    databases: Sequence[Pooled],
+    caps: Mapping[str, Mapping[str, int]],
+    limits: Sequence[Limit],
 ) -> dict[Slot, Demand]:
     """The entries whose ceilings change now."""
     since = need.at - need.changed
@@ -216,7 +225,12 @@ def _changes(
         return back
     if need.at - need.busy >= CALM_SECONDS:
         return {slot: replace(item, ceiling=None) for slot, item in lending.items()}
-    return _lent(need, list(_entries(need, databases, caps)))
+    entries = list(_entries(need, databases, caps))
+    wanting = {item.slot[0] for item in entries if item.wants}
+    helpful = frozenset[str]().union(
+        *(lenders(item, databases, caps, limits) for item in databases if item.name in wanting)
+    )
+    return _lent(need, [item for item in entries if item.slot[0] in helpful])
 
 
 def _eased(demand: Demand, at: float, pods: int) -> Demand:
@@ -241,6 +255,10 @@ class _Entry:
     most: int | None
     """What limits.maxConnections leaves to it: to lend to it beyond that helps nobody."""
 
+    @property
+    def wants(self) -> bool:
+        return self.demand.wanting and (self.most is None or self.cap < self.most)
+
 
 def _entries(
     need: Need, databases: Sequence[Pooled], caps: Mapping[str, Mapping[str, int]]
@@ -256,9 +274,7 @@ def _entries(
 
 
 def _lent(need: Need, entries: Sequence[_Entry]) -> dict[Slot, Demand]:
-    """New or lower ceilings, if somebody wants more and there is anything to be had for him."""
-    if not any(item.demand.wanting and (item.most is None or item.cap < item.most) for item in entries):
-        return {}
+    """New or lower ceilings of the entries that can lend to one that wants more, if that yields anything."""
     changes: dict[Slot, Demand] = {}
     gained = 0
     for item in entries:

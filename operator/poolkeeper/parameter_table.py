@@ -148,7 +148,8 @@ TABLE = (
         1,
         100000,
         "connections",
-        "Client connections that each pooler pod accepts. Every one needs a file descriptor.",
+        "Client connections that each pooler pod accepts; the default is larger for more than 47 consumers. "
+        "Each consumer has its own part of them (budget.md). Every one needs a file descriptor.",
     ),
     _integer(
         "max_user_client_connections",
@@ -156,7 +157,8 @@ TABLE = (
         0,
         100000,
         "connections",
-        "Client connections of one consumer's login in each pooler pod; 0 is no limit of its own.",
+        "The most client connections of each consumer's login in each pooler pod, where its part of "
+        "max_client_conn is larger; 0 is no such limit.",
     ),
     _integer(
         "max_prepared_statements",

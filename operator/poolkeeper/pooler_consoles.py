@@ -164,7 +164,9 @@ async def _ask(opened: _Opened, asked: Pooler) -> Look:
     reading = allotments.reading(settings, databases, allotted)
     refused = reading.caps.keys() - asked.entries if settings[_RULES] == asked.rules else frozenset()
     reading = replace(reading, closed=await _closed(opened, refused))
-    return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")))
+    clients = {row["name"]: int(row["current_client_connections"]) for row in databases}
+    present = {entry: number for entry, number in clients.items() if number}
+    return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")), present)
 
 
 async def _closed(opened: _Opened, refused: Set[str]) -> frozenset[str]:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from poolkeeper import allotments, names, peers
+from poolkeeper import allotments, client_watch, names, peers
 from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
 from poolkeeper.allotments import Stored
 from poolkeeper.budget_order import Order
@@ -25,7 +25,7 @@ from poolkeeper.queue import Queue
 from poolkeeper.records import Records
 from poolkeeper.servers import Measured, Ours
 from poolkeeper.store import Store
-from poolkeeper.world import Key, Pod
+from poolkeeper.world import AtLimit, Key, Pod
 
 LOOK_SECONDS = 1.0
 """How often a server and its poolers are looked at while nothing happens."""
@@ -58,6 +58,7 @@ class ServerWatch:
         """Since when pods are there that don't run yet, by UID."""
         self._missing: dict[str, float] = {}
         """Since when pods are gone that nobody saw end, by UID."""
+        self._crowds: dict[Key, client_watch.Crowds] = {}
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -66,6 +67,7 @@ class ServerWatch:
     async def keep(self, members: Collection[Key]) -> None:
         """Close what belongs to others than these."""
         await self._meters.keep(members)
+        self._crowds = {key: crowds for key, crowds in self._crowds.items() if key in members}
         pods = [pod for key in members for pod in self._store.pods(key)]
         # A connection to the console of a pod that is to end would keep it from ending.
         await self._consoles.keep([pod.uid for pod in pods if reachable(pod)])
@@ -127,6 +129,7 @@ class ServerWatch:
             before = self._store.budget(key)
             report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
             report = held_up(report, [pod for pod in pods[key] if self._consoles.mute(pod.uid)], pods[key])
+            report = replace(report, at_limit=self._at_limit(key, order, pods[key], looks))
             if newsworthy(before, report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:
@@ -134,6 +137,16 @@ class ServerWatch:
         return max(LOOK_SECONDS, len(asked) / PODS_PER_SECOND)
 
     # Looking
+
+    def _at_limit(
+        self, key: Key, order: Order, pods: Sequence[Pod], looks: Mapping[str, Look]
+    ) -> tuple[AtLimit, ...]:
+        """The consumers that fill their part of a pooler's client slots."""
+        clients = {pod.name: looks[pod.uid].clients for pod in pods if pod.uid in looks}
+        now = asyncio.get_running_loop().time()
+        crowds = client_watch.advance(self._crowds.get(key, {}), order.clients, clients, now)
+        self._crowds[key] = crowds
+        return client_watch.at_limit(crowds)
 
     def _coming(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
         """Pods that don't run yet, and have not had long to."""

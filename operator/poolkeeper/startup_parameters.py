@@ -83,7 +83,7 @@ def isolation_settings(isolation: str) -> dict[str, str]:
     return {}
 
 
-def check_isolation(isolation: str, parameters: Mapping[str, str], field: str) -> None:
+def check_isolation(isolation: str, parameters: Mapping[str, object], field: str) -> None:
     """Raises SpecError for parameters that Strict decides."""
     for name in RESET_PARAMETERS:
         if isolation == STRICT and name in parameters:

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from poolkeeper import budget_status, image_status, names, pause, pause_status, upstream_addresses
+from poolkeeper import (
+    budget_status,
+    client_slot_status,
+    image_status,
+    names,
+    pause,
+    pause_status,
+    upstream_addresses,
+)
 from poolkeeper.api import PooledDatabase, SpecError
 from poolkeeper.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.desired import service
@@ -30,6 +38,7 @@ _FAULTS_FROM_THE_START = (
     "ConsumersSynced",
     budget_status.KIND,
     image_status.KIND,
+    client_slot_status.KIND,
 )
 _FALSE_AS_PLANNED = frozenset({pause_status.PAUSING, pause_status.RESUMING, pause_status.RESUMED})
 """Reasons that are no warning."""
@@ -56,6 +65,7 @@ def of(
         keepers_current(wanted, world),
         budget_status.within_budget(database, wanted.consumers, world),
         pooler_image(database, wanted, world),
+        client_slot_status.client_slots_condition(wanted, world),
         *([paused] if paused is not None else []),
     )
     pods = [pod for pod in world.pods if not pod.terminating]

@@ -242,7 +242,7 @@ def _secrets_of(
     session = entries.session_entry_name(target.database, consumer) if sessions else None
     return (
         secrets.consumer(database, consumer, login, entry, session),
-        secrets.binding(database, consumer, login, entry, authority),
+        secrets.binding(database, consumer, login, entry, session, authority),
     )
 
 

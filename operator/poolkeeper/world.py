@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from poolkeeper import faults
 from poolkeeper.allotments import Stored
 from poolkeeper.api import PooledDatabase, SpecError
+from poolkeeper.budget import SERVER
 from poolkeeper.logins import Logins
 from poolkeeper.target import Target
 
@@ -239,6 +240,18 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class AtLimit:
+    """A consumer, `namespace/secretName`, that has as many clients at a pooler as that admits. `limited`: its
+    own limits.maxClientConnections is what bounds it."""
+
+    consumer: str
+    pod: str
+    clients: int
+    bound: int
+    limited: bool
+
+
+@dataclass(frozen=True)
 class BudgetSeen:
     """What the budget of a PooledDatabase came to when it was worked out last, in server connections."""
 
@@ -267,12 +280,16 @@ class BudgetSeen:
     """More pods than that are not worth having: not every entry would fit on each. None: not known yet."""
     problems: tuple[str, ...] = ()
     """What does not fit, in words."""
+    bottleneck: str = SERVER
+    """What would have to be larger for a larger share."""
     left_out: frozenset[str] = frozenset()
     """Entries that no connection is left for."""
     excess: int = 0
     """By how much more is held than is usable, which has fallen."""
     admissible: frozenset[str] = frozenset()
     """UIDs of pods that clients may come to, as far as the budget goes."""
+    at_limit: tuple[AtLimit, ...] = ()
+    """Consumers that were at the bound of their clients lately, by name."""
 
 
 @dataclass(frozen=True)

@@ -66,3 +66,42 @@ def test_what_leaves_enough_goes_without_a_word(api: Api, shop: str) -> None:
 def test_the_change_goes_through(api: Api, shop: str) -> None:
     assert warnings(api, 9) != ""
     assert api.get(shop)["spec"]["pooler"]["replicas"] == 9
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "share", "replicas", "words"),
+    [
+        # The server's connections are few.
+        ("auto", "auto", 20, 7, "is 20: not all will be served"),
+        ("auto", 100, 20, 7, "or raise max_connections of the server"),
+        # The limit of the spec is small, and was before.
+        (8, 8, 8, 3, "is 8: not all will be served"),
+        (8, 8, 8, 3, "or raise spec.budget.maxConnections"),
+        (8, 8, 8, 2, "little is left to divide by need"),
+        (8, 8, 8, 2, "or raise spec.budget.maxConnections"),
+        # It becomes small.
+        ("auto", 8, 90, 3, "is 8: not all will be served"),
+        ("auto", 8, 90, 3, "or raise spec.budget.maxConnections"),
+        # It is raised, or goes: what the share will be is not known.
+        (8, 12, 8, 3, "little is left to divide by need"),
+        (8, 60, 8, 3, ""),
+        (8, "auto", 8, 3, ""),
+    ],
+)
+def test_c9_the_warning_names_what_is_small(
+    api: Api, shop: str, before: int | str, now: int | str, share: int, replicas: int, words: str
+) -> None:
+    budget = {"spec": {"budget": {"maxConnections": before}, "pooler": {"replicas": 1}}}
+    api.merge(SHOP, {"spec": {"consumers": [{"namespace": "web"}]}})
+    api.merge(SHOP, budget)
+    api.merge(f"{SHOP}/status", {"status": {"budget": {"share": share}}})
+    api.merge(SHOP, {"spec": {"budget": {"maxConnections": now}, "pooler": {"replicas": replicas}}})
+    said = " ".join(api.warnings)
+    try:
+        assert words in said
+        assert bool(words) == bool(said)
+        both = ("raise max_connections", "raise spec.budget.maxConnections")
+        assert sum(remedy in said for remedy in both) == bool(words), said
+    finally:
+        api.merge(SHOP, {"spec": {"budget": {"maxConnections": "auto"}}})
+        api.merge(f"{SHOP}/status", {"status": {"budget": {"share": SHARE}}})

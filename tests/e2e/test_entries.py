@@ -130,7 +130,8 @@ def test_secrets_hold_the_same_login_in_every_form(shop: Place, agent: Agent) ->
     }
     keywords = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD"}
     by_parts = " ".join(f"{word}={plain[key]}" for word, key in keywords.items())
-    for dsn in (plain["DATABASE_URL"], f"{by_parts} dbname={plain['PGDATABASE']}", binding["uri"]):
+    urls = (plain["DATABASE_URL"], binding["uri"], binding["session-uri"])
+    for dsn in (*urls, f"{by_parts} dbname={plain['PGDATABASE']}"):
         assert agent.query(dsn, "SELECT current_database() AS name") == [{"name": shop.database}]
     assert binding["type"] == "postgresql"
     body = kube.get("secret", shop.web, "database-binding")

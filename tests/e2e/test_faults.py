@@ -121,6 +121,7 @@ KEYS = {
     "database-binding": {
         *("type", "provider", "host", "port", "database", "dbname", "username", "user", "password", "uri"),
         *("jdbc-url", "r2dbc-url", "pgpass", "sslmode", "ca.crt"),
+        *("session-database", "session-uri", "session-jdbc-url"),
     },
 }
 _NO_IMAGE = [{"op": "remove", "path": "/spec/pooler/image"}]

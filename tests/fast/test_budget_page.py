@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from poolkeeper import budget_status
+from poolkeeper import budget_status, client_slot_status
 from poolkeeper.budget import Consumer, Server, divide
+from poolkeeper.desired.entries import Entry
+from poolkeeper.desired.pgbouncer_config import divided_slots, with_slots
 from poolkeeper.parameters import OWNED_REMEDIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "budget.md").read_text()
@@ -35,15 +38,28 @@ def test_so_many_consumers_fit_and_not_one_more(row: tuple[str, ...]) -> None:
 
 def test_the_page_says_how_many_connections_are_usable() -> None:
     assert f"{USABLE} connections are usable" in " ".join(PAGE.split())
-    assert len(re.findall(r"^\| \d+ \| \d+ ", PAGE, re.MULTILINE)) == 3
+    assert len(re.findall(r"^\| \d+ \| \d+ \| \d+ ", PAGE, re.MULTILINE)) == 3
 
 
-def test_every_reason_has_its_row() -> None:
-    source = Path(budget_status.__file__).read_text()
-    reasons = set(re.findall(r'"([A-Z][A-Za-z]+[a-z])"', source)) - {"NoConnectionLeft"}
-    rows = set(re.findall(r"^\| `(?:True|False|Unknown)` `(\w+)` \|", PAGE, re.MULTILINE))
+@pytest.mark.parametrize(
+    ("module", "heading"), [(budget_status, "WithinBudget"), (client_slot_status, "Client slots")]
+)
+def test_every_reason_has_its_row(module: ModuleType, heading: str) -> None:
+    source = Path(str(module.__file__)).read_text()
+    reasons = set(re.findall(r'"([A-Z][A-Za-z]+[a-z])"', source)) - {"NoConnectionLeft", "ClientSlots"}
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"^\| `(?:True|False|Unknown)` `(\w+)` \|", section, re.MULTILINE))
     assert reasons == rows
     assert "NoConnectionLeft" in PAGE
+
+
+def test_c6_the_page_says_how_many_clients_each_consumer_may_have() -> None:
+    rows = re.findall(r"^\| (\d+)(?: and more)? \| (\d+) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 4
+    for consumers, clients in rows:
+        entries = [Entry(f"e{n}", "shop", f"l{n}", "transaction", "") for n in range(int(consumers))]
+        bounds = divided_slots(with_slots({}, entries), entries)
+        assert set(bounds.values()) == {int(clients)}
 
 
 def test_every_setting_that_the_budget_replaces_is_named() -> None:

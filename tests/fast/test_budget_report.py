@@ -9,7 +9,7 @@ import pytest
 from poolkeeper.budget import Division, Server
 from poolkeeper.budget_protocol import Allotment, Pooler, Reading, Record, View
 from poolkeeper.budget_report import Account, held_up, newsworthy, seen
-from poolkeeper.world import BudgetSeen
+from poolkeeper.world import AtLimit, BudgetSeen
 from tests.fast.worlds import new_pod, ready_pod
 
 SERVER = Server(max_connections=100, superuser_reserved=3, reserved=0, others=7)
@@ -112,6 +112,13 @@ def test_what_is_told_while_caps_change_hands_and_after(
     assert newsworthy(BEFORE, now, settled=False) is unsettled
     assert newsworthy(BEFORE, now, settled=True) is settled
     assert newsworthy(None, now, settled=False)
+
+
+def test_c6_a_consumer_at_its_limit_is_told_while_connections_change_hands() -> None:
+    full = (AtLimit("web/database", "shop-pooler-1", 94, 94, limited=False),)
+    for settled in (False, True):
+        assert newsworthy(BEFORE, replace(BEFORE, at_limit=full), settled=settled)
+        assert newsworthy(replace(BEFORE, at_limit=full), BEFORE, settled=settled)
 
 
 def test_where_a_console_answers_no_more_a_pod_that_waits_gets_its_room_from_one_that_goes() -> None:

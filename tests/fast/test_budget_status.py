@@ -10,7 +10,9 @@ import pytest
 
 from poolkeeper import status
 from poolkeeper.api import PooledDatabase
-from poolkeeper.budget import Consumer, Server, divide
+from poolkeeper.budget import Consumer, Limit, Server, divide
+from poolkeeper.budget_protocol import Pooler, Record
+from poolkeeper.budget_targets import Pooled, bottleneck, shares, target
 from poolkeeper.desired.entries import entry_name, session_entry_name
 from poolkeeper.wanted import want
 from poolkeeper.world import BudgetSeen
@@ -146,6 +148,44 @@ def test_pods_that_do_not_fit_wait(cluster: Simulation) -> None:
     state, reason, message = condition(cluster, seen)
     assert (state, reason) == ("False", "PodsWait")
     assert divided.problems[0] in message
+
+
+@pytest.mark.parametrize(
+    ("pooled", "limits", "larger"),
+    [
+        (Pooled("shop", 100, None, 2, (WEB, API)), (), "max_connections of the server"),
+        (Pooled("shop", 100, 8, 2, (WEB, API)), (), "spec.budget.maxConnections (now 8)"),
+        (Pooled("shop", 100, 1000, 2, (WEB, API)), (), "max_connections of the server"),
+        (
+            Pooled("shop", 100, None, 2, (replace(WEB, limit=6), replace(API, limit=6))),
+            (),
+            "limits.maxConnections of the consumers",
+        ),
+        (
+            Pooled("shop", 100, None, 2, (WEB, API)),
+            (Limit(frozenset({"shop", "blog"}), 20),),
+            "the CONNECTION LIMIT of the upstream's role or database",
+        ),
+        (
+            Pooled("shop", 100, 8, 2, (WEB, API)),
+            (Limit(frozenset({"shop", "blog"}), 60),),
+            "spec.budget.maxConnections (now 8)",
+        ),
+    ],
+)
+def test_c9_the_remedy_names_what_is_small(
+    cluster: Simulation, pooled: Pooled, limits: tuple[Limit, ...], larger: str
+) -> None:
+    blog = Pooled("blog", 100, None, 1, (Consumer("blog", "blog.session"),))
+    given = shares(40, [pooled, blog], limits)
+    assert bottleneck(pooled, given, limits) == larger
+    poolers = [Pooler(name, "shop", running=True) for name in ("a", "b", "c", "d", "e", "f", "g", "h")]
+    divided = target(pooled, given["shop"], poolers, Record(1), larger)
+    assert divided.problems[0].endswith(f"or raise {larger}")
+    seen = replace(SEEN, share=given["shop"], problems=divided.problems, bottleneck=divided.bottleneck)
+    assert f"or raise {larger}" in condition(cluster, seen)[2]
+    fewer = condition(cluster, replace(seen, problems=(), most_pods=1))[2]
+    assert f"or raise {larger}" in fewer
 
 
 def test_floors_above_the_share_are_overcommitted(cluster: Simulation) -> None:

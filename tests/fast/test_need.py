@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolkeeper.budget import Consumer, divide
+from poolkeeper.budget import Consumer, Limit, divide
 from poolkeeper.budget_targets import Pooled, shares
+from poolkeeper.lenders import lenders
 from poolkeeper.need import (
     CALM_SECONDS,
     GAP_SECONDS,
@@ -39,14 +40,16 @@ def consumer(name: str, weight: int = 100, limit: int | None = None, sessions: i
     return Consumer(name, f"{name}.session", weight, limit, sessions)
 
 
-def database(name: str, *consumers: Consumer, pods: int = 2, weight: int = 100) -> Pooled:
-    return Pooled(name, weight, None, pods, consumers)
+def database(
+    name: str, *consumers: Consumer, pods: int = 2, weight: int = 100, most: int | None = None
+) -> Pooled:
+    return Pooled(name, weight, most, pods, consumers)
 
 
 @functools.lru_cache(maxsize=4096)
-def division(usable: int, databases: tuple[Pooled, ...]) -> Mapping[Slot, int]:
+def division(usable: int, databases: tuple[Pooled, ...], limits: tuple[Limit, ...] = ()) -> Mapping[Slot, int]:
     """What every main entry has on all pods together."""
-    given_out = shares(usable, databases)
+    given_out = shares(usable, databases, limits)
     found: dict[Slot, int] = {}
     for item in databases:
         divided = divide(given_out[item.name], pods(item), (), item.consumers)
@@ -69,6 +72,7 @@ class Server:
 
     usable: int
     databases: Sequence[Pooled]
+    limits: tuple[Limit, ...] = ()
     need: Need = field(default_factory=Need)
     now: float = 1000.0
     caps: Mapping[Slot, int] = field(default_factory=dict)
@@ -76,13 +80,13 @@ class Server:
     waits: dict[Slot, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.caps = self.fair = division(self.usable, tuple(self.databases))
+        self.caps = self.fair = division(self.usable, tuple(self.databases), self.limits)
         self.coming = deque([self.caps] * LAG_SECONDS)
 
     def run(self, seconds: float, traffic: Traffic) -> None:
         for _ in range(int(seconds)):
             self.now += 1
-            self.coming.append(division(self.usable, self.need.adjusted(self.databases)))
+            self.coming.append(division(self.usable, self.need.adjusted(self.databases), self.limits))
             self.caps = self.coming.popleft()
             wanted = traffic(self.now)
             shown: dict[str, dict[str, Use]] = {item.name: {} for item in self.databases}
@@ -92,7 +96,8 @@ class Server:
                 # Transactions are short: nobody waits long, but somebody does all the time.
                 shown[slot[0]][slot[1]] = Use(min(clients, cap), max(0, clients - cap), 0.05)
             before = {slot: item.ceiling for slot, item in self.need.demands.items()}
-            self.need = advance(self.need, Sample(self.now, shown), self.databases, self.held())
+            sample = Sample(self.now, shown)
+            self.need = advance(self.need, sample, self.databases, self.held(), self.limits)
             after = {slot: item.ceiling for slot, item in self.need.demands.items()}
             if before and before != after:
                 self.changes.append(self.now)
@@ -213,6 +218,72 @@ def test_a_consumer_at_its_own_limit_borrows_nothing() -> None:
     server.run(60, steady(web=60))
     assert server.caps == {WEB: 10, API: 28}
     assert not server.need.lending
+
+
+SHOP_WEB, BLOG_WEB = ("shop", "web"), ("blog", "blog-web")
+
+
+def two(most: int | None = None, limits: tuple[Limit, ...] = (), own: int = 1) -> Server:
+    """The shop, with this limit and so many consumers, and a blog on the same server that rests."""
+    consumers = [consumer("web", sessions=1), consumer("api", sessions=1)][:own]
+    databases = [database("shop", *consumers, most=most), database("blog", consumer("blog-web"))]
+    return Server(96, databases, limits)
+
+
+@pytest.mark.parametrize(
+    ("most", "limits"),
+    [
+        (12, ()),
+        (None, (Limit(frozenset({"shop"}), 12),)),
+        (40, (Limit(frozenset({"shop"}), 12),)),
+        (12, (Limit(frozenset({"shop", "blog"}), 96),)),
+    ],
+)
+def test_c8_a_pooled_database_at_its_limit_makes_no_other_lend(
+    most: int | None, limits: tuple[Limit, ...]
+) -> None:
+    server = two(most, limits)
+    before = dict(server.caps)
+    server.run(120, lambda now: {SHOP_WEB: 60})
+    assert server.caps == before
+    assert server.caps[SHOP_WEB] == 10
+    assert not server.need.lending
+    assert server.changes == []
+
+
+def test_c8_within_a_pooled_database_at_its_limit_its_own_consumers_lend_and_no_other() -> None:
+    server = two(24, own=2)
+    before = dict(server.caps)
+    assert (before[SHOP_WEB], before["shop", "api"]) == (10, 10)
+    server.run(60, lambda now: {SHOP_WEB: 60})
+    assert (server.caps[SHOP_WEB], server.caps["shop", "api"]) == (18, 2)
+    assert server.caps[BLOG_WEB] == before[BLOG_WEB]
+
+
+def test_c8_below_its_limit_a_pooled_database_borrows_up_to_it() -> None:
+    server = two(60)
+    assert server.fair[SHOP_WEB] == 46
+    server.run(60, lambda now: {SHOP_WEB: 100})
+    assert server.caps[SHOP_WEB] == 58
+
+
+def test_c8_what_a_common_limit_holds_is_lent_by_those_under_it_alone() -> None:
+    both = Limit(frozenset({"shop", "blog"}), 40)
+    server = two(limits=(both,))
+    server.databases = [*server.databases, database("free", consumer("free-web"))]
+    server.__post_init__()
+    before = dict(server.caps)
+    server.run(60, lambda now: {SHOP_WEB: 100})
+    assert server.caps[SHOP_WEB] > before[SHOP_WEB]
+    assert server.caps["free", "free-web"] == before["free", "free-web"]
+
+
+def test_c8_a_single_pod_that_keeps_room_for_its_successor_is_at_its_limit_too() -> None:
+    only = replace(database("shop", consumer("web"), pods=1, most=20), replaceable=True)
+    blog = database("blog", consumer("blog-web"))
+    caps = {"shop": {"web": 19}, "blog": {"blog-web": 40}}
+    assert lenders(only, [only, blog], caps) == {"shop"}
+    assert lenders(only, [only, blog], {**caps, "shop": {"web": 18}}) == {"shop", "blog"}
 
 
 def test_sessions_and_floors_stay() -> None:

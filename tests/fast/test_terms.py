@@ -70,6 +70,23 @@ def test_without_session_connections_there_is_no_session_endpoint_anywhere() -> 
     assert template(cluster).session_database == ""
 
 
+SESSION_KEYS = {"session-database", "session-uri", "session-jdbc-url"}
+
+
+def test_c11_the_binding_leads_to_the_session_endpoint_where_there_is_one() -> None:
+    cluster = settled(sessionConnections=1)
+    app, binding = cluster.values("web", "database"), cluster.values("web", "database-binding")
+    assert binding.keys() >= SESSION_KEYS
+    assert binding["session-uri"] == app["DATABASE_SESSION_URL"]
+    assert binding["session-database"] == app["PGDATABASE"] + ".session"
+    assert binding["session-jdbc-url"] == binding["jdbc-url"].replace(
+        binding["database"], binding["session-database"]
+    )
+    cluster.edit(consumers=[{"namespace": "web", "limits": {"sessionConnections": 0}}])
+    cluster.settle()
+    assert not cluster.values("web", "database-binding").keys() & SESSION_KEYS
+
+
 def test_a_keeper_keeps_the_session_endpoint_that_poolers_take_away() -> None:
     """PgBouncer may die when an entry is removed, and clients of a pod without its keeper have nothing."""
     files = [settled(sessionConnections=count).values("web", "database-keeper") for count in (0, 1)]

@@ -47,7 +47,8 @@ def made(target: Target = TARGET, parameters: dict[str, str] | None = None, *who
 
 
 def ini(target: Target, parameters: dict[str, str], peers: dict[int, str]) -> str:
-    return pgbouncer_ini.render(pgbouncer_ini.settings(target, parameters, PATHS), PATHS.pod, peers)
+    settings = pgbouncer_ini.settings(target, parameters, PATHS)
+    return pgbouncer_ini.render(settings, PATHS.pod, peers, {"web-x": 470, "api-x": 94})
 
 
 def files(target: Target, entry: Entry, parameters: dict[str, str]) -> tuple[str, str]:
@@ -103,6 +104,10 @@ def test_the_ini_file() -> None:
         "unix_socket_dir =\n"
         "verbose = 0\n"
         "%include /c/pod.ini\n"
+        "\n"
+        "[users]\n"
+        "api-x = max_user_client_connections=94\n"
+        "web-x = max_user_client_connections=470\n"
         "\n"
         "[peers]\n"
         "7 = host=10.0.0.7 port=6432\n"
@@ -409,7 +414,10 @@ def tables(of: Configuration) -> tuple[list[dict[str, str]], ...]:
     ]
     databases = [{"name": name, **row, "paused": "0"} for name, row in of.databases.items()]
     databases.append({"name": "pgbouncer", "host": "", "port": "6432"})
-    users = [{"name": name} for name in {*of.users, "shop_owner", "pk.000000000000", "pgbouncer"}]
+    users = [
+        {"name": name, "max_user_client_connections": str(of.slots.get(name, 0))}
+        for name in {*of.users, "shop_owner", "pk.000000000000", "pgbouncer"}
+    ]
     peers = [{"peer_id": peer, **row, "pool_size": "1"} for peer, row in of.peers.items()]
     return config, databases, users, peers
 
@@ -442,6 +450,13 @@ def test_what_a_console_does_not_show_is_said_in_words() -> None:
         1, lambda rows: [row | {"host": "x"} if row["name"] == session else row for row in rows]
     ) == (f"entry {session} has host 'x' instead of 'pg.data.svc'")
     assert problem(1, lambda rows: [*rows, {"name": "old"}]) is None, "it goes when nobody logs in to it"
+    login = entries.login_name(WEB)
+    assert problem(2, lambda rows: [row | {"max_user_client_connections": "0"} for row in rows]) == (
+        f"login {login} has max_user_client_connections '0' instead of '940'"
+    )
+    assert problem(2, lambda rows: [{"name": row["name"]} for row in rows]) == (
+        f"login {login} has max_user_client_connections None instead of '940'"
+    )
     marker = f"pk.{whole.generation}"
     assert (
         problem(2, lambda rows: [row for row in rows if row["name"] != marker])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,8 @@ from poolkeeper.desired.pgbouncer_config import Configuration, configuration
 from poolkeeper.resource import Terms
 from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
+
+DOCS = Path(__file__).parents[2] / "docs" / "concepts.md"
 
 
 def limited(shop: Shop, clients: int | None) -> Configuration:
@@ -42,6 +45,19 @@ def test_clients_beyond_the_limit_of_an_endpoint_are_refused_and_told(shop: Shop
         # Another consumer does not notice.
         for _ in range(5):
             clients.enter_context(psycopg.connect(**shop.connection(running, API)))
+
+
+@pytest.mark.parametrize("database", ["postgres", "test_shop", "another consumer's"])
+def test_c10_another_database_name_is_answered_in_the_words_that_the_docs_explain(
+    shop: Shop, running_pooler: Pooler, database: str
+) -> None:
+    name = shop.entry(API) if database == "another consumer's" else database
+    with pytest.raises(psycopg.OperationalError) as refusal:
+        connect(running_pooler, shop, name)
+    explained = DOCS.read_text().partition("## Errors from the poolers")[2].partition("\n## ")[0]
+    words = re.findall(r"^\| `([^`]+)` \|", explained, re.MULTILINE)
+    assert [text for text in words if text in str(refusal.value)] == [words[0]]
+    assert "PGDATABASE" in explained
 
 
 def test_a_place_is_free_again_once_a_client_has_left(shop: Shop, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Entry:
 
     `database` is the upstream's; `login` is the only login admitted; `application_name` is what
     pg_stat_activity shows unless the client sends a name of its own. `max_clients` is how many client
-    connections one pooler takes; None: as many as it takes at all.
+    connections one pooler takes; None: as many as its consumer may have. `weight` is the consumer's.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Entry:
     pool_mode: str
     application_name: str
     max_clients: int | None = None
+    weight: int = 100
 
 
 @functools.lru_cache(maxsize=1024)
@@ -98,10 +99,10 @@ def entries(
         if login in logins or main in made:
             raise ValueError(f"two consumers are called {login} at the pooler; rename one of their Secrets")
         logins.add(login)
-        made[main] = Entry(main, target.database, login, mode, shown, clients)
+        made[main] = Entry(main, target.database, login, mode, shown, clients, agreed.weight)
         if agreed.session_connections:
             session = session_entry_name(target.database, consumer)
-            made[session] = Entry(session, target.database, login, "session", shown, clients)
+            made[session] = Entry(session, target.database, login, "session", shown, clients, agreed.weight)
     return tuple(made[name] for name in sorted(made))
 
 

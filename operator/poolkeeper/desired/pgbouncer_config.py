@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from poolkeeper import client_slots
 from poolkeeper.certificates import Certificate
 from poolkeeper.desired import hba, pgbouncer_ini, userlist
 from poolkeeper.desired.entries import Entry
@@ -27,6 +28,13 @@ POD_FILE = "pod.ini"
 _FILE = re.compile(r"(?:userlist|hba|hba-scram|ca|tls|tls-ca)-[0-9a-f]{12}\.(?:txt|conf|crt|key)")
 _RULES = re.compile(r"^auth_hba_file = (\S+)$", re.MULTILINE)
 _NO_CA = "# No certificate authority is given: the upstream's certificate is not verified.\n"
+MAX_CLIENTS = "max_client_conn"
+USUAL_SLOTS = 20
+"""Clients of each consumer that every pooler has room for, unless spec.pooler.parameters say otherwise."""
+MOST_CLIENTS = 100_000
+"""What spec.pooler.parameters admit as well."""
+MAX_CLIENTS_COLUMN = "max_client_connections"
+"""Where SHOW DATABASES has the most clients of an entry."""
 PLACEHOLDER = "generation"
 """Stands for the generation while its digest is computed."""
 _NUL = "\0"
@@ -38,8 +46,8 @@ class Configuration:
     too, the `lines` of the entries, by name, for the tables that have them (allotments.py).
 
     `settings` and the columns of `databases` (by entry name) are in the console's own spelling; `users` must
-    be listed; `peers` are the columns of SHOW PEERS by peer_id. `generation` is 12 hexadecimal digits and gives
-    nothing away.
+    be listed; `slots` are the most clients of each login in one process, which SHOW USERS must show; `peers`
+    are the columns of SHOW PEERS by peer_id. `generation` is 12 hexadecimal digits and gives nothing away.
     """
 
     generation: str
@@ -49,6 +57,7 @@ class Configuration:
     users: frozenset[str]
     peers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lines: Mapping[str, str] = field(default_factory=dict, repr=False)
+    slots: Mapping[str, int] = field(default_factory=dict)
 
 
 def rules_of(files: Mapping[str, str]) -> str:
@@ -87,6 +96,8 @@ def configuration(
     tls_key = content_file("tls", certificate.key, "key")
     addresses = dict(peers or {})
     lines = {row.name: pgbouncer_ini.line(target, row) for row in rows}
+    parameters = with_slots(parameters, rows)
+    slots = divided_slots(parameters, rows)
 
     def paths(generation: str) -> Paths:
         tls = (tls_ca[0], tls_certificate[0], tls_key[0])
@@ -96,7 +107,7 @@ def configuration(
         where = paths(generation)
         settings = pgbouncer_ini.settings(target, parameters, where)
         return {
-            INI: pgbouncer_ini.render(settings, where.pod, addresses),
+            INI: pgbouncer_ini.render(settings, where.pod, addresses, slots),
             f"userlist-{generation}.txt": userlist.render(known, generation),
             f"hba-{generation}.conf": rules,
             **dict((upstream_ca, tls_ca, tls_certificate, tls_key)),
@@ -111,7 +122,32 @@ def configuration(
         users=frozenset({login.name for login in known} | {userlist.marker(generation)}),
         peers={str(peer): {"host": host, "port": str(POOLER_PORT)} for peer, host in addresses.items()},
         lines=lines,
+        slots=slots,
     )
+
+
+def with_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> dict[str, str]:
+    """The parameters with a max_client_conn: unless there is one, it is the usual one, and more where there
+    are so many consumers that it would leave them little."""
+    consumers = len({entry.login for entry in entries})
+    usual = int(pgbouncer_ini.DEFAULTS[MAX_CLIENTS])
+    enough = min(client_slots.needed(USUAL_SLOTS * consumers), MOST_CLIENTS)
+    return {MAX_CLIENTS: str(max(usual, enough)), **parameters}
+
+
+def divided_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> dict[str, int]:
+    """The most clients of each login in one process, over all of its entries; `parameters` with_slots()."""
+    general = int(parameters.get(pgbouncer_ini.SLOTS_SETTING, "0"))  # 0: no limit
+    rows: dict[str, list[Entry]] = {}
+    for entry in entries:
+        rows.setdefault(entry.login, []).append(entry)
+    parties = []
+    for login, own in rows.items():
+        limits = [row.max_clients for row in own if row.max_clients is not None]
+        ceilings = [sum(limits)] if len(limits) == len(own) else []
+        ceilings += [general] if general else []
+        parties.append(client_slots.Party(login, own[0].weight, min(ceilings, default=None)))
+    return client_slots.divide(int(parameters[MAX_CLIENTS]), parties)
 
 
 def paths_in(
@@ -162,5 +198,5 @@ def shown_columns(target: Target, entry: Entry) -> dict[str, str]:
         "database": entry.database,
         "force_user": target.user,
         "pool_mode": entry.pool_mode,
-        **({} if entry.max_clients is None else {"max_client_connections": str(entry.max_clients)}),
+        **({} if entry.max_clients is None else {MAX_CLIENTS_COLUMN: str(entry.max_clients)}),
     }

@@ -45,6 +45,9 @@ LATER_DEFAULTS: Mapping[str, str] = {
 }
 """Likewise where PgBouncer has these settings, which the oldest lacks (supported_parameters.py)."""
 
+SLOTS_SETTING = "max_user_client_connections"
+"""The most clients of one login in one process, on all entries together. Since PgBouncer 1.24."""
+
 _TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 _SETTING_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ENTRY_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -100,9 +103,10 @@ def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dic
     return {_setting_name(name): _value(name, value) for name, value in sorted(merged.items())}
 
 
-def render(settings: Mapping[str, str], pod: str, peers: Mapping[int, str]) -> str:
-    """The file, with settings() in it; `pod` is the path of the pod's own, which brings the entries, and
-    `peers` are the addresses of all poolers by peer_id. Raises ValueError for an address that is none.
+def render(settings: Mapping[str, str], pod: str, peers: Mapping[int, str], slots: Mapping[str, int]) -> str:
+    """The file, with settings() in it; `pod` is the path of the pod's own, which brings the entries, `peers`
+    are the addresses of all poolers by peer_id, and `slots` the most clients by login. Raises ValueError for an
+    address that is none.
 
     PgBouncer gives up at the first line that it doesn't understand, so that the entries shown by its console
     prove that every setting was read.
@@ -110,7 +114,10 @@ def render(settings: Mapping[str, str], pod: str, peers: Mapping[int, str]) -> s
     lines = ["[pgbouncer]"]
     lines += [f"{name} = {value}".rstrip() for name, value in settings.items()]
     # After an included file PgBouncer goes on in the section that it ended in: [databases], if it has a table.
-    lines += [f"%include {pod}", "", "[peers]"]
+    # No login goes without a line: PgBouncer keeps the limit of one whose line disappears.
+    lines += [f"%include {pod}", "", "[users]"]
+    lines += [f"{login} = {SLOTS_SETTING}={bound}" for login, bound in sorted(slots.items())]
+    lines += ["", "[peers]"]
     lines += [f"{peer} = host={_address(host)} port={POOLER_PORT}" for peer, host in sorted(peers.items())]
     return "\n".join(lines) + "\n"
 

@@ -71,13 +71,30 @@ def consumer(
     }
 
 
-def binding(database: PooledDatabase, consumer: Consumer, login: Login, entry: str, authority: str) -> Object:
-    """The Service Binding Secret (https://servicebinding.io/spec/core/1.1.0/, well-known entries).
+def binding(
+    database: PooledDatabase,
+    consumer: Consumer,
+    login: Login,
+    entry: str,
+    session: str | None,
+    authority: str,
+) -> Object:
+    """The Service Binding Secret (https://servicebinding.io/spec/core/1.1.0/, well-known entries), with keys of
+    our own for the `session` entry, which migrations need; None: there is no such entry.
 
     `require` encrypts and verifies nothing, which works with every client; who wants more has `authority`, PEM.
     """
     host, port = service.host(database), names.POOLER_PORT
     name = names.binding_name(consumer.secret_name)
+    sessions = (
+        {}
+        if session is None
+        else {
+            "session-database": session,
+            "session-uri": url(host, port, login.name, login.password, session),
+            "session-jdbc-url": jdbc_url(host, port, login.name, login.password, session),
+        }
+    )
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -100,6 +117,7 @@ def binding(database: PooledDatabase, consumer: Consumer, login: Login, entry: s
                 "pgpass": pgpass_line(host, port, login.name, login.password, entry),
                 "sslmode": "require",
                 "ca.crt": authority,
+                **sessions,
             }
         ),
     }

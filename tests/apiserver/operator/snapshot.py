@@ -66,8 +66,8 @@ def assert_consistent(lane: Lane, objects: list[Object], consumers: tuple[Consum
         stored = json.loads(logins[f"consumer.{login}"])
         app = secrets[consumer.namespace, consumer.secret_name]
         binding = secrets[consumer.namespace, names.binding_name(consumer.secret_name)]
-        urls = [urlsplit(url).password for url in (app["DATABASE_URL"], app["DATABASE_SESSION_URL"])]
-        passwords = {app["PGPASSWORD"], binding["password"], *urls, urlsplit(binding["uri"]).password}
+        urls = (app["DATABASE_URL"], app["DATABASE_SESSION_URL"], binding["uri"], binding["session-uri"])
+        passwords = {app["PGPASSWORD"], binding["password"], *(urlsplit(url).password for url in urls)}
         assert passwords == {stored["password"]}, f"passwords of {consumer} differ"
         assert proves(stored["verifier"], stored["password"]), f"verifier of {consumer}"
         assert f'"{login}" "{stored["verifier"]}"\n' in userlist, f"userlist lacks {consumer}"

@@ -7,6 +7,7 @@ killed at every write.
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from poolkeeper import allotments, names
@@ -119,6 +121,25 @@ def test_a_pod_gets_its_table_then_clients_then_nothing_is_written(place: Place)
             assert client.execute("SELECT 1").fetchone() == (1,)
         quiet(place.lane, 10)
     assert place.lane.resource()["status"]["budget"]["held"] == USABLE
+
+
+def test_c6_a_consumer_that_fills_its_client_slots_is_named_once_and_ready_stays(place: Place) -> None:
+    place.apply(pooler={"parameters": {"max_client_conn": 12}})
+    pod = place.pod()
+    with pod.pgbouncer(), contextlib.ExitStack() as clients:
+        settled(place, [pod])
+        place.lane.expect("ClientSlots", "True", "Available", seconds=20)
+        for _ in range(5):
+            clients.enter_context(pod.connect())
+        last = clients.enter_context(pod.connect())
+        with pytest.raises(psycopg.OperationalError, match="client connections exceeded"):
+            pod.connect()
+        place.lane.expect("ClientSlots", "False", "ConsumerAtLimit", seconds=10)
+        words = {item["type"]: item["message"] for item in place.lane.resource()["status"]["conditions"]}
+        assert f"consumer {place.lane.web}/database has 6 clients at pod {pod.name}" in words["ClientSlots"]
+        last.close()
+        quiet(place.lane, 5)
+        place.lane.expect("Ready", "True", "Ready", seconds=1)
 
 
 def test_a_second_pod_gets_its_part_and_there_is_never_more_than_there_is(place: Place) -> None:

@@ -167,7 +167,14 @@ def secret_values(lane: Lane) -> set[str]:
             if obj["metadata"]["name"].endswith("-logins"):
                 parts = json.loads(value)
                 found |= {str(parts[part]) for part in ("password", "verifier", "check") if part in parts}
-            elif key in ("password", "PGPASSWORD", "DATABASE_URL", "DATABASE_SESSION_URL", "uri"):
+            elif key in (
+                "password",
+                "PGPASSWORD",
+                "DATABASE_URL",
+                "DATABASE_SESSION_URL",
+                "uri",
+                "session-uri",
+            ):
                 found.add(value)
     return found
 
