@@ -50,10 +50,11 @@ class _Process:
 def pooler_image(database: PooledDatabase, wanted: Wanted, world: World) -> Condition:
     """The worst version that runs decides. Not part of Ready: a pooler with a fault serves all the same."""
     found = sorted(_running(wanted, world), key=lambda process: (process.tier != _POOLER, process.pod))
-    told = [process for process in found if process.text]
-    if not told:
-        return Condition(KIND, UNKNOWN, "NoConsole", "no console has told yet which PgBouncer it is of")
-    condition = _judged(database, told)
+    first = {(process.tier, process.text): process for process in reversed(found) if process.text}
+    answered = list(reversed(first.values()))  # of many alike one is enough
+    if not answered:
+        return Condition(KIND, UNKNOWN, "NoConsole", "no console has shown its PgBouncer's version yet")
+    condition = _judged(database, answered)
     if condition.status == TRUE and any(process.shown is None for process in found):
         return last_known(world, KIND) or condition  # a worse one may be among those still to be asked
     return condition
@@ -75,31 +76,31 @@ def _running(wanted: Wanted, world: World) -> Iterator[_Process]:
             yield _Process(_KEEPER, f"{app.namespace}/{app.name}", world.shown.get(app.process(keeper)), there)
 
 
-def _judged(database: PooledDatabase, told: Sequence[_Process]) -> Condition:
+def _judged(database: PooledDatabase, answered: Sequence[_Process]) -> Condition:
     allowed = frozenset(database.pooler.allowed_faults)
-    faulty = {process: _refused(process, allowed, certain=True) for process in told}
-    worst = max(told, key=lambda process: len(faulty[process]))
+    faulty = {process: _refused(process, allowed, certain=True) for process in answered}
+    worst = max(answered, key=lambda process: len(faulty[process]))
     if faulty[worst]:
         return Condition(KIND, FALSE, "KnownFault", _refusal(database, worst, faulty[worst]))
-    for process in told:
+    for process in answered:
         if process.version is None:
             text = f"{process.tier} pod {process.pod} calls itself {process.text!r}"
             return Condition(KIND, UNKNOWN, "UnknownVersion", f"{text}, which is no version of PgBouncer")
-    for process in told:
+    for process in answered:
         if refused := _refused(process, allowed, certain=False):
             names = ", ".join(fault.name for fault in refused)
             text = f"{process}; whether it has {names} depends on the server's version, which isn't known yet"
             return Condition(KIND, UNKNOWN, "ServerUnknown", text)
-    accepted = {fault.name for process in told for fault in process.faults}
+    accepted = {fault.name for process in answered for fault in process.faults}
     if accepted:
-        worst = max(told, key=lambda process: len(process.faults))
+        worst = max(answered, key=lambda process: len(process.faults))
         listed = ", ".join(name for name in known_faults.KNOWN if name in accepted)
         return Condition(KIND, TRUE, "FaultsAllowed", f"{worst}; {_FIELD} accepts its faults {listed}")
-    return Condition(KIND, TRUE, "NoKnownFault", _praise(told))
+    return Condition(KIND, TRUE, "NoKnownFault", _sound(answered))
 
 
 def _refused(process: _Process, allowed: frozenset[str], *, certain: bool) -> tuple[Fault, ...]:
-    """The faults that nobody has accepted: those that apply for certain, or those that may apply."""
+    """The faults that the spec does not accept: those that apply for certain, or those that may apply."""
     return tuple(
         fault
         for fault in process.faults
@@ -122,9 +123,9 @@ def _refusal(database: PooledDatabase, process: _Process, faults: Sequence[Fault
     return f"{process}, which has known faults ({effects}); {remedy}, or accept them in {_FIELD}{hint}"
 
 
-def _praise(told: Sequence[_Process]) -> str:
-    texts = sorted({process.text for process in told})
-    untried = sorted({process.text for process in told if process.version and _untried(process.version)})
+def _sound(answered: Sequence[_Process]) -> str:
+    texts = sorted({process.text for process in answered})
+    untried = sorted({process.text for process in answered if process.version and _untried(process.version)})
     if untried:
         newest = ".".join(map(str, NEWEST_TRIED))
         return f"{_listed(untried)} is newer than {newest}, the newest that Poolkeeper has been tried with"

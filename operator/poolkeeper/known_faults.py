@@ -50,6 +50,12 @@ class Circumstances:
 
 TABLE = (
     Fault(
+        "forced-user-scram",
+        _FIRST,
+        (1, 25, 2),
+        "logins to a server that asks for SCRAM fail",
+    ),
+    Fault(
         "search-path-mixed",
         (1, 26, 0),
         NEWEST_TRIED,

@@ -183,7 +183,7 @@ TABLE = (
         0,
         3600,
         "seconds",
-        "How long a client waits in the queue before a notice tells it so; 0 is never.",
+        "How long a client waits in the queue before it gets a notice of that; 0 is never.",
         since=(1, 25),
     ),
     _seconds(

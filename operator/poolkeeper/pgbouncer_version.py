@@ -1,4 +1,4 @@
-"""What a PgBouncer says of its own version, as a value that can be compared.
+"""The version that a PgBouncer process shows, as a value that can be compared.
 
 `SHOW VERSION` answers "PgBouncer 1.26.1". Poolkeeper's own builds add their number: "PgBouncer
 1.24.1+poolkeeper.1".
@@ -18,7 +18,7 @@ Release = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Version:
-    """A release, and the number of Poolkeeper's build of it: 0 where PgBouncer was built by anyone else."""
+    """A release, and the number of Poolkeeper's build of it: 0 for any other build."""
 
     release: Release
     build: int = 0

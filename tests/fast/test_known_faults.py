@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SAFE = Circumstances(180000, "verify-full", frozenset({"extra_float_digits", "options"}))
 WORST = Circumstances(170002, "require", frozenset({"extra_float_digits"}))
 PARSERS = {"CVE-2026-6664", "CVE-2026-6665", "CVE-2026-6666"}
+BEFORE_26 = {"forced-user-scram"}
 RELOADS = {"reload-crash-login", "reload-crash-tls"}
 EVERY_STOCK = {"reload-crash-login", "cached-login-error"}
 
@@ -63,21 +64,21 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
         (
             "PgBouncer 1.24.1+poolkeeper.0",
             WORST,
-            PARSERS | RELOADS | {"CVE-2026-107350", "CVE-2026-107349", "cached-login-error"},
+            PARSERS | BEFORE_26 | RELOADS | {"CVE-2026-107350", "CVE-2026-107349", "cached-login-error"},
         ),
         (
             "PgBouncer 1.24.1",
             WORST,
-            PARSERS | RELOADS | {"CVE-2026-107350", "CVE-2026-107349", "cached-login-error"},
+            PARSERS | BEFORE_26 | RELOADS | {"CVE-2026-107350", "CVE-2026-107349", "cached-login-error"},
         ),
-        ("PgBouncer 1.24.1", SAFE, PARSERS | {"CVE-2026-107350"} | EVERY_STOCK),
-        ("PgBouncer 1.25.1", SAFE, PARSERS | {"CVE-2026-107350"} | EVERY_STOCK),
-        ("PgBouncer 1.25.2", SAFE, {"CVE-2026-107350"} | EVERY_STOCK),
+        ("PgBouncer 1.24.1", SAFE, PARSERS | BEFORE_26 | {"CVE-2026-107350"} | EVERY_STOCK),
+        ("PgBouncer 1.25.1", SAFE, PARSERS | BEFORE_26 | {"CVE-2026-107350"} | EVERY_STOCK),
+        ("PgBouncer 1.25.2", SAFE, BEFORE_26 | {"CVE-2026-107350"} | EVERY_STOCK),
         ("PgBouncer 1.26.0", SAFE, {"CVE-2026-107350", "copy-early-data-wedge"} | EVERY_STOCK),
         (
             "PgBouncer 1.26.0",
             WORST,
-            KNOWN.keys() - PARSERS,
+            KNOWN.keys() - PARSERS - BEFORE_26,
         ),
         ("PgBouncer 1.26.1", SAFE, {"copy-early-data-wedge"} | EVERY_STOCK),
         (
@@ -85,8 +86,8 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
             WORST,
             {"search-path-mixed", "copy-early-data-wedge", "cached-login-error"} | RELOADS,
         ),
-        ("PgBouncer 1.16.1", SAFE, PARSERS | EVERY_STOCK),
-        ("PgBouncer 1.19.0", WORST, PARSERS | RELOADS | {"CVE-2026-107350", "cached-login-error"}),
+        ("PgBouncer 1.16.1", SAFE, PARSERS | BEFORE_26 | EVERY_STOCK),
+        ("PgBouncer 1.19.0", WORST, PARSERS | BEFORE_26 | RELOADS | {"CVE-2026-107350", "cached-login-error"}),
         ("PgBouncer 1.26.2", WORST, set()),
         ("PgBouncer 1.27.0", WORST, set()),
     ],
