@@ -1,4 +1,4 @@
-"""Schema changes under prepared statements that PgBouncer keeps on its server connections, with real clients."""
+"""Schema changes under prepared statements that PgBouncer keeps on its server connections: real clients."""
 
 from __future__ import annotations
 
