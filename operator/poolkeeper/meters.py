@@ -107,8 +107,10 @@ class Meters:
         except BaseException:
             await stack.aclose()
             raise
-        await self._close(key)  # another task may have been quicker
-        self._opened[key] = _Opened(order.target, where[1], stack, meter)
+        if key in self._opened:  # another task was quicker
+            await stack.aclose()
+        else:
+            self._opened[key] = _Opened(order.target, where[1], stack, meter)
         return measured
 
     async def _close(self, key: Key) -> None:

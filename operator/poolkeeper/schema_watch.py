@@ -32,8 +32,11 @@ RETRY_SECONDS = 15.0
 
 @dataclass
 class _Seen:
-    """What is known of one database. While PostgreSQL's `snapshot` stays the same, nothing was committed."""
+    """What is known of one database. While PostgreSQL's `snapshot` stays the same, nothing was committed.
 
+    Another `meter` may lead to another server."""
+
+    meter: Meter | None = None
     snapshot: str = ""
     fingerprint: str = ""
     schema: Schema = field(default_factory=Schema)
@@ -81,9 +84,9 @@ class SchemaWatch:
     async def _read(self, seen: _Seen, meter: Meter) -> float:
         """Read the schema, if anything was committed since the last time; answers with the seconds it took."""
         snapshot = await meter.snapshot()
-        if snapshot == seen.snapshot:
+        if (meter, snapshot) == (seen.meter, seen.snapshot):
             return 0.0
         began = asyncio.get_running_loop().time()
         seen.fingerprint = await meter.schema()
-        seen.snapshot = snapshot
+        seen.meter, seen.snapshot = meter, snapshot
         return asyncio.get_running_loop().time() - began
