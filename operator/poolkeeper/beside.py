@@ -1,5 +1,5 @@
-"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, paused and led to where their
-upstream is; keepers are reconfigured.
+"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, paused, led to where their
+upstream is, and renew their server connections; keepers are reconfigured.
 
 All of it takes as long as apps and networks please, and a run must not wait for it. Each tells the queue when
 it is over, and the next run reports it.

@@ -93,7 +93,10 @@ class Meters:
             known = None
         if known is None:
             await self._open(key, system, order, met)
-        return self._opened[key].meter
+            known = self._opened.get(key)
+        if known is None:
+            raise Unmeasured("the connection was closed")
+        return known.meter
 
     async def _open(self, key: Key, system: str, order: Order, met: Met) -> Measured:
         stack = contextlib.AsyncExitStack()

@@ -23,7 +23,6 @@ from poolkeeper.world import ConsoleAccess, RenewalCause, World
 
 FIELD = "renewal"
 """Of the status."""
-_NOTHING = RenewalCause()
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.9
 """How often a database is asked at most."""
-COST = 40
+COST = 20
 """Reading a schema takes one part in so many of the time at most."""
-RETRY_SECONDS = 15.0
+RETRY_SECONDS = 3.0
 
 
 @dataclass
@@ -40,6 +40,7 @@ class _Seen:
     snapshot: str = ""
     fingerprint: str = ""
     schema: Schema = field(default_factory=Schema)
+    problem: str = ""
     due: float = 0.0
     task: asyncio.Task[None] | None = None
 
@@ -68,14 +69,17 @@ class SchemaWatch:
 
     async def _poll(self, key: Key, seen: _Seen, connected: Callable[[], Awaitable[Meter]]) -> None:
         loop = asyncio.get_running_loop()
-        pause = RETRY_SECONDS
+        began, pause, problem = loop.time(), RETRY_SECONDS, ""
         try:
-            meter = await connected()
-            pause = max(POLL_SECONDS, await self._read(seen, meter) * COST)
+            pause = max(POLL_SECONDS, await self._read(seen, await connected()) * COST)
         except Unmeasured as error:
-            log.info("%s/%s: reading the schema: %s", key.namespace, key.name, error)
+            pause = max(RETRY_SECONDS, (loop.time() - began) * COST)
+            problem = str(error)
         except Exception:
             log.exception("%s/%s: reading the schema", key.namespace, key.name)
+        if problem and problem != seen.problem:
+            log.info("%s/%s: reading the schema: %s", key.namespace, key.name, problem)
+        seen.problem = problem
         seen.due = loop.time() + pause
         if seen.fingerprint:
             seen.schema = seen.schema.see(seen.fingerprint, loop.time())
