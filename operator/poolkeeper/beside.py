@@ -1,5 +1,5 @@
-"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, paused and led to where their
-upstream is; keepers are reconfigured.
+"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, paused, led to where their
+upstream is, and renew their server connections; keepers are reconfigured.
 
 All of it takes as long as apps and networks please, and a run must not wait for it. Each tells the queue when
 it is over, and the next run reports it.
@@ -11,24 +11,25 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from poolkeeper import console, failover
+from poolkeeper import console, failover, retirement
 from poolkeeper.clients import KeeperConsole
 from poolkeeper.cluster import Annotate, ClusterError
-from poolkeeper.console import Answer, ConsoleError
+from poolkeeper.console import Answer
 from poolkeeper.drain import Departure, Keepers
 from poolkeeper.pauser import Pauser
+from poolkeeper.pooler_tasks import PoolerTasks
 from poolkeeper.processes import Leaving, Reload
 from poolkeeper.queue import Queue
+from poolkeeper.renewal import Renewal
 from poolkeeper.store import Store
 from poolkeeper.upstream_addresses import Reconnect, listed
-from poolkeeper.world import Key, Shown
+from poolkeeper.world import Key, Renewed, Shown
 
 log = logging.getLogger(__name__)
 
 UPDATES = 32
 """Keepers that are brought to a configuration at one time."""
 UPDATE_SECONDS = 4.0
-RECONNECT_RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 1.5
 """How long a run waits for keepers to follow: those that can be reached take half a second."""
 
@@ -45,7 +46,8 @@ class Beside:
         self._drains: dict[Key, dict[str, asyncio.Task[None]]] = {}
         self._moving: dict[Key, tuple[KeeperConsole, ...]] = {}
         self._updates: dict[Key, asyncio.Task[None]] = {}
-        self._reconnects: dict[Key, dict[str, tuple[Reconnect, asyncio.Task[None]]]] = {}
+        self._reconnects = PoolerTasks(queue, self._reconnect)
+        self._renewals = PoolerTasks(queue, self._renew)
         self._slots = asyncio.Semaphore(UPDATES)
         self.pauser = Pauser(store, queue)
 
@@ -79,39 +81,25 @@ class Beside:
         self._queue.add((key,))
 
     def reconnect(self, key: Key, wanted: Iterable[Reconnect]) -> None:
-        """Have these poolers led to where the upstream is: all that may still be elsewhere. What is under way
-        goes on, unless the upstream has moved again."""
-        known = self._reconnects.pop(key, {})
-        tasks: dict[str, tuple[Reconnect, asyncio.Task[None]]] = {}
-        for item in wanted:
-            before, task = known.pop(item.uid, (None, None))
-            if task is not None and before == item and not task.done():
-                tasks[item.uid] = (item, task)
-                continue
-            interrupted = task is not None and task.cancel()
-            tasks[item.uid] = (item, asyncio.create_task(self._reconnect(key, item, interrupted)))
-        for _, task in known.values():
-            task.cancel()
-        if tasks:
-            self._reconnects[key] = tasks
+        """Have these poolers led to where the upstream is: all that may still be elsewhere."""
+        self._reconnects.order(key, wanted)
 
     async def _reconnect(self, key: Key, item: Reconnect, interrupted: bool) -> None:
         if interrupted:  # just after a RECONNECT, maybe
             await asyncio.sleep(failover.FIRST_PAUSE_SECONDS)
         log.info("%s/%s: pooler %s leaves %s", key.namespace, key.name, item.name, listed(item.left))
-        try:
-            left = await failover.follow(item)
-        except (ConsoleError, KeyError, ValueError) as error:
-            log.warning("%s/%s: pooler %s: %s", key.namespace, key.name, item.name, error)
-            # Of one that doesn't serve nothing else is expected, and nothing waits for it.
-            if item.serves:
-                self._queue.add_later(key, RECONNECT_RETRY_SECONDS)
-            return
-        except Exception:
-            log.exception("%s/%s: reconnecting pooler %s", key.namespace, key.name, item.name)
-            return
+        left = await failover.follow(item)
         self._store.moved(key, item.uid, item.whereabouts, left)
-        self._queue.add((key,))
+
+    def renew(self, key: Key, wanted: Iterable[Renewal]) -> None:
+        """Have these poolers renew their server connections."""
+        self._renewals.order(key, wanted)
+
+    async def _renew(self, key: Key, item: Renewal, _: bool) -> None:
+        log.info("%s/%s: pooler %s renews its server connections", key.namespace, key.name, item.name)
+        begun = asyncio.get_running_loop().time()
+        left = await retirement.renew(item.access, item.entries)
+        self._store.renew(item.uid, Renewed(item.cause, asyncio.get_running_loop().time() - begun, left))
 
     async def update(self, key: Key, reloads: Iterable[Reload]) -> bool:
         """Have these keepers show their configuration. False if that takes longer: it starts another run."""

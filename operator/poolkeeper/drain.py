@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from poolkeeper import console, faults
+from poolkeeper import console, faults, retirement
 from poolkeeper.clients import KeeperConsole, holders, present, suspects, to_close
-from poolkeeper.console import Console, ConsoleError, Row
+from poolkeeper.console import Console, ConsoleError
 from poolkeeper.desired.deployment import LEAVE_ENDPOINTS_SECONDS
 from poolkeeper.world import ConsoleAccess
 
@@ -30,15 +30,10 @@ CLOSING_SECONDS = 5.0
 """So long before the pod's grace ends, clients without a keeper begin to be closed."""
 LAST_SECONDS = 0.5
 """So long before it ends, the process is told to end: it then closes its connections itself."""
-RETIRE_SECONDS = 0.5
-"""How long a keeper's connections are waited for: PgBouncer looks after idle ones every third of a second. Who
-is in a transaction for longer is met again. Meanwhile every transaction takes a new connection, and goes on to
-do so until another operator comes, if this one is killed just now: so it is kept short."""
 RETRY_SECONDS = 3.0
 CONSOLE_SECONDS = 3.0
 POLL_SECONDS = 0.1
 _SLOWEST_POLL_SECONDS = 1.0
-_LIFETIME = "server_lifetime"
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class Keepers:
         """
         async with self.alone(access):
             try:
-                await _retire(access)
+                await retirement.retire(access)
             except ConsoleError as error:
                 return error.message
             except KeyError as error:  # of something that poses as a keeper
@@ -183,47 +178,6 @@ class Keepers:
         attempts.next[keeper] = asyncio.get_running_loop().time() + (
             pause if problem is None else RETRY_SECONDS
         )
-
-
-async def _retire(access: ConsoleAccess) -> None:
-    """Raises ConsoleError. server_lifetime is set back in any case; where that fails, a RELOAD does it."""
-    touched = False
-    try:
-        async with console.connect(access, CONSOLE_SECONDS) as keeper:
-            config = await keeper.settings()
-            old = _movable(await keeper.show("SERVERS"), await keeper.show("DATABASES"))
-            touched = config[_LIFETIME] == "0"  # left so by an operator that was killed
-            if old:
-                touched = True
-                await keeper.execute(f"SET {_LIFETIME} = 0")
-                await _gone(keeper, old)
-            if touched and config[_LIFETIME] != "0":
-                await keeper.execute(f"SET {_LIFETIME} = '{config[_LIFETIME]}'")
-                touched = False
-    finally:
-        if touched:
-            async with console.connect(access, CONSOLE_SECONDS) as keeper:
-                await keeper.reload()
-
-
-async def _gone(keeper: Console, old: frozenset[str]) -> None:
-    """Wait, not for ever, until none of these connections is left."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + RETIRE_SECONDS
-    pause = POLL_SECONDS / 4
-    while loop.time() < end:
-        await asyncio.sleep(pause)
-        if not old & {row["id"] for row in await keeper.show("SERVERS")}:
-            return
-        pause = POLL_SECONDS
-
-
-def _movable(servers: Iterable[Row], databases: Iterable[Row]) -> frozenset[str]:
-    """IDs of the connections that will retire soon. One that a session holds stays as long as the session."""
-    modes = {row["name"]: row["pool_mode"] for row in databases}
-    return frozenset(
-        row["id"] for row in servers if modes.get(row["database"]) != "session" or row["state"] != "active"
-    )
 
 
 async def _close(pod: Console, clients: Iterable[str]) -> None:

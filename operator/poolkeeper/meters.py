@@ -1,6 +1,6 @@
-"""Standing connections to the servers of one cluster of data, by which they are measured.
+"""Standing connections to the servers of one cluster of data: servers are measured by them, schemas read.
 
-Any PooledDatabase's login does for its server; another one's is used where that fails.
+Any PooledDatabase's login does to measure its server; another one's is used where that fails.
 """
 
 from __future__ import annotations
@@ -83,6 +83,21 @@ class Meters:
                 return Measured(total, 0, 0, (), {}, {}), ""
             return None, str(error)
 
+    async def opened(self, key: Key, system: str, order: Order, instance: str, met: Met) -> Meter:
+        """The connection to this PooledDatabase's database, made where there is none. Raises Unmeasured."""
+        known = self._opened.get(key)
+        if known is not None and (
+            known.meter.closed or (known.target, known.instance) != (order.target, instance)
+        ):
+            await self._close(key)
+            known = None
+        if known is None:
+            await self._open(key, system, order, met)
+            known = self._opened.get(key)
+        if known is None:
+            raise Unmeasured("the connection was closed")
+        return known.meter
+
     async def _open(self, key: Key, system: str, order: Order, met: Met) -> Measured:
         stack = contextlib.AsyncExitStack()
         try:
@@ -95,8 +110,13 @@ class Meters:
         except BaseException:
             await stack.aclose()
             raise
-        self._opened[key] = _Opened(order.target, where[1], stack, meter)
+        if key in self._opened:  # another task was quicker
+            await stack.aclose()
+        else:
+            self._opened[key] = _Opened(order.target, where[1], stack, meter)
         return measured
 
     async def _close(self, key: Key) -> None:
-        await self._opened.pop(key).stack.aclose()
+        opened = self._opened.pop(key, None)
+        if opened is not None:
+            await opened.stack.aclose()

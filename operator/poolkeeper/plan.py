@@ -37,6 +37,7 @@ from poolkeeper.processes import (
     poolers_behind,
     serves,
 )
+from poolkeeper.renewal import Renewal, renewals
 from poolkeeper.settings import Settings
 from poolkeeper.target import Target
 from poolkeeper.upstream_addresses import Place, Reconnect
@@ -93,6 +94,8 @@ class Plan:
     """The upstream whose failovers are to be noticed."""
     reconnect: tuple[Reconnect, ...] = ()
     """Poolers to be led to where the upstream is now, beside the runs too."""
+    renew: tuple[Renewal, ...] = ()
+    """Poolers to renew their server connections, beside the runs too."""
     look: tuple[Owner, ...] = ()
     """Controllers of app pods whose workloads have to be read."""
     restart: Restart | None = None
@@ -179,6 +182,7 @@ def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: 
         budget=wanted.budget,
         observe=upstream_addresses.place(host, wanted.namespace) if host is not None else None,
         reconnect=upstream_addresses.reconnects(wanted, world),
+        renew=renewals(wanted, world),
     )
 
 

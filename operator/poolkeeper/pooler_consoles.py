@@ -17,6 +17,7 @@ from poolkeeper.budget import Caps
 from poolkeeper.budget_protocol import Allotment
 from poolkeeper.console import COMMAND_FAILED, Console, ConsoleError
 from poolkeeper.desired.hba import CONSOLE_DATABASE
+from poolkeeper.retirement import retiring
 from poolkeeper.world import ConsoleAccess
 
 CONSOLE_SECONDS = 1.0
@@ -30,7 +31,6 @@ RETIRE_SECONDS = 0.3
 RETIRE_PAUSE_SECONDS = 0.5
 SLOWEST_RETIRE_SECONDS = 8.0
 _POLL_SECONDS = 0.02
-_LIFETIME = "server_lifetime"
 _RULES = "auth_hba_file"
 _LOGGING_IN, _NO_ENTRY = "cl_login", "(nodb)"
 
@@ -183,19 +183,11 @@ async def _closed(opened: _Opened, refused: Set[str]) -> frozenset[str]:
 
 
 async def _give_back(pooler: Console, caps: Caps, entries: Collection[str]) -> None:
-    """server_lifetime is set back in any case; where that fails, a RELOAD does it, or the next look's."""
-    before = (await pooler.settings())[_LIFETIME]
-    if before == "0":  # left so by an operator that was killed
-        await pooler.reload()
-        before = (await pooler.settings())[_LIFETIME]
-    await pooler.execute(f"SET {_LIFETIME} = 0")
-    try:
+    async with retiring(pooler):
         loop = asyncio.get_running_loop()
         end = loop.time() + RETIRE_SECONDS
         while loop.time() < end and await _above(pooler, caps, entries):  # noqa: ASYNC110
             await asyncio.sleep(_POLL_SECONDS)
-    finally:
-        await pooler.execute(f"SET {_LIFETIME} = '{before}'")
 
 
 async def _above(pooler: Console, caps: Caps, entries: Collection[str]) -> bool:

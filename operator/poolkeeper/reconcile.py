@@ -85,6 +85,7 @@ class Reconciler:
                 self._beside.drain(key, steps.leaving, steps.moving)
                 self._beside.pauser.order(key, steps.pausing)
                 self._beside.reconnect(key, steps.reconnect)
+                self._beside.renew(key, steps.renew)
                 self._budgets.order(key, steps.budget)
                 self._upstreams.observe(key, steps.observe)
                 if steps.settled:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from poolkeeper import allotments, client_watch, names, peers
 from poolkeeper.accounts import Look, Memory, Sight, account, remember, work_out
@@ -23,6 +24,7 @@ from poolkeeper.pooler_consoles import PoolerConsoles
 from poolkeeper.processes import reachable
 from poolkeeper.queue import Queue
 from poolkeeper.records import Records
+from poolkeeper.schema_watch import SchemaWatch
 from poolkeeper.servers import Measured, Ours
 from poolkeeper.store import Store
 from poolkeeper.world import AtLimit, Key, Pod
@@ -52,6 +54,7 @@ class ServerWatch:
         self._annotate = annotate
         self._consoles = PoolerConsoles()
         self._meters = Meters()
+        self._schemas = SchemaWatch(store, queue)
         self._memories: dict[str, Memory] = {}
         """By the first PooledDatabase on a server."""
         self._starting: dict[str, float] = {}
@@ -66,6 +69,7 @@ class ServerWatch:
 
     async def keep(self, members: Collection[Key]) -> None:
         """Close what belongs to others than these."""
+        self._schemas.keep(members)
         await self._meters.keep(members)
         self._crowds = {key: crowds for key, crowds in self._crowds.items() if key in members}
         pods = [pod for key in members for pod in self._store.pods(key)]
@@ -92,6 +96,10 @@ class ServerWatch:
         asked = tuple(_asked(orders, pods, stored, records))
         looks = await self._consoles.look(asked)
         measured, problem = await self._meters.measure(system, orders, instances, met)
+        known = measured is not None and not system.startswith(GIVEN)
+        for key, order in orders.items() if known else ():
+            opened = partial(self._meters.opened, key, system, order, instances[key], met)
+            self._schemas.poll(key, opened)
         ours = _ours(orders, pods, looks)
         if measured is not None and _unknown(ours, measured, self._meters.pids()):
             # Opened since the first look, perhaps; what was closed since then is in neither.

@@ -12,6 +12,9 @@ from poolkeeper import injection, names, peers
 from poolkeeper.desired.deployment import CONTAINER
 from poolkeeper.world import AppPod, Keeper, Key, Namespace, Owner, Pod, Rollout
 
+MOST_OF_A_REQUEST = 253
+"""Characters."""
+
 Object = Mapping[str, Any]
 
 
@@ -23,6 +26,12 @@ def namespace(obj: Object) -> Namespace:
         accept_from=(metadata.get("annotations") or {}).get(names.ACCEPT_FROM_ANNOTATION, ""),
         terminating="deletionTimestamp" in metadata,
     )
+
+
+def reconnect(resource: Object) -> str:
+    """What a PooledDatabase's annotation asks for; a longer text counts as far as the status can hold it."""
+    annotations = resource["metadata"].get("annotations") or {}
+    return str(annotations.get(names.RECONNECT_ANNOTATION, "")).strip()[:MOST_OF_A_REQUEST]
 
 
 def owner(obj: Object) -> Key | None:

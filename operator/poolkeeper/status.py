@@ -17,6 +17,7 @@ from poolkeeper import (
     names,
     pause,
     pause_status,
+    renewal,
     upstream_addresses,
 )
 from poolkeeper.api import PooledDatabase, SpecError
@@ -89,8 +90,9 @@ def of(
         **budget_status.record(world),
     }
     where, moved = _upstream(resource, wanted, world, now)
-    written, events = _written(resource, {**body, **where}, conditions, now)
-    return written, (*events, *moved)
+    renewed, renewals = renewal.report(wanted, world, now)
+    written, events = _written(resource, {**body, **where, **renewed}, conditions, now)
+    return written, (*events, *moved, *renewals)
 
 
 def of_invalid_spec(
@@ -99,7 +101,8 @@ def of_invalid_spec(
     """The status while the spec makes no sense: what runs is left as it is, and so is what it reported."""
     invalid = spec_valid(error)
     where, moved = _upstream(resource, wanted, world, now)
-    kept = {key: value for key, value in resource.status.items() if key != "conditions"} | where
+    renewed, renewals = renewal.report(wanted, world, now)
+    kept = {key: value for key, value in resource.status.items() if key != "conditions"} | where | renewed
     pods = [pod for pod in world.pods if not pod.terminating]
     counts = {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods)}
     pausing = pause.advance(resource, pause_status.resumed(world), now)
@@ -111,7 +114,7 @@ def of_invalid_spec(
         if item["type"] not in ("Ready", "SpecValid")
     )
     written, events = _written(resource, {**kept, **counts}, (ready((invalid,)), invalid, *others), now)
-    return written, (*events, *moved)
+    return written, (*events, *moved, *renewals)
 
 
 def spec_valid(error: SpecError | None) -> Condition:

@@ -36,6 +36,7 @@ from poolkeeper.world import (
     Pod,
     Probe,
     Ref,
+    Renewed,
     Resource,
     Rollout,
     Shown,
@@ -84,6 +85,8 @@ class Store:
         self._whereabouts: dict[Key, tuple[Whereabouts, float]] = {}
         """With the monotonic time of its last change."""
         self._moved: dict[str, Moved] = {}
+        self._schemas: dict[Key, str] = {}
+        self._renewed: dict[str, Renewed] = {}
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
         self._stored: dict[Key, Stored] = {}
         self._budgets: dict[Key, BudgetSeen] = {}
@@ -176,6 +179,7 @@ class Store:
             finalized=names.FINALIZER in metadata.get("finalizers", ()),
             spec=spec,
             status=obj.get("status") or {},
+            reconnect=sightings.reconnect(obj),
         )
         reads = frozenset() if isinstance(spec, SpecError) else spec.upstream.secret_names()
         self._sources.reads(key, frozenset() if self._resources[key].deleting else reads)
@@ -294,6 +298,7 @@ class Store:
             self._probes.pop(key, None)
             self._refusals.pop(key, None)
             self._whereabouts.pop(key, None)
+            self._schemas.pop(key, None)
             self._workloads.drop(key)
             self._budgets.pop(key, None)
             # They outlive their Secret, which is made again with the same logins, but not the resource.
@@ -315,6 +320,7 @@ class Store:
                 self._shown.pop(pod.uid, None)
                 self._paused.pop(pod.uid, None)
                 self._moved.pop(pod.uid, None)
+                self._renewed.pop(pod.uid, None)
             if not self._pods[key_of]:
                 del self._pods[key_of]
         else:
@@ -375,6 +381,17 @@ class Store:
         seen = self._whereabouts.get(key)
         seconds = time.monotonic() - seen[1] if seen is not None else 0.0
         self._moved[pod] = Moved(whereabouts, seconds, left)
+
+    def schema(self, key: Key, fingerprint: str) -> Keys:
+        """What schema server connections are to be renewed for. Returns the key if that is news."""
+        if self._schemas.get(key) == fingerprint:
+            return _NOBODY
+        self._schemas[key] = fingerprint
+        return frozenset({key})
+
+    def renew(self, pod: str, renewed: Renewed) -> None:
+        """A pooler, by its UID, has renewed its server connections."""
+        self._renewed[pod] = renewed
 
     def budgeted(self, key: Key, seen: BudgetSeen) -> Keys:
         """What the budget came to. Returns the key if that is news."""
@@ -491,6 +508,8 @@ class Store:
             next_probe_seconds=None if interval is None else max(interval - age, 0.1),
             whereabouts=self._whereabouts[key][0] if key in self._whereabouts else None,
             moved={pod.uid: self._moved[pod.uid] for pod in pods if pod.uid in self._moved},
+            schema=self._schemas.get(key, ""),
+            renewed={pod.uid: self._renewed[pod.uid] for pod in pods if pod.uid in self._renewed},
             refusals=dict(self._refusals.get(key, {})),
         )
 

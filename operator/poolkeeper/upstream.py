@@ -5,6 +5,7 @@ Knows libpq through psycopg, and says what a failure means to the user. Nothing 
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,35 @@ _CONNECTIONS = (
     " UNION ALL SELECT 'database', datconnlimit, '', datname, '' FROM pg_database WHERE datconnlimit >= 0"
 )
 """Every role may read all of it."""
+_PLAIN = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)"
+"""A role's own search_path could lead any of these names, operators included, to something else."""
+_SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::text"
+_RELATIONS = "relkind IN ('r', 'v', 'm', 'f', 'p', 'c') AND relpersistence <> 't'"
+_DIGEST = "SELECT concat(count(*), ' ', sum(hashtextextended(concat_ws(' ', {columns}), 0))) FROM {rows}"
+_FIRST_OID = 16384
+"""What has a lower one came with PostgreSQL."""
+_SCHEMA = " UNION ALL ".join(
+    _DIGEST.format(columns=columns, rows=rows)
+    for columns, rows in (
+        (
+            "attrelid, attnum, attname, atttypid, atttypmod, attcollation, attisdropped",
+            "pg_catalog.pg_attribute JOIN pg_catalog.pg_class ON pg_class.oid = attrelid"
+            f" WHERE attnum > 0 AND attrelid >= {_FIRST_OID} AND {_RELATIONS}",
+        ),
+        (
+            "oid, relname, relnamespace",
+            f"pg_catalog.pg_class WHERE oid >= {_FIRST_OID} AND {_RELATIONS}",
+        ),
+        ("oid, proname, pronamespace", f"pg_catalog.pg_proc WHERE oid >= {_FIRST_OID}"),
+        (
+            "oid, typname, typnamespace",
+            f"pg_catalog.pg_type WHERE oid >= {_FIRST_OID} AND typrelid = 0 AND typelem = 0",
+        ),
+        ("oid, nspname", f"pg_catalog.pg_namespace WHERE oid >= {_FIRST_OID} AND nspname !~ '^pg_'"),
+    )
+)
+"""All that the columns of a statement's result depend on. Temporary tables, indexes and rewritten tables
+(TRUNCATE, VACUUM FULL, REFRESH) don't count."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +118,8 @@ class Unmeasured(Exception):
 
 
 class Meter:
-    """A standing connection to a server that counts its connections, itself included. All methods raise
-    Unmeasured, after which it is of no use any more."""
+    """A standing connection to a server that counts its connections, itself included, and reads its database's
+    schema. All methods raise Unmeasured."""
 
     def __init__(self, connection: libpq.Connection, target: Target, timeout: float) -> None:
         self._connection = connection
@@ -121,6 +151,21 @@ class Meter:
             database_limits={row[3]: row[1] for row in rows if row[0] == "database"},
         )
 
+    async def snapshot(self) -> str:
+        """What is visible on the server now, in PostgreSQL's words: the same snapshot sees the same schema."""
+        [(snapshot,)] = await self._ask(_SNAPSHOT)
+        return str(snapshot)
+
+    async def schema(self) -> str:
+        """A fingerprint of the schema of the connection's database."""
+        rows = await self._ask(_SCHEMA)
+        return hashlib.sha256("\n".join(sorted(digest for (digest,) in rows)).encode()).hexdigest()[:16]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._connection.closed
+
     async def _ask(self, statement: str) -> list[tuple[Any, ...]]:
         try:
             cursor = await libpq.execute(self._connection, statement, self._timeout)
@@ -146,6 +191,7 @@ async def measuring(target: Target, timeout: float) -> AsyncIterator[Meter]:
                         **authority,
                     )
                 )
+            await libpq.execute(connection, _PLAIN, timeout)
         except (TimeoutError, psycopg.Error, OSError, UnicodeError, ValueError) as error:
             raise Unmeasured(_not_logged_in(target, timeout, error).message) from None
         yield Meter(connection, target, timeout)

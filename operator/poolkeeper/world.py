@@ -252,6 +252,25 @@ class AtLimit:
 
 
 @dataclass(frozen=True)
+class RenewalCause:
+    """Why server connections were renewed, or have to be: a value of the annotation poolkeeper.io/reconnect,
+    and the fingerprint of a schema. Empty where there was none yet."""
+
+    request: str = ""
+    schema: str = ""
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A pooler that has renewed its server connections: how long that took, and how many were left when it was
+    given up."""
+
+    cause: RenewalCause
+    seconds: float
+    left: int
+
+
+@dataclass(frozen=True)
 class BudgetSeen:
     """What the budget of a PooledDatabase came to when it was worked out last, in server connections."""
 
@@ -311,6 +330,8 @@ class Resource:
     """Our finalizer is on it."""
     spec: PooledDatabase | SpecError
     status: Mapping[str, Any]
+    reconnect: str = ""
+    """The annotation poolkeeper.io/reconnect."""
 
 
 @dataclass(frozen=True)
@@ -349,6 +370,10 @@ class World:
     whereabouts: Whereabouts | None = None
     """Of the host that is observed; None until something is known."""
     moved: Mapping[str, Moved] = field(default_factory=dict)
+    """By pod UID."""
+    schema: str = ""
+    """Fingerprint of the schema that server connections are to be renewed for, empty while it is not known."""
+    renewed: Mapping[str, Renewed] = field(default_factory=dict)
     """By pod UID."""
     budget: BudgetSeen | None = None
     stored: Stored | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from poolkeeper import beside, failover
+from poolkeeper import failover, pooler_tasks
 from poolkeeper.beside import Beside
 from poolkeeper.console import ConsoleError
 from poolkeeper.queue import Queue
@@ -55,7 +55,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     made = Scene(Beside(store, queue, annotate), store, queue)
     monkeypatch.setattr(failover, "follow", made.follow)
     monkeypatch.setattr(failover, "FIRST_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(beside, "RECONNECT_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(pooler_tasks, "RETRY_SECONDS", 0.05)
     return made
 
 

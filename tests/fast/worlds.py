@@ -32,6 +32,7 @@ from poolkeeper.world import (
     Pod,
     Probe,
     Ref,
+    Renewed,
     Resource,
     Rollout,
     Shown,
@@ -112,6 +113,8 @@ class Simulation:
     probe: Probe | None = None
     whereabouts: Whereabouts | None = None
     moved: dict[str, Moved] = field(default_factory=dict)
+    schema: str = ""
+    renewed: dict[str, Renewed] = field(default_factory=dict)
     budget: BudgetSeen | None = field(default_factory=lambda: BudgetSeen(server="0a1b2c3d", share=90))
     allotting: bool = True
     """The budget gives every pod that asks for it a table with all entries."""
@@ -139,7 +142,13 @@ class Simulation:
             )
         return World(
             resource=Resource(
-                UID, self.resource["metadata"]["generation"], self.deleting, self.finalized, spec, self.status
+                UID,
+                self.resource["metadata"]["generation"],
+                self.deleting,
+                self.finalized,
+                spec,
+                self.status,
+                sightings.reconnect(self.resource),
             ),
             children={
                 ref: Child(
@@ -164,6 +173,8 @@ class Simulation:
             probe=self.probe,
             whereabouts=self.whereabouts,
             moved=self.moved,
+            schema=self.schema,
+            renewed=self.renewed,
             budget=self._budget_seen(),
             stored=self._stored(),
             files=self._files(),
@@ -208,6 +219,10 @@ class Simulation:
         for item in steps.reconnect:
             self.moved[item.uid] = Moved(item.whereabouts, 0.5, 0)
             self.log.append(f"reconnect {item.name}")
+        for renewal in steps.renew:
+            self.renewed[renewal.uid] = Renewed(renewal.cause, 0.4, 0)
+            entries = "" if renewal.entries is None else f" {','.join(sorted(renewal.entries))}"
+            self.log.append(f"renew {renewal.name}{entries}")
         if steps.probe is not None:
             reason = self.accepts.get(steps.probe.password, "")
             said = (reason or "Reachable", reason or "logged in")
@@ -225,7 +240,8 @@ class Simulation:
         for _ in range(14):
             tables = self.tables
             steps = self.step()
-            if steps.settled and steps.status is None and not steps.reconnect and tables == self.tables:
+            moves = steps.reconnect or steps.renew
+            if steps.settled and steps.status is None and not moves and tables == self.tables:
                 return steps
         raise AssertionError(f"never settles: {self.log[-20:]}")
 

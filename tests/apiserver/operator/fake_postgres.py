@@ -74,6 +74,8 @@ class _Session(socketserver.StreamRequestHandler):
         assert isinstance(server, FakePostgres)
         if statement.upper() == "SELECT 1":
             self._rows((_INTEGER,), [(1,)])
+        elif statement == upstream._PLAIN:
+            self._rows((_TEXT,), [("pg_catalog, pg_temp",)])
         elif not server.measurable:
             self._send(b"E", b"SERROR\0VERROR\0C42501\0Mpermission denied\0\0")
             self._ready()
@@ -86,6 +88,8 @@ class _Session(socketserver.StreamRequestHandler):
             others = [("backend", 100_000 + number, "other", "other", "") for number in range(server.others)]
             own = ("backend", pid, user, database, "127.0.0.1")
             self._rows((_TEXT, _INTEGER, _TEXT, _TEXT, _TEXT), [own, *others])
+        elif statement in (upstream._SNAPSHOT, upstream._SCHEMA):
+            self._rows((_TEXT,), [("always the same",)])
         self._send(b"C", b"SELECT 1\0")
         self._ready()
 
