@@ -23,7 +23,7 @@ BACKENDS = 4
 """Fewer than any scenario has clients, so that these share."""
 SCHEMAS = ("t1", "t2", "t3", "public")
 CLIENTS = 12
-SECONDS = 40.0
+SECONDS = 20.0
 """More than any scenario takes; past it a program's connections are stuck."""
 CANCELED = "57014"
 OWNER = "shop_owner"
@@ -160,7 +160,7 @@ def test_clients_with_search_paths_of_their_own_get_their_own_answers(
 
 
 def differences(found: Report, expected: Report) -> list[str]:
-    """What differs from a run straight to PostgreSQL: failures, wrong answers, each connection's first answer."""
+    """What differs from a run straight to PostgreSQL: failures, wrong answers, each connection's first one."""
     different = [f"{count} x {text}" for text, count in found.errors.items()]
     if found.wrong != expected.wrong:
         different.append(f"{found.wrong} wrong answers of {found.statements}")
@@ -199,4 +199,5 @@ def test_a_changed_table_costs_each_connection_one_error_at_most(
     found = site.report(program, "ddl", path)
     for report in (expected, found):
         assert (report.errors, report.wrong) == ({}, 0)
-        assert max(report.detail) <= 1, f"stale plans by connection: {report.detail}"
+    # node-postgres never prepares a statement anew, so that its own connections to PostgreSQL fail for ever.
+    assert max(found.detail) <= max(1, *expected.detail), f"stale plans by connection: {found.detail}"

@@ -23,7 +23,6 @@ var modes = []pgx.QueryExecMode{
 	pgx.QueryExecModeCacheStatement,
 	pgx.QueryExecModeSimpleProtocol,
 	pgx.QueryExecModeCacheDescribe,
-	pgx.QueryExecModeDescribeExec,
 	pgx.QueryExecModeExec,
 }
 

@@ -20,6 +20,7 @@ async function open(url, settings = {}) {
     // node-postgres queues statements of one connection; none of them waits for the caller.
     atOnce: (statements) =>
       Promise.allSettled(statements.map(([text, values]) => client.query(text, values).then(({ rows }) => rows))),
+    reportsRefusedCopy: true,
     copyIn: (text, lines) => pipeline(Readable.from(lines), client.query(copy.from(text))),
     copyOut: async (text) => {
       let found = '';

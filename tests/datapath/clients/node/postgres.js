@@ -17,6 +17,7 @@ async function open(url, settings = {}) {
       Promise.allSettled(
         statements.map(([text, values]) => sql.unsafe(text, values, { prepare: true }).then(rows)),
       ),
+    reportsRefusedCopy: false, // its stream waits for ever, at PostgreSQL itself too
     copyIn: async (text, lines) => pipeline(Readable.from(lines), await sql.unsafe(text).writable()),
     copyOut: async (text) => {
       let found = '';
