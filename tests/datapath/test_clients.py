@@ -23,7 +23,7 @@ BACKENDS = 4
 """Fewer than any scenario has clients, so that these share."""
 SCHEMAS = ("t1", "t2", "t3", "public")
 CLIENTS = 12
-SECONDS = 20.0
+SECONDS = 60.0
 """More than any scenario takes; past it a program's connections are stuck."""
 CANCELED = "57014"
 OWNER = "shop_owner"
