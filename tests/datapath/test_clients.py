@@ -199,5 +199,5 @@ def test_a_changed_table_costs_each_connection_one_error_at_most(
     found = site.report(program, "ddl", path)
     for report in (expected, found):
         assert (report.errors, report.wrong) == ({}, 0)
-    # node-postgres never prepares a statement anew, so that its own connections to PostgreSQL fail for ever.
+    # node-postgres and sqlx never prepare a statement anew: they fail for ever with PostgreSQL itself, too.
     assert max(found.detail) <= max(1, *expected.detail), f"stale plans by connection: {found.detail}"

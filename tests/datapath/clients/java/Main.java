@@ -11,6 +11,7 @@ import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.sql.Statement;
 import java.util.ArrayList;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Timer;
 import java.util.TimerTask;
@@ -90,7 +91,8 @@ public final class Main {
             StringBuilder text = new StringBuilder();
             while (found.next()) {
                 for (int column = 1; column <= found.getMetaData().getColumnCount(); column++) {
-                    text.append(found.getString(column)).append('|');
+                    Object value = found.getObject(column);
+                    text.append(value instanceof byte[] bytes ? HexFormat.of().formatHex(bytes) : value).append('|');
                 }
             }
             return text.length() < 200 ? text.toString() : text.length() + " " + text.toString().hashCode();

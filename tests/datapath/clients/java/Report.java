@@ -24,7 +24,7 @@ final class Report {
     }
 
     synchronized void failed(Exception error) {
-        errors.merge(String.valueOf(error.getMessage()), 1, Integer::sum);
+        errors.merge(error.toString(), 1, Integer::sum);
     }
 
     synchronized Map<String, Object> asMap() {
