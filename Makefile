@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast lint cluster cluster-down install demo demo-overload bench
+.PHONY: help test test-fast lint cluster cluster-down install demo demo-overload bench conformance
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -53,7 +53,11 @@ test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server
 	$(PYTEST) tests/fast -n auto
 	$(PYTEST) tests/apiserver -n 2 --dist loadfile --durations=10
 	$(PYTEST) tests/pgbouncer -n 2 --dist loadfile --durations=10
+	$(PYTEST) tests/datapath -m "not conformance" --durations=10
 	$(PYTEST) tests/e2e --durations=15
+
+conformance: $(VENV)/.installed ## Client libraries of six languages through poolers and keepers
+	$(PYTEST) tests/datapath --durations=10
 
 bench: $(VENV)/.installed ## Benchmarks, all or BENCH=<name>
 	$(PYTHON) -m e2e.bench $(BENCH)

@@ -51,10 +51,27 @@ def inside(image: str, directory: Path, *command: str) -> list[str]:
 
     A directory `etc` in there becomes its /etc: a resolver of its own, say.
     """
+    return entered(rootfs(image), directory, *command)
+
+
+def entered(root: Path, directory: Path, *command: str) -> list[str]:
+    """The same in any root file system that has a /tmp."""
     if os.geteuid() != 0:
         raise RuntimeError("these tests start servers in a chroot as an unprivileged user: run them as root")
     script = _ENTER.replace("{user}", str(USER))
-    return ["unshare", "--mount", "sh", "-c", script, "sh", str(rootfs(image)), str(directory), *command]
+    return ["unshare", "--mount", "sh", "-c", script, "sh", str(root), str(directory), *command]
+
+
+def engine(directory: Path, seen_as: str) -> tuple[Path, str]:
+    """The root file system and the program of a PgBouncer that finds `directory` at the path `seen_as`.
+
+    They are the image's, or a binary of this machine that POOLKEEPER_POOLER_BINARY names, which goes into the
+    directory, since nothing else of /tmp can be seen from there.
+    """
+    if not (chosen := os.environ.get("POOLKEEPER_POOLER_BINARY")):
+        return rootfs("pgbouncer"), "pgbouncer"
+    shutil.copy(chosen, directory / "engine")
+    return Path("/"), f"{seen_as}/engine"
 
 
 ENVIRONMENT = {"PATH": "/usr/lib/postgresql/17/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
@@ -281,7 +298,8 @@ def pooler(
     made.write(configuration)
     _give(directory)
     log = directory / "pgbouncer.log"
-    command = inside("pgbouncer", directory, "pgbouncer", f"{DIRECTORY}/{INI}")
+    root, program = engine(directory, DIRECTORY)
+    command = entered(root, directory, program, f"{DIRECTORY}/{INI}")
     with running(command, log, signal.SIGQUIT) as process:
         made.process = process
         wait_until_it_listens(process, made.log)
