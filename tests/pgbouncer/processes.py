@@ -26,7 +26,7 @@ from poolkeeper import allotments, console, peers
 from poolkeeper.budget_protocol import Allotment
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
 from poolkeeper.world import ConsoleAccess
-from tests.pgbouncer.rootfs import rootfs
+from tests.pgbouncer.rootfs import rootfs, substitute
 
 USER = 65532
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
@@ -55,6 +55,15 @@ def inside(image: str, directory: Path, *command: str) -> list[str]:
         raise RuntimeError("these tests start servers in a chroot as an unprivileged user: run them as root")
     script = _ENTER.replace("{user}", str(USER))
     return ["unshare", "--mount", "sh", "-c", script, "sh", str(rootfs(image)), str(directory), *command]
+
+
+def use_postgresql_of_this_machine(version: str) -> None:
+    """Run the PostgreSQL programs that a package installed here, in place of the image's."""
+    programs = Path(f"/usr/lib/postgresql/{version}/bin")
+    if not (programs / "postgres").exists():
+        raise RuntimeError(f"{programs} holds no postgres: install the package postgresql-{version}")
+    substitute("postgres", Path("/"))
+    ENVIRONMENT["PATH"] = f"{programs}:{ENVIRONMENT['PATH']}"
 
 
 ENVIRONMENT = {"PATH": "/usr/lib/postgresql/17/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
@@ -160,6 +169,10 @@ def initialised(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Post
     password, port = "superuser's password", port or free_port()
     make_certificates(directory)
     (directory / "pw").write_text(password)
+    if rootfs("postgres") == Path("/"):
+        # initdb insists on a name for its user, which this machine doesn't have.
+        (directory / "etc").mkdir()
+        (directory / "etc/passwd").write_text(f"postgres:x:{USER}:{USER}::/:/usr/sbin/nologin\n")
     _give(directory)
     initdb = ["initdb", "-D", f"{DIRECTORY}/data", "-U", "postgres", f"--pwfile={DIRECTORY}/pw", "--no-sync"]
     initdb += ["--auth=scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
