@@ -23,7 +23,7 @@ from tests.pgbouncer import processes
 from tests.pgbouncer.keeper_process import Keeper, keeper, keeper_files, resource
 from tests.pgbouncer.processes import Pooler, Postgres
 from tests.pgbouncer.rootfs import rootfs
-from tests.pgbouncer.shop import API, WEB, Shop
+from tests.pgbouncer.shop import WEB, Shop
 
 POOL = 3
 """Server connections of each entry: few, so that every client meets what another one left behind."""
@@ -180,7 +180,10 @@ def keeper_tier(
 ) -> Iterator[Tier]:
     """A keeper before the pooler `behind`."""
     name = behind.name.replace("pooler", "keeper")
-    whole = keeper_files(shop, resource(pooler={"parameters": dict(parameters or {})}))
+    # A session through a keeper holds one of the pooler for as long as the keeper keeps its connection: more of
+    # them than the pooler has server connections would wait for each other.
+    keeping = {"poolSize": POOL}
+    whole = keeper_files(shop, resource(pooler={"parameters": dict(parameters or {})}, keeper=keeping))
     with keeper(directory, shop, behind.transaction.port, adapted(whole, settings)) as made:
         routes = {
             mode: Route(f"{name}, {mode} entry", "127.0.0.1", made.port, "app", "", entry, mode == "transaction")
@@ -236,4 +239,3 @@ def unusable(route: Route, seconds: float = 8.0) -> str:
     return ""
 
 
-CONSUMERS = (WEB, API)
