@@ -22,7 +22,6 @@ STRICT = {"server_reset_query_always": "1"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "smoke: the part of the conformance suite that `make test` runs")
     if program := config.getoption("--pooler"):
         rootfs.substitute("pgbouncer", rootfs.unpacked(Path(program).resolve()))
     if version := config.getoption("--server-version"):

@@ -209,7 +209,10 @@ def portals(rng: random.Random) -> Iterator[Chunk]:
 def huge(rng: random.Random) -> Iterator[Chunk]:
     size = rng.choice((4000, 4096, 8192, 70_000, 1_000_000))
     yield wire.query(f"SELECT length('{'z' * size}')"), 1
-    yield wire.parse("", "SELECT length($1)", (25,)) + wire.bind("", "", [b"z" * size]) + wire.execute() + SYNC, 1
+    yield (
+        wire.parse("", "SELECT length($1)", (25,)) + wire.bind("", "", [b"z" * size]) + wire.execute() + SYNC,
+        1,
+    )
 
 
 def storm(rng: random.Random) -> Iterator[Chunk]:

@@ -21,9 +21,7 @@ class SessionState:
     leaks: bool
 
 
-_ADVISORY = (
-    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
-)
+_ADVISORY = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 
 STATES = (
     SessionState("SET", ("SET work_mem = '5MB'",), "SHOW work_mem", True),
@@ -39,9 +37,7 @@ STATES = (
     SessionState("SET in a transaction", ("BEGIN; SET work_mem = '5MB'; COMMIT",), "SHOW work_mem", True),
     SessionState("SET that is rolled back", ("BEGIN; SET work_mem = '5MB'; ROLLBACK",), "SHOW work_mem", False),
     SessionState("SET LOCAL", ("BEGIN; SET LOCAL work_mem = '5MB'; COMMIT",), "SHOW work_mem", False),
-    SessionState(
-        "set_config, local", ("SELECT set_config('work_mem', '5MB', true)",), "SHOW work_mem", False
-    ),
+    SessionState("set_config, local", ("SELECT set_config('work_mem', '5MB', true)",), "SHOW work_mem", False),
     SessionState("SET of a reported parameter", ("SET DateStyle = 'German'",), "SHOW DateStyle", False),
     SessionState("SET TIME ZONE", ("SET TIME ZONE 'Asia/Tokyo'",), "SHOW TimeZone", False),
     SessionState("SET application_name", ("SET application_name = 'left'",), "SHOW application_name", False),
@@ -53,10 +49,15 @@ STATES = (
         "SHOW standard_conforming_strings",
         False,
     ),
-    SessionState("ALTER of search_path", ("SET search_path = t1",), "SHOW search_path", True),
-    SessionState("a dump's empty search_path", ("SELECT pg_catalog.set_config('search_path', '', false)",), "SHOW search_path", True),
-    SessionState("SET statement_timeout", ("SET statement_timeout = '59s'",), "SHOW statement_timeout", True),
-    SessionState("SET lock_timeout", ("SET lock_timeout = '59s'",), "SHOW lock_timeout", True),
+    SessionState("SET search_path", ("SET search_path = t1",), "SHOW search_path", False),
+    SessionState(
+        "a dump's empty search_path",
+        ("SELECT pg_catalog.set_config('search_path', '', false)",),
+        "SHOW search_path",
+        True,
+    ),
+    SessionState("SET statement_timeout", ("SET statement_timeout = '59s'",), "SHOW statement_timeout", False),
+    SessionState("SET lock_timeout", ("SET lock_timeout = '59s'",), "SHOW lock_timeout", False),
     SessionState(
         "SESSION CHARACTERISTICS",
         ("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",),
@@ -72,8 +73,8 @@ STATES = (
     SessionState("role", ("SET ROLE auditor",), "SELECT current_user", True),
     SessionState(
         "an extension's parameter",
-        ("LOAD 'plpgsql'", "SET plpgsql.extra_warnings = 'all'"),
-        "SELECT current_setting('plpgsql.extra_warnings', true)",
+        ("DO $$ BEGIN END $$", "SET plpgsql.extra_warnings = 'all'"),
+        "SELECT coalesce(current_setting('plpgsql.extra_warnings', true), 'none')",
         True,
     ),
     SessionState(

@@ -70,7 +70,9 @@ def test_early_data_for_a_copy_that_the_server_refuses_disturbs_nothing(
     reason: str, extended: bool, route: Route, pooler: Tier, keeper: Tier
 ) -> None:
     statement = REFUSED[reason]
-    begin = wire.parse("", statement) + wire.bind("", "") + wire.execute() if extended else wire.query(statement)
+    begin = (
+        wire.parse("", statement) + wire.bind("", "") + wire.execute() if extended else wire.query(statement)
+    )
     data = wire.copy_data(b"1\t1\tnote\n") * 50
 
     def client(_: int) -> list[str]:

@@ -25,11 +25,15 @@ def test_hostile_sequences_leave_every_server_connection_usable(batch: int, tier
     for route in tier.routes:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda seed: attack(route, hostile(seed)), range(batch * BATCH, (batch + 1) * BATCH)))
-        assert stuck({pooler.name: pooler, tier.name: tier}.values()) == [], f"after batch {batch}, {route.name}"
+        assert stuck({pooler.name: pooler, tier.name: tier}.values()) == [], (
+            f"after batch {batch}, {route.name}"
+        )
         assert unusable(route) == "", f"after batch {batch}"
 
 
-def test_a_client_that_disconnects_at_any_byte_of_its_session_disturbs_nothing(tier: Tier, pooler: Tier) -> None:
+def test_a_client_that_disconnects_at_any_byte_of_its_session_disturbs_nothing(
+    tier: Tier, pooler: Tier
+) -> None:
     session = (
         wire.query("BEGIN")
         + wire.parse("s", "COPY copied FROM STDIN")

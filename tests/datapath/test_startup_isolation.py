@@ -36,7 +36,11 @@ def answers(
                     clients.append(refused)
             got: list[set[str | None]] = [set() for _ in clients]
             for _ in range(rounds):
-                open_ = [(client, seen) for client, seen in zip(clients, got, strict=True) if isinstance(client, Connection)]
+                open_ = [
+                    (client, seen)
+                    for client, seen in zip(clients, got, strict=True)
+                    if isinstance(client, Connection)
+                ]
                 for client, _seen in open_:
                     client.send(wire.query(statement))
                 for client, seen in open_:
@@ -58,7 +62,8 @@ def wrong(
     statement = f"SELECT current_setting('{parameter.name}', true)"
     # Names of the application differ where none is given, and so does what an unknown variable is.
     expected = [
-        answer if isinstance(answer, Refused) else answer.pop() for answer in answers(direct, wishes, statement, 1)
+        answer if isinstance(answer, Refused) else answer.pop()
+        for answer in answers(direct, wishes, statement, 1)
     ]
     without = answers(route, [{}], statement, 1)[0]
     faults = []
@@ -139,7 +144,9 @@ def test_several_parameters_at_once(form: str, tier: Tier, direct: Route) -> Non
         assert not isinstance(right[0], Refused)
         [shown_values] = answer
         [(asked), (own)] = [*expected, *right[0]]
-        for name, value, asked_value, own_value in zip(names, *map(_columns, (shown_values, asked, own)), strict=True):
+        for name, value, asked_value, own_value in zip(
+            names, *map(_columns, (shown_values, asked, own)), strict=True
+        ):
             allowed = {asked_value, own_value} if overlooked & {*wish, name} else {asked_value}
             assert value in allowed, f"{name} of a client with {wish}"
 

@@ -37,7 +37,21 @@ def alive(tier: Tier) -> bool:
     return False
 
 
-OPTIONS = ["-c =x", "-c=x", "-c ", "-c", "--=x", "--", "-c a", "-c a=", "=", "-c search_path", "\\", "-c a=\\", "-x y=1"]
+OPTIONS = [
+    "-c =x",
+    "-c=x",
+    "-c ",
+    "-c",
+    "--=x",
+    "--",
+    "-c a",
+    "-c a=",
+    "=",
+    "-c search_path",
+    "\\",
+    "-c a=\\",
+    "-x y=1",
+]
 
 
 @pytest.mark.smoke
@@ -78,7 +92,9 @@ def test_cve_2026_107350_a_second_startup_packet_does_not_change_the_user(
             assert challenge is not None
             kinds.append(challenge.kind)
             if challenge.kind == "R":
-                client.send(wire.startup([("user", goal[0]), ("database", goal[1])]), scram.final(challenge.body[4:]))
+                client.send(
+                    wire.startup([("user", goal[0]), ("database", goal[1])]), scram.final(challenge.body[4:])
+                )
         with suppress(Silence):
             while (got := client.receive(2)) is not None:
                 kinds.append(got.kind)
@@ -147,7 +163,9 @@ def test_reloads_during_logins_and_tls_handshakes_with_the_server(what: str, att
         pytest.param(struct.pack("!II", 9, wire.VERSION) + b"\0", id="no user"),
         pytest.param(struct.pack("!II", 13, wire.VERSION) + b"user\0", id="no value"),
         pytest.param(wire.startup([("user", "u" * 5000), ("database", "d" * 5000)]), id="long names"),
-        pytest.param(wire.startup([("user", "web"), *((f"p{n}", "v") for n in range(500))]), id="many parameters"),
+        pytest.param(
+            wire.startup([("user", "web"), *((f"p{n}", "v") for n in range(500))]), id="many parameters"
+        ),
         pytest.param(wire.startup([("user", "web"), ("", "v"), ("database", "x")]), id="empty name"),
         pytest.param(wire.startup([("user", "web"), ("replication", "true")]), id="replication"),
         pytest.param(wire.cancel_request(b""), id="cancel without a key"),
@@ -166,12 +184,15 @@ def test_a_strange_startup_packet_stops_nothing(packet: bytes, pooler: Tier) -> 
 
 def test_messages_before_the_login_is_done_stop_nothing(pooler: Tier) -> None:
     route = pooler.transaction
-    for stray in (wire.query("SELECT 1"), wire.SYNC, wire.message("p", b""), wire.message("p", b"SCRAM-SHA-256\0")):
+    for stray in (
+        wire.query("SELECT 1"),
+        wire.SYNC,
+        wire.message("p", b""),
+        wire.message("p", b"SCRAM-SHA-256\0"),
+    ):
         with Connection(route.host, route.port, 2) as client:
             client.send(wire.startup([("user", route.user), ("database", route.database)]), stray * 3)
             with suppress(Silence):
                 while (got := client.receive(0.5)) is not None:
                     assert got.kind in "RE"
     assert alive(pooler)
-
-

@@ -152,7 +152,9 @@ def test_answers_stay_the_same_while_the_operator_acts(
     act, every = EVENTS[event]
     with meanwhile(lambda: act(pooler), every) as count:
         wrong = [
-            found for kind in kinds for found in differences(pooler.transaction, direct, kind, 6, range(SEEDS, 2 * SEEDS))
+            found
+            for kind in kinds
+            for found in differences(pooler.transaction, direct, kind, 6, range(SEEDS, 2 * SEEDS))
         ]
     assert count[0] > 1
     assert wrong == []
@@ -171,7 +173,9 @@ def test_answers_through_a_keeper_stay_the_same_while_the_operator_acts_on_both(
 
     with meanwhile(both, every) as count:
         wrong = [
-            found for kind in LAWFUL for found in differences(keeper.transaction, direct, kind, 4, range(SEEDS, SEEDS + 2))
+            found
+            for kind in LAWFUL
+            for found in differences(keeper.transaction, direct, kind, 4, range(SEEDS, SEEDS + 2))
         ]
     assert count[0] > 1
     assert wrong == []
