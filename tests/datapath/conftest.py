@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from poolkeeper.target import Target
@@ -55,6 +57,35 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.pluginmanager.register(Results(session.config))
 
 
+_FAILED = pytest.StashKey[bool]()
+_tiers: list[Tier] = []
+"""The tiers that run: a keeper after the pooler behind it."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def recovery(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that finds a fault leaves no stuck connection to the next, which would fail of it."""
+    yield
+    if request.node.stash.get(_FAILED, False):
+        for tier in reversed(_tiers):
+            with suppress(psycopg.Error):
+                stack.renew(tier)
+
+
+@contextmanager
+def _registered(tier: Tier) -> Iterator[Tier]:
+    _tiers.append(tier)
+    yield tier
+    _tiers.remove(tier)
+
+
 @pytest.fixture(scope="session")
 def settings(pytestconfig: pytest.Config) -> dict[str, str]:
     """Of the command line: other values for PgBouncer."""
@@ -83,7 +114,10 @@ def direct(server: Postgres, shop: Shop) -> Route:
 
 @pytest.fixture(scope="session")
 def pooler(shop: Shop, settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tier]:
-    with stack.pooler_tier(tmp_path_factory.mktemp("tier") / "pooler", shop, settings) as made:
+    with (
+        stack.pooler_tier(tmp_path_factory.mktemp("tier") / "pooler", shop, settings) as made,
+        _registered(made),
+    ):
         yield made
 
 
@@ -91,7 +125,10 @@ def pooler(shop: Shop, settings: dict[str, str], tmp_path_factory: pytest.TempPa
 def keeper(
     shop: Shop, pooler: Tier, settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Tier]:
-    with stack.keeper_tier(tmp_path_factory.mktemp("tier") / "keeper", shop, pooler, settings) as made:
+    with (
+        stack.keeper_tier(tmp_path_factory.mktemp("tier") / "keeper", shop, pooler, settings) as made,
+        _registered(made),
+    ):
         yield made
 
 
@@ -100,7 +137,7 @@ def strict_pooler(
     shop: Shop, settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Tier]:
     directory = tmp_path_factory.mktemp("tier") / "pooler"
-    with stack.pooler_tier(directory, shop, settings, "strict pooler", STRICT) as made:
+    with stack.pooler_tier(directory, shop, settings, "strict pooler", STRICT) as made, _registered(made):
         yield made
 
 
@@ -109,7 +146,7 @@ def strict_keeper(
     shop: Shop, strict_pooler: Tier, settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Tier]:
     directory = tmp_path_factory.mktemp("tier") / "keeper"
-    with stack.keeper_tier(directory, shop, strict_pooler, settings, STRICT) as made:
+    with stack.keeper_tier(directory, shop, strict_pooler, settings, STRICT) as made, _registered(made):
         yield made
 
 

@@ -76,7 +76,8 @@ def difference(expected: Transcript, got: Transcript) -> str:
         right = expected[index] if index < len(expected) else ("nothing", b"")
         left = got[index] if index < len(got) else ("nothing", b"")
         if right != left:
-            return f"message {index} of {len(expected)} is {left[0]} {left[1][:200]!r}, not {right[0]} {right[1][:200]!r}"
+            shown, wanted = (f"{kind} {body[:200]!r}" for kind, body in (left, right))
+            return f"message {index} of {len(expected)} is {shown}, not {wanted}"
     return ""
 
 

@@ -13,7 +13,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from e2e.cluster.paths import ROOT
@@ -22,20 +21,20 @@ DOCUMENT = ROOT / "docs" / "conformance.md"
 STORE = ROOT / ".conformance"
 _HEAD = """# Conformance of the data path
 
-The suite in `tests/datapath` compares PgBouncer with PostgreSQL itself: what a client gets directly is what it must
-get through a pooler, and through a keeper and a pooler. `make conformance` runs it on the shipped image;
-`make conformance IMAGE=path SERVER=15` on another one: an archive of `docker save`, an unpacked file system, or a
-pgbouncer program. `make conformance-table` writes this page.
+The suite in `tests/datapath` compares PgBouncer with PostgreSQL itself: what a client gets directly is what it
+must get through a pooler, and through a keeper and a pooler. `make conformance` runs it on the shipped image;
+`make conformance IMAGE=path SERVER=15` runs it on another one: an archive of `docker save`, an unpacked file
+system, or a pgbouncer program. `make conformance-table` writes this page.
 
 | area | tests |
 |---|---|
 """
 _AREAS = {
-    "startup_isolation": "parameters that clients send at start-up are in force for them alone, or refused by name",
-    "session_state": "what a client leaves on a server connection; isolation Strict leaks nothing, Fast exactly a list",
-    "liveness": "hostile sequences of messages, cancels and disconnects leave every server connection usable",
+    "startup_isolation": "start-up parameters are in force for their client alone, or refused by name",
+    "session_state": "what a client leaves behind; isolation Strict leaks nothing, Fast exactly a list",
+    "liveness": "hostile messages, cancels and disconnects leave every server connection usable",
     "copy_liveness": "COPY data that comes before the server asks for it",
-    "truth": "answers are byte by byte the server's, also while the operator reloads, reconnects, pauses and resizes",
+    "truth": "answers are byte by byte the server's, also while the operator acts on the pooler",
     "survival": "known attacks, strange packets, reloads during logins and TLS handshakes",
     "python_clients": "psycopg and asyncpg",
 }

@@ -1,4 +1,4 @@
-"""What stands in the database: a schema for each tenant, tables to copy into, functions that change settings."""
+"""What stands in the database: a schema for each tenant, tables to copy into, functions that SET."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ _STATEMENTS = (
         )
     ),
     "CREATE TABLE public.copied (client int, number int, note text)",
-    "CREATE TABLE public.scratch (id int primary key, note text)",
     "CREATE TABLE public.guarded (tenant text, note text)",
     "INSERT INTO public.guarded VALUES ('acme', 'of acme'), ('globex', 'of globex')",
     "ALTER TABLE public.guarded ENABLE ROW LEVEL SECURITY",
@@ -30,7 +29,7 @@ _STATEMENTS = (
     " $$ SELECT current_setting('work_mem') $$",
     "CREATE ROLE auditor NOLOGIN",
     "GRANT auditor TO shop_owner",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON public.copied, public.scratch, public.guarded TO shop_owner, auditor",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON public.copied, public.guarded TO shop_owner, auditor",
     "GRANT USAGE ON SEQUENCE public.counter TO shop_owner",
 )
 

@@ -255,8 +255,8 @@ PACES = ("messages", "whole", "anywhere")
 
 @dataclass(frozen=True)
 class Hostile:
-    """`pieces` are sent one by one, each followed by a pause in seconds; then the client may cancel, may read for
-    a while, and leaves: `politely` or in the middle of everything."""
+    """`pieces` are sent one by one, each followed by a pause in seconds; then the client may cancel, may read
+    for a while, and leaves: `politely` or in the middle of everything."""
 
     name: str
     pieces: tuple[tuple[bytes, float], ...]

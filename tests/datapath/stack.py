@@ -242,3 +242,11 @@ def unusable(route: Route, seconds: float = 8.0) -> str:
         for client in clients:
             client.close()
     return ""
+
+
+def renew(*tiers: Tier) -> None:
+    """Server connections that no client has used, from here on."""
+    for tier in tiers:
+        for route in tier.routes:
+            tier.console.run(f'KILL "{route.database}"')
+            tier.console.run(f'RESUME "{route.database}"')

@@ -1,5 +1,5 @@
-"""Session state that a client can leave on a server connection, how another client would notice, and which of it
-transaction mode leaks."""
+"""Session state that a client can leave on a server connection, how another client would notice, and what leaks
+in transaction mode."""
 
 from __future__ import annotations
 

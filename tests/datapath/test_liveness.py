@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -22,13 +23,12 @@ AT_ONCE = 8
     "batch", [pytest.param(number, marks=[pytest.mark.smoke] if number < 2 else []) for number in range(12)]
 )
 def test_hostile_sequences_leave_every_server_connection_usable(batch: int, tier: Tier, pooler: Tier) -> None:
+    seeds = range(batch * BATCH, (batch + 1) * BATCH)
     for route in tier.routes:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda seed: attack(route, hostile(seed)), range(batch * BATCH, (batch + 1) * BATCH)))
-        assert stuck({pooler.name: pooler, tier.name: tier}.values()) == [], (
-            f"after batch {batch}, {route.name}"
-        )
-        assert unusable(route) == "", f"after batch {batch}"
+            list(pool.map(partial(attack, route), map(hostile, seeds)))
+        assert stuck({pooler.name: pooler, tier.name: tier}.values()) == [], f"after {seeds}, {route.name}"
+        assert unusable(route) == "", f"after {seeds}"
 
 
 def test_a_client_that_disconnects_at_any_byte_of_its_session_disturbs_nothing(

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from tests.datapath import wire
-from tests.datapath.stack import POOL, Route, Tier
+from tests.datapath.stack import POOL, Route, Tier, renew
 from tests.datapath.state_table import STATES, SessionState
 from tests.datapath.wire import Connection, rows
 
@@ -49,14 +49,6 @@ def met(route: Route, state: SessionState, staying: bool) -> bool:
             for client in clients:
                 client.close()
         return on_every_connection(route, state.probe) != fresh
-
-
-def renew(*tiers: Tier) -> None:
-    """Server connections that no client has used, from here on."""
-    for tier in tiers:
-        for route in tier.routes:
-            tier.console.run(f'KILL "{route.database}"')
-            tier.console.run(f'RESUME "{route.database}"')
 
 
 def test_the_table_tells_its_states_apart(direct: Route) -> None:
