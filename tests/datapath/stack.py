@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from poolkeeper.desired.entries import SESSION_SUFFIX
 from poolkeeper.desired.hba import CONSOLE_DATABASE
 from poolkeeper.desired.pgbouncer_config import INI, Configuration
 from poolkeeper.names import CONSOLE_LOGIN
@@ -23,7 +24,7 @@ from tests.pgbouncer import processes
 from tests.pgbouncer.keeper_process import Keeper, keeper, keeper_files, resource
 from tests.pgbouncer.processes import Pooler, Postgres
 from tests.pgbouncer.rootfs import rootfs
-from tests.pgbouncer.shop import WEB, Shop
+from tests.pgbouncer.shop import API, Shop
 
 POOL = 3
 """Server connections of each entry: few, so that every client meets what another one left behind."""
@@ -149,12 +150,15 @@ def pooler_tier(
     name: str = "pooler",
     parameters: Mapping[str, str] | None = None,
 ) -> Iterator[Tier]:
-    """A pooler in `directory`; `settings` as adapted(), `parameters` as spec.pooler.parameters."""
+    """A pooler in `directory`; `settings` as adapted(), `parameters` as spec.pooler.parameters.
+
+    Its routes are those of one consumer, a keeper's those of another: a keeper holds on to sessions.
+    """
     directory.mkdir()
     whole = adapted(shop.configuration(parameters=parameters), settings)
     with processes.pooler(directory, whole, cap=POOL) as made:
-        login = shop.login(WEB)
-        entries = {"transaction": shop.entry(WEB), "session": shop.session_entry(WEB)}
+        login = shop.login(API)
+        entries = {"transaction": shop.entry(API), "session": shop.session_entry(API)}
         routes = {
             mode: Route(
                 f"{name}, {mode} entry",
@@ -210,18 +214,26 @@ def engine() -> str:
 
 
 def stuck(tiers: Iterable[Tier], seconds: float = 5.0) -> list[str]:
-    """Server connections that no client uses and that are not idle so many seconds later."""
+    """Server connections that are not idle so many seconds after all clients left.
+
+    In a session entry those stay active that a keeper holds; the keeper's console must call them idle.
+    """
     end = time.monotonic() + seconds
     while True:
         found = [
             f"{tier.name}: a server connection of {row['database']} is {row['state']}"
             for tier in tiers
             for row in tier.console.servers()
-            if row["database"] != CONSOLE_DATABASE and row["state"] not in ("idle", "used")
+            if row["database"] != CONSOLE_DATABASE and not _at_rest(row)
         ]
         if not found or time.monotonic() > end:
             return found
         time.sleep(0.05)
+
+
+def _at_rest(row: Mapping[str, str]) -> bool:
+    held = row["state"] == "active" and row["link"]
+    return row["state"] in ("idle", "used") or bool(held and row["database"].endswith(SESSION_SUFFIX))
 
 
 def unusable(route: Route, seconds: float = 8.0) -> str:
@@ -247,6 +259,7 @@ def unusable(route: Route, seconds: float = 8.0) -> str:
 def renew(*tiers: Tier) -> None:
     """Server connections that no client has used, from here on."""
     for tier in tiers:
-        for route in tier.routes:
-            tier.console.run(f'KILL "{route.database}"')
-            tier.console.run(f'RESUME "{route.database}"')
+        for row in tier.console.run("SHOW DATABASES"):
+            if row["name"] != CONSOLE_DATABASE:
+                tier.console.run(f'KILL "{row["name"]}"')
+                tier.console.run(f'RESUME "{row["name"]}"')

@@ -16,7 +16,7 @@ from tests.datapath import stack, wire
 from tests.datapath.stack import Tier, stuck, unusable
 from tests.datapath.wire import Connection, Refused, Scram, Silence, rows
 from tests.pgbouncer.processes import TABLE, Pooler
-from tests.pgbouncer.shop import API, Shop
+from tests.pgbouncer.shop import WEB, Shop
 
 
 @pytest.fixture
@@ -75,11 +75,11 @@ def test_cve_2026_107350_a_second_startup_packet_does_not_change_the_user(
     first: str, victim: str, attacked: Tier, shop: Shop
 ) -> None:
     """The exchange begins with the attacker's own password, and another user is named in the middle of it."""
-    login = shop.login(API)
+    login = shop.login(WEB)
     goal = {"consumer": (attacked.transaction.user, attacked.transaction.database)}.get(
         victim, ("poolkeeper", "pgbouncer")
     )
-    begin = {"unknown database": "nowhere", "own database": shop.entry(API)}[first]
+    begin = {"unknown database": "nowhere", "own database": shop.entry(WEB)}[first]
     scram = Scram(login.password)
     with Connection(attacked.transaction.host, attacked.transaction.port, 3) as client:
         client.send(wire.startup([("user", login.name), ("database", begin)]))

@@ -101,8 +101,7 @@ def meanwhile(act: Callable[[], None], pause: float) -> Iterator[list[int]]:
 
 
 def reconnect(tier: Tier) -> None:
-    for entry in (tier.transaction.database, tier.session.database):
-        tier.console.run(f'RECONNECT "{entry}"')
+    tier.console.run("RECONNECT")
 
 
 def retire(tier: Tier) -> None:
