@@ -39,8 +39,8 @@ _ENTER = """
 set -eu
 root=$1 directory=$2
 shift 2
-mount --bind "$directory" "$root/tmp"
 if [ -d "$directory/etc" ]; then mount --bind "$directory/etc" "$root/etc"; fi
+mount --bind "$directory" "$root/tmp"
 if [ -d "$root/dev" ]; then mount --rbind /dev "$root/dev"; fi
 exec chroot --userspec={user}:{user} "$root" "$@"
 """
