@@ -2,12 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast lint cluster cluster-down install demo demo-overload bench conformance
+.PHONY: help test test-fast lint cluster cluster-down install demo demo-overload bench \
+	conformance conformance-table
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest
 BENCH ?= all
+IMAGE ?=
+SERVER ?=
 export PYTHONPATH := operator
 
 help: ## Show the targets
@@ -53,11 +56,15 @@ test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server
 	$(PYTEST) tests/fast -n auto
 	$(PYTEST) tests/apiserver -n 2 --dist loadfile --durations=10
 	$(PYTEST) tests/pgbouncer -n 2 --dist loadfile --durations=10
-	$(PYTEST) tests/datapath -m "not conformance" --durations=10
+	$(PYTEST) tests/datapath -m "smoke and not conformance" -n 2 --dist worksteal --durations=10
 	$(PYTEST) tests/e2e --durations=15
 
-conformance: $(VENV)/.installed ## Client libraries of six languages through poolers and keepers
-	$(PYTEST) tests/datapath --durations=10
+conformance: $(VENV)/.installed ## The data path against PostgreSQL itself: the shipped image, or IMAGE=<path> SERVER=<version>
+	$(PYTEST) tests/datapath -n 2 --dist worksteal --durations=10 \
+	  $(if $(IMAGE),--pooler $(IMAGE)) $(if $(SERVER),--server-version $(SERVER))
+
+conformance-table: $(VENV)/.installed ## Run the conformance suite and write docs/conformance.md
+	$(PYTHON) -m tests.datapath.report
 
 bench: $(VENV)/.installed ## Benchmarks, all or BENCH=<name>
 	$(PYTHON) -m e2e.bench $(BENCH)

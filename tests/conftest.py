@@ -1,8 +1,35 @@
-"""For all tests: how long an example of a property takes says something of the machine, not of the code."""
+"""For all tests: how long an example of a property takes says something of the machine, not of the code.
+
+And the options of the conformance suite (tests/datapath), which have to be known before its folder is read.
+"""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("poolkeeper", deadline=None)
 settings.load_profile("poolkeeper")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption(
+        "--pooler",
+        metavar="PATH",
+        help="run this PgBouncer instead of the shipped image: an archive of `docker save`, an unpacked file"
+        " system, or a pgbouncer program of this machine",
+    )
+    group.addoption(
+        "--server-version",
+        metavar="N",
+        help="run PostgreSQL N of this machine (/usr/lib/postgresql/N) instead of the image's",
+    )
+    group.addoption(
+        "--setting",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value of a PgBouncer setting, for poolers and keepers",
+    )
+    group.addoption("--results", metavar="FILE", help="write what each test came to into this file, as JSON")

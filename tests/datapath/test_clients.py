@@ -19,6 +19,8 @@ from tests.pgbouncer.keeper_process import keeper, keeper_files, resource
 from tests.pgbouncer.processes import Postgres, pooler, postgres
 from tests.pgbouncer.shop import WEB, Shop
 
+pytestmark = pytest.mark.smoke
+
 BACKENDS = 4
 """Fewer than any scenario has clients, so that these share."""
 SCHEMAS = ("t1", "t2", "t3", "public")

@@ -24,7 +24,8 @@ from poolkeeper.keeper_template import TRUST, KeeperTemplate
 from poolkeeper.logins import Login, keeper_app, keeper_certificate_name, keeper_console
 from poolkeeper.world import ConsoleAccess
 from tests import specs
-from tests.pgbouncer.processes import USER, engine, free_port, running, wait_until_it_listens
+from tests.pgbouncer.processes import USER, free_port, running, wait_until_it_listens
+from tests.pgbouncer.rootfs import rootfs
 from tests.pgbouncer.shop import NAME, WEB, Shop
 
 # As in a pod: the files at their own path, the pooler Service's name in the pod's DNS.
@@ -122,9 +123,8 @@ def keeper_files(
 
 def keeper_command(directory: Path, auth: str = TRUST) -> list[str]:
     """The command line of a keeper that finds the files of `directory` where they are mounted in a pod."""
-    root, program = engine(directory, "/etc/poolkeeper")
-    enter = ["unshare", "--mount", "sh", "-c", _ENTER, "sh", str(root), str(directory)]
-    return [*enter, program, keeper_config.start_file(auth)]
+    enter = ["unshare", "--mount", "sh", "-c", _ENTER, "sh", str(rootfs("pgbouncer")), str(directory)]
+    return [*enter, "pgbouncer", keeper_config.start_file(auth)]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from poolkeeper import allotments, console, peers
 from poolkeeper.budget_protocol import Allotment
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
 from poolkeeper.world import ConsoleAccess
-from tests.pgbouncer.rootfs import rootfs
+from tests.pgbouncer.rootfs import rootfs, substitute
 
 USER = 65532
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
@@ -39,8 +39,8 @@ _ENTER = """
 set -eu
 root=$1 directory=$2
 shift 2
-mount --bind "$directory" "$root/tmp"
 if [ -d "$directory/etc" ]; then mount --bind "$directory/etc" "$root/etc"; fi
+mount --bind "$directory" "$root/tmp"
 if [ -d "$root/dev" ]; then mount --rbind /dev "$root/dev"; fi
 exec chroot --userspec={user}:{user} "$root" "$@"
 """
@@ -51,27 +51,19 @@ def inside(image: str, directory: Path, *command: str) -> list[str]:
 
     A directory `etc` in there becomes its /etc: a resolver of its own, say.
     """
-    return entered(rootfs(image), directory, *command)
-
-
-def entered(root: Path, directory: Path, *command: str) -> list[str]:
-    """The same in any root file system that has a /tmp."""
     if os.geteuid() != 0:
         raise RuntimeError("these tests start servers in a chroot as an unprivileged user: run them as root")
     script = _ENTER.replace("{user}", str(USER))
-    return ["unshare", "--mount", "sh", "-c", script, "sh", str(root), str(directory), *command]
+    return ["unshare", "--mount", "sh", "-c", script, "sh", str(rootfs(image)), str(directory), *command]
 
 
-def engine(directory: Path, seen_as: str) -> tuple[Path, str]:
-    """The root file system and the program of a PgBouncer that finds `directory` at the path `seen_as`.
-
-    They are the image's, or a binary of this machine that POOLKEEPER_POOLER_BINARY names, which goes into the
-    directory, since nothing else of /tmp can be seen from there.
-    """
-    if not (chosen := os.environ.get("POOLKEEPER_POOLER_BINARY")):
-        return rootfs("pgbouncer"), "pgbouncer"
-    shutil.copy(chosen, directory / "engine")
-    return Path("/"), f"{seen_as}/engine"
+def use_postgresql_of_this_machine(version: str) -> None:
+    """Run the PostgreSQL programs that a package installed here, in place of the image's."""
+    programs = Path(f"/usr/lib/postgresql/{version}/bin")
+    if not (programs / "postgres").exists():
+        raise RuntimeError(f"{programs} holds no postgres: install the package postgresql-{version}")
+    substitute("postgres", Path("/"))
+    ENVIRONMENT["PATH"] = f"{programs}:{ENVIRONMENT['PATH']}"
 
 
 ENVIRONMENT = {"PATH": "/usr/lib/postgresql/17/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
@@ -177,6 +169,10 @@ def initialised(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Post
     password, port = "superuser's password", port or free_port()
     make_certificates(directory)
     (directory / "pw").write_text(password)
+    if rootfs("postgres") == Path("/"):
+        # initdb insists on a name for its user, which this machine doesn't have.
+        (directory / "etc").mkdir()
+        (directory / "etc/passwd").write_text(f"postgres:x:{USER}:{USER}::/:/usr/sbin/nologin\n")
     _give(directory)
     initdb = ["initdb", "-D", f"{DIRECTORY}/data", "-U", "postgres", f"--pwfile={DIRECTORY}/pw", "--no-sync"]
     initdb += ["--auth=scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
@@ -298,8 +294,7 @@ def pooler(
     made.write(configuration)
     _give(directory)
     log = directory / "pgbouncer.log"
-    root, program = engine(directory, DIRECTORY)
-    command = entered(root, directory, program, f"{DIRECTORY}/{INI}")
+    command = inside("pgbouncer", directory, "pgbouncer", f"{DIRECTORY}/{INI}")
     with running(command, log, signal.SIGQUIT) as process:
         made.process = process
         wait_until_it_listens(process, made.log)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -17,9 +19,52 @@ from e2e.images.build import ensure
 _OPAQUE = ".wh..wh..opq"
 
 
+_substitutes: dict[str, Path] = {}
+
+
+def substitute(image: str, root: Path) -> None:
+    """From here on rootfs(image) is `root`: the tests run another build, or a program of this machine."""
+    _substitutes[image] = root
+    rootfs.cache_clear()
+
+
+def unpacked(source: Path) -> Path:
+    """The file system of a foreign image: a directory is one already, an archive is what `docker save` writes,
+    anything else is a pgbouncer program of this machine, which gets a file system with its libraries."""
+    if source.is_dir():
+        return source
+    name = f"foreign-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
+    root = cache_dir() / "rootfs" / name
+    with lock("rootfs"):
+        if not root.exists():
+            root.parent.mkdir(exist_ok=True)
+            if tarfile.is_tarfile(source):
+                _unpack(source, root)
+            else:
+                _collect(source, root)
+    return root
+
+
+def _collect(program: Path, root: Path) -> None:
+    linked = subprocess.run(["ldd", str(program)], check=True, capture_output=True, text=True).stdout
+    with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
+        fresh = Path(scratch, "root")
+        for directory in ("usr/bin", "etc", "tmp"):
+            (fresh / directory).mkdir(parents=True)
+        fresh.chmod(0o755)
+        (fresh / "etc/passwd").write_text("pgbouncer:x:65532:65532::/:/usr/sbin/nologin\n")
+        shutil.copy(program, fresh / "usr/bin/pgbouncer")
+        for library in re.findall(r"(/\S+) \(0x", linked):
+            (fresh / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, fresh / library[1:])
+        fresh.rename(root)
+
+
 @cache
 def rootfs(image: str) -> Path:
     """The file system of one image, built and unpacked (into the user's cache) if need be. Needs root."""
+    if image in _substitutes:
+        return _substitutes[image]
     [built] = ensure([image])
     root = cache_dir() / "rootfs" / built.archive.stem
     with lock("rootfs"):

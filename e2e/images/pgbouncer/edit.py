@@ -71,7 +71,10 @@ def apply(edit: Edit, source: str) -> str:
         places = blocks
     else:
         places = [
-            _SPANS[edit.verb](n) for first, last in blocks for n in range(first, last) if _begins(lines[n], edit.line)
+            _SPANS[edit.verb](n)
+            for first, last in blocks
+            for n in range(first, last)
+            if _begins(lines[n], edit.line)
         ]
     if len(places) != 1:
         sought = edit.line or edit.block
@@ -124,4 +127,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
     except EditError as error:
-        sys.exit(f"error: {error}\nThe source is not the one that this edit was written for: adapt it, or drop it if fixed.")
+        sys.exit(
+            f"error: {error}\nThe source is not the one that this edit was written for: adapt it, or drop it if fixed."
+        )

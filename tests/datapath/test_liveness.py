@@ -1,0 +1,126 @@
+"""No client, whatever it sends and wherever it stops, holds up a server connection or another client."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+
+import pytest
+
+from tests.datapath import wire
+from tests.datapath.oracle import attack
+from tests.datapath.sequences import hostile
+from tests.datapath.stack import Route, Tier, stuck, unusable
+from tests.datapath.wire import SYNC, Connection, cancel_request, rows
+
+BATCH = 40
+AT_ONCE = 8
+
+
+@pytest.mark.parametrize(
+    "batch", [pytest.param(number, marks=[pytest.mark.smoke] if number < 2 else []) for number in range(12)]
+)
+def test_hostile_sequences_leave_every_server_connection_usable(batch: int, tier: Tier, pooler: Tier) -> None:
+    seeds = range(batch * BATCH, (batch + 1) * BATCH)
+    for route in tier.routes:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(partial(attack, route), map(hostile, seeds)))
+        assert stuck({pooler.name: pooler, tier.name: tier}.values()) == [], f"after {seeds}, {route.name}"
+        assert unusable(route) == "", f"after {seeds}"
+
+
+def test_a_client_that_disconnects_at_any_byte_of_its_session_disturbs_nothing(
+    tier: Tier, pooler: Tier
+) -> None:
+    session = (
+        wire.query("BEGIN")
+        + wire.parse("s", "COPY copied FROM STDIN")
+        + wire.bind("p", "s")
+        + wire.execute("p")
+        + wire.copy_data(b"1\t1\tnote\n")
+        + wire.COPY_DONE
+        + SYNC
+        + wire.query("COMMIT")
+    )
+    for length in range(len(session)):
+        client = tier.transaction.connect()
+        client.send(session[:length])
+        client.socket.close()
+    assert stuck([pooler, tier]) == []
+    assert unusable(tier.transaction) == ""
+
+
+def test_a_login_that_stops_at_any_byte_disturbs_nothing(tier: Tier) -> None:
+    packet = wire.startup([("user", tier.transaction.user), ("database", tier.transaction.database)])
+    for length in range(len(packet) + 1):
+        with Connection(tier.transaction.host, tier.transaction.port) as client:
+            client.send(packet[:length])
+    assert unusable(tier.transaction) == ""
+
+
+@pytest.mark.parametrize("delay", [0, 0.001, 0.01, 0.05, 0.2])
+def test_a_cancel_ends_its_own_query_and_no_other(delay: float, tier: Tier, pooler: Tier) -> None:
+    """More clients than server connections; every other one is cancelled while it runs, waits or is done."""
+    route = tier.transaction
+
+    def client(number: int) -> list[str]:
+        seen = []
+        with closing(route.connect(timeout=20)) as connection:
+            for _ in range(4):
+                connection.send(wire.query("SELECT pg_sleep(0.03)"))
+                if number % 2:
+                    time.sleep(delay)
+                    with Connection(route.host, route.port) as another:
+                        another.send(cancel_request(connection.key))
+                        another.socket.settimeout(5)
+                        another.socket.recv(1)  # closed once the request has been passed on
+                answer = connection.until_ready(timeout=15)
+                seen += [got.fields()["C"] for got in answer if got.kind == "E"]
+                assert not answer or answer[-1].kind == "Z"
+                if not answer or answer[-1].kind != "Z":
+                    break
+        return seen
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        seen = list(pool.map(client, range(AT_ONCE)))
+    assert [codes for number, codes in enumerate(seen) if number % 2 == 0 and codes] == []
+    assert {code for codes in seen for code in codes} <= {"57014"}
+    assert stuck([pooler, tier]) == []
+    assert unusable(route) == ""
+
+
+def test_thousands_of_prepared_statements_of_many_clients(route: Route, pooler: Tier, keeper: Tier) -> None:
+    def client(number: int) -> None:
+        with closing(route.connect(timeout=30)) as connection:
+            for start in range(0, 1000, 100):
+                names = [f"n{index}" for index in range(start, start + 100)]
+                connection.send(*(wire.parse(name, f"SELECT '{name} of {number}'") for name in names), SYNC)
+                assert all(got.kind in "1Z" for got in connection.until_ready())
+                connection.send(
+                    *(wire.bind("", name) + wire.execute() for name in names if name.endswith("7")), SYNC
+                )
+                assert [row[0] for row in rows(connection.until_ready())] == [
+                    f"{name} of {number}" for name in names if name.endswith("7")
+                ]
+            for index in range(0, 1000, 61):
+                connection.send(wire.bind("", f"n{index}"), wire.execute(), SYNC)
+                assert rows(connection.until_ready()) == [(f"n{index} of {number}",)]
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(client, range(6 if route.shared else 3)))
+    assert stuck([pooler, keeper]) == []
+    assert unusable(route) == ""
+
+
+def test_an_answer_that_its_client_does_not_read_holds_up_that_client_alone(tier: Tier, pooler: Tier) -> None:
+    route = tier.transaction
+    with closing(route.connect()) as lazy:
+        lazy.send(wire.query("SELECT repeat('x', 1000000) FROM generate_series(1, 40)"))
+        for _ in range(5):
+            with closing(route.connect(timeout=5)) as another:
+                assert rows(another.run("SELECT 1")) == [("1",)]
+        lazy.socket.close()
+    assert stuck([pooler, tier]) == []
+    assert unusable(route) == ""

@@ -1,0 +1,190 @@
+"""Answers are, byte by byte, those of a direct connection; also while the operator reconfigures the pooler."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+import pytest
+
+from tests.datapath import oracle
+from tests.datapath.sequences import LAWFUL, Chunk, Sequence, lawful
+from tests.datapath.stack import CLIENTS, POOL, Route, Tier, stuck
+from tests.pgbouncer.processes import TABLE, Pooler
+
+SEEDS = 6
+Kind = Callable[..., Iterator[Chunk]]
+
+
+def transcripts(route: Route, sequences: list[Sequence], timeout: float = 6.0) -> list[oracle.Transcript]:
+    """The answers, one after the other on one connection: what is left of one sequence would show in the next.
+
+    Where a route doesn't answer at all, the rest goes over a new connection.
+    """
+    found = []
+    connection = route.connect()
+    try:
+        for sequence in sequences:
+            found.append(oracle.play(connection, sequence, timeout))
+            if found[-1] and found[-1][-1][0] in ("silence", "closed"):
+                connection.socket.close()
+                connection = route.connect()
+    finally:
+        connection.close()
+    return found
+
+
+def differences(route: Route, direct: Route, kind: Kind, clients: int, seeds: range) -> list[str]:
+    """What several clients at once get through `route`, against what one gets directly."""
+    sequences = [lawful(seed, kind) for seed in seeds]
+    right = transcripts(direct, sequences)
+    for sequence, answer in zip(sequences, right, strict=True):
+        assert answer[-1][0] == "Z", f"{sequence.name} is not lawful: {answer[-1]}"
+    with ThreadPoolExecutor(clients) as pool:
+        shares = list(pool.map(lambda _: transcripts(route, sequences), range(clients)))
+    return [
+        f"{sequence.name}: {found}"
+        for share in shares
+        for sequence, expected, got in zip(sequences, right, share, strict=True)
+        if (found := oracle.difference(expected, got))
+    ]
+
+
+def some(tier: Tier, route: Route) -> int:
+    return CLIENTS // 2 if route.shared else POOL
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", LAWFUL, ids=lambda kind: kind.__name__)
+def test_lawful_sequences_are_answered_as_directly(kind: Kind, pooler: Tier, direct: Route) -> None:
+    assert differences(pooler.transaction, direct, kind, 6, range(SEEDS)) == []
+    assert stuck([pooler]) == []
+
+
+@pytest.mark.parametrize("kind", LAWFUL, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("entry", ["transaction", "session"])
+def test_lawful_sequences_are_answered_as_directly_everywhere(
+    kind: Kind, entry: str, tier: Tier, direct: Route
+) -> None:
+    route = getattr(tier, entry)
+    assert differences(route, direct, kind, some(tier, route), range(SEEDS, 3 * SEEDS)) == []
+    assert stuck([tier]) == []
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None], pause: float) -> Iterator[list[int]]:
+    """Do it again and again while the block runs; the list counts. An error in it fails the block."""
+    done = threading.Event()
+    count, errors = [0], []
+
+    def loop() -> None:
+        while not done.is_set():
+            try:
+                act()
+            except Exception as error:
+                errors.append(error)
+                return
+            count[0] += 1
+            time.sleep(pause)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield count
+    finally:
+        done.set()
+        thread.join()
+    assert errors == []
+
+
+def reconnect(tier: Tier) -> None:
+    tier.console.run("RECONNECT")
+
+
+def retire(tier: Tier) -> None:
+    """As the operator has poolers retire their server connections."""
+    lifetime = tier.console.parameter("server_lifetime")
+    tier.console.run("SET server_lifetime = 0")
+    time.sleep(0.05)
+    tier.console.run(f"SET server_lifetime = {lifetime if lifetime != '0' else '3600'}")
+
+
+def pause(tier: Tier) -> None:
+    tier.console.run(f'PAUSE "{tier.transaction.database}"')
+    time.sleep(0.02)
+    tier.console.run(f'RESUME "{tier.transaction.database}"')
+
+
+def change_caps(tier: Tier) -> None:
+    """Another cap through the pod's own table, up and down again."""
+    assert isinstance(tier.process, Pooler)
+    table = tier.process.directory / TABLE
+    before = table.read_text()
+    for cap in (POOL - 1, POOL):
+        table.write_text(before.replace(f"max_db_connections={POOL}", f"max_db_connections={cap}"))
+        tier.console.run("RELOAD")
+        time.sleep(0.03)
+
+
+def reload(tier: Tier) -> None:
+    tier.console.run("RELOAD")
+
+
+EVENTS: dict[str, tuple[Callable[[Tier], None], float]] = {
+    "RELOAD": (reload, 0.02),
+    # Two at once pass pool sizes and fail waiting clients; the operator keeps them this far apart.
+    "RECONNECT": (reconnect, 0.4),
+    "server_lifetime": (retire, 0.1),
+    "caps": (change_caps, 0.05),
+    "PAUSE": (pause, 0.1),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("kinds", [LAWFUL[:4], LAWFUL[4:9], LAWFUL[9:]], ids=["query", "copy", "others"])
+def test_answers_stay_the_same_while_the_operator_acts(
+    event: str, kinds: tuple[Kind, ...], pooler: Tier, direct: Route
+) -> None:
+    act, every = EVENTS[event]
+    with meanwhile(lambda: act(pooler), every) as count:
+        wrong = [
+            found
+            for kind in kinds
+            for found in differences(pooler.transaction, direct, kind, 6, range(SEEDS, 2 * SEEDS))
+        ]
+    assert count[0] > 1
+    assert wrong == []
+    assert stuck([pooler]) == []
+
+
+@pytest.mark.parametrize("event", ["RELOAD", "RECONNECT", "server_lifetime"])
+def test_answers_through_a_keeper_stay_the_same_while_the_operator_acts_on_both(
+    event: str, keeper: Tier, pooler: Tier, direct: Route
+) -> None:
+    act, every = EVENTS[event]
+
+    def both() -> None:
+        act(pooler)
+        act(keeper)
+
+    with meanwhile(both, every) as count:
+        wrong = [
+            found
+            for kind in LAWFUL
+            for found in differences(keeper.transaction, direct, kind, 4, range(SEEDS, SEEDS + 2))
+        ]
+    assert count[0] > 1
+    assert wrong == []
+    assert stuck([pooler, keeper]) == []
+
+
+def test_the_parameters_that_a_client_is_told_at_login_are_the_servers(route: Route, direct: Route) -> None:
+    with closing(direct.connect({"application_name": "told"})) as plain:
+        expected = dict(plain.status)
+    with closing(route.connect({"application_name": "told"})) as client:
+        got = {name: value for name, value in client.status.items() if not name.startswith("pgbouncer.")}
+    # Which login a pooler uses at the server is its own affair.
+    assert {**got, "session_authorization": ""} == {**expected, "session_authorization": ""}
