@@ -1,7 +1,7 @@
 """Applies edits to a source tree: ``edit.py TREE EDITS``, where EDITS is a directory of ``*.edit`` files.
 
-An edit names the place and holds only what is new there, so it goes on fitting while the source around it changes,
-and fails when the place itself has changed. The form, as often as needed in a file:
+An edit names the place and holds only what is new there, so it goes on fitting while the source around it
+changes, and fails when the place itself has changed. The form, as often as needed in a file:
 
     # Why, in as many lines as it takes.
     @@ FILE [: NAME]           the file, and the function, struct or other block whose first line names it
@@ -9,8 +9,8 @@ and fails when the place itself has changed. The form, as often as needed in a f
     what is new, to the letter
     >>
 
-LINE is the beginning of a line in that block, without its indentation; exactly one line must begin so. `rewrite`
-replaces the whole block.
+LINE is the beginning of a line in that block, without its indentation; exactly one line must begin so.
+`rewrite` replaces the whole block.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _begins(line: str, beginning: str) -> bool:
 
 
 def _blocks(name: str, lines: list[str]) -> Iterator[tuple[int, int]]:
-    """From the first line of each definition of `name` to its closing brace, which stands in the first column."""
+    """From the first line of each definition of `name` to its closing brace, in the first column."""
     if not name:
         yield 0, len(lines)
         return
@@ -127,6 +127,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
     except EditError as error:
-        sys.exit(
-            f"error: {error}\nThe source is not the one that this edit was written for: adapt it, or drop it if fixed."
-        )
+        sys.exit(f"error: {error}\nThe source has changed there: adapt the edit, or drop it if it is fixed")
