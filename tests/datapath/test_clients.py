@@ -119,7 +119,8 @@ def copy(site: Site, program: Program, address: Address) -> dict[str, Any]:
 def mixed(site: Site, program: Program, address: Address) -> dict[str, Any]:
     """`rounds` distinct statements exceed what the pooler prepares on one server connection (200)."""
     table = site.table("client int, n int, body text, PRIMARY KEY (client, n)")
-    return {"urls": [program.url(address, {})] * 8, "table": table, "rounds": 260}
+    owner = program.url(site.addresses["direct"], {})
+    return {"urls": [program.url(address, {})] * 8, "table": table, "rounds": 260, "owner": owner}
 
 
 def timeouts(site: Site, program: Program, address: Address) -> dict[str, Any]:

@@ -99,7 +99,7 @@ pub async fn mixed(job: Value) -> Outcome {
     let rounds = number(&job["rounds"]);
     let table = name(&job["table"]);
     let urls = strings(&job["urls"]);
-    let other = urls[0].clone();
+    let other = name(&job["owner"]);
     let report = everywhere(urls, |connection, client, report| {
         steps(
             connection,
@@ -214,7 +214,7 @@ async fn count(connection: &mut PgConnection, table: &str, client: i32) -> Resul
         .await
 }
 
-/// sqlx sends no cancel requests: a second connection cancels by the process id, which a transaction keeps.
+/// sqlx sends no cancel requests: a connection straight to PostgreSQL cancels by the process id, which a transaction keeps.
 async fn canceled(connection: &mut PgConnection, other: &str) -> Result<String, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let process: i32 = sqlx::query_scalar("select pg_backend_pid()")
