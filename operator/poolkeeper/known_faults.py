@@ -118,19 +118,6 @@ TABLE = (
         server_tls=("require", "verify-ca"),
     ),
     Fault(
-        "startup-parameters-not-applied",
-        _FIRST,
-        NEWEST_TRIED,
-        "search_path, statement_timeout and other parameters that PostgreSQL doesn't report are accepted from"
-        " clients at connect and not in force",
-    ),
-    Fault(
-        "late-copy-stuck",
-        _FIRST,
-        (1, 25, 99),
-        "COPY data that comes after its statement failed holds a server connection until its client leaves",
-    ),
-    Fault(
         "cached-login-error",
         _FIRST,
         NEWEST_TRIED,
