@@ -24,6 +24,7 @@ import psycopg
 from e2e.bench.by_hand import LOGIN, configuration, userlist
 from e2e.bench.figures import Figure, median
 from e2e.cluster.shell import ClusterError, say
+from poolkeeper import startup_parameters
 from poolkeeper.target import Target
 from tests.pgbouncer.keeper_process import keeper, keeper_files
 from tests.pgbouncer.processes import (
@@ -43,7 +44,7 @@ ROUNDS = 3
 SECONDS = 5
 CONNECTS = 200
 PROTOCOLS, CLIENTS = ("simple", "prepared"), (10, 100)
-DIRECT, BY_HAND, POOLER, KEEPER = "direct", "by hand", "pooler", "keeper"
+DIRECT, BY_HAND, POOLER, STRICT, KEEPER = "direct", "by hand", "pooler", "strict pooler", "keeper"
 _TPS = re.compile(r"^tps = ([0-9.]+) ", re.MULTILINE)
 _OWNER, _PASSWORD = "shop_owner", "owners-password"
 
@@ -110,6 +111,7 @@ def _steady(ways: Mapping[str, Way], scratch: Path) -> list[Figure]:
             found += [
                 Figure(f"pooler_ratio_{case}", _ratio(rounds, POOLER, BY_HAND), "x by hand"),
                 Figure(f"keeper_ratio_{case}", _ratio(rounds, KEEPER, BY_HAND), "x by hand"),
+                Figure(f"strict_ratio_{case}", _ratio(rounds, STRICT, POOLER), "x isolation Fast"),
             ]
             found += [
                 Figure(f"{_word(name)}_{case}_tps", median([one[name] for one in rounds]), "transactions/s")
@@ -170,7 +172,7 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o755)
-        for part in ("postgres", "pooler", "scratch"):
+        for part in ("postgres", "pooler", "strict", "scratch"):
             (directory / part).mkdir()
         os.chown(directory / "scratch", USER, USER)
         server = stack.enter_context(postgres(directory / "postgres"))
@@ -181,6 +183,8 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
         direct |= {"dbname": "shop", "sslmode": "disable"}
         shop = Shop(Target(server.host, server.port, "shop", _OWNER, _PASSWORD, "disable", None))
         own = stack.enter_context(pooler(directory / "pooler", shop.configuration()))
+        settings = startup_parameters.isolation_settings(startup_parameters.STRICT)
+        strict = stack.enter_context(pooler(directory / "strict", shop.configuration(parameters=settings)))
         beside = stack.enter_context(keeper(directory / "keeper", shop, own.port, keeper_files(shop)))
         port = stack.enter_context(_by_hand(directory / "by-hand", direct))
         login = shop.login(WEB)
@@ -193,6 +197,7 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
             DIRECT: Way(direct, {}),
             BY_HAND: Way({**direct, "port": str(port), "user": LOGIN}, {}),
             POOLER: Way(to_pooler, {"pooler": pids["pooler"]}),
+            STRICT: Way({**to_pooler, "port": str(strict.port)}, {}),
             KEEPER: Way(to_keeper, pids),
         }
         _fill(ways[DIRECT], directory / "scratch")
