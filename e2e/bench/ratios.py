@@ -33,10 +33,11 @@ from tests.pgbouncer.processes import (
     USER,
     eventually,
     free_port,
+    initialised,
     inside,
     pooler,
-    postgres,
     running,
+    serving,
 )
 from tests.pgbouncer.shop import WEB, Shop
 
@@ -175,7 +176,10 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
         for part in ("postgres", "pooler", "strict", "scratch"):
             (directory / part).mkdir()
         os.chown(directory / "scratch", USER, USER)
-        server = stack.enter_context(postgres(directory / "postgres"))
+        made = initialised(directory / "postgres")
+        with (made.directory / "data/postgresql.conf").open("a") as conf:
+            conf.write("max_connections = 120\n")  # all ways keep their connections
+        server = stack.enter_context(serving(made))
         server.create_role(_OWNER, _PASSWORD)
         server.create_database("shop")
         server.execute(f"ALTER DATABASE shop OWNER TO {_OWNER}")
