@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from poolkeeper.desired.hba import CONSOLE_DATABASE
 from poolkeeper.world import ConsoleAccess
 
-_IDLE = "idle"
+_LOGGED_IN = ("active", "idle")
+"""PgBouncer before 1.25 calls an idle client active, too; that it has no server tells it apart."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,14 @@ class KeeperConsole:
 def present(rows: Iterable[Mapping[str, str]]) -> tuple[Client, ...]:
     """The rows of SHOW CLIENTS but for consoles: ours is among them."""
     return tuple(
-        Client(row["id"], row["addr"], row["user"], row["state"] == _IDLE, row["request_time"])
+        Client(row["id"], row["addr"], row["user"], _idle(row), row["request_time"])
         for row in rows
         if row["database"] != CONSOLE_DATABASE
     )
+
+
+def _idle(row: Mapping[str, str]) -> bool:
+    return row["state"] in _LOGGED_IN and not row["link"]
 
 
 def holders(clients: Iterable[Client], keepers: Iterable[KeeperConsole]) -> dict[KeeperConsole, bool]:

@@ -69,7 +69,8 @@ def test_the_specs_of_these_tests_use_every_text_of_the_schema() -> None:
 
 
 def _shape(path: specs.Path) -> str:
-    free = {"parameters", "requests", "limits", "podLabels", "podAnnotations", "nodeSelector", "matchLabels"}
+    free = {"parameters", "startupParameters", "requests", "limits", "podLabels", "podAnnotations"}
+    free |= {"nodeSelector", "matchLabels"}
     steps = ["[]" if isinstance(step, int) else step for step in path]
     return ".".join("*" if before in free else step for before, step in zip(["", *steps], steps, strict=False))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,16 +23,35 @@ def client(
 ONE, TWO = keeper("one", "10.0.0.1"), keeper("two", "10.0.0.2")
 
 
+ROW = {
+    "id": "1",
+    "addr": "10.0.0.1",
+    "user": "web",
+    "state": "active",
+    "link": "0x1",
+    "request_time": "t",
+    "database": "shop",
+}
+
+
 def test_consoles_are_no_clients() -> None:
-    row = {
-        "id": "1",
-        "addr": "10.0.0.1",
-        "user": "web",
-        "state": "active",
-        "request_time": "t",
-        "database": "shop",
-    }
-    assert present([row, {**row, "database": "pgbouncer"}]) == (client(1, idle=False, since="t"),)
+    assert present([ROW, {**ROW, "database": "pgbouncer"}]) == (client(1, idle=False, since="t"),)
+
+
+@pytest.mark.parametrize(
+    ("state", "link", "idle"),
+    [
+        ("active", "0x1", False),
+        ("active", "", True),
+        ("idle", "", True),
+        ("waiting", "", False),
+        ("waiting_cancel_req", "", False),
+    ],
+)
+def test_a_client_is_idle_without_a_server_whatever_its_version_calls_that(
+    state: str, link: str, idle: bool
+) -> None:
+    assert present([{**ROW, "state": state, "link": link}]) == (client(1, idle=idle, since="t"),)
 
 
 def test_a_keeper_is_known_by_its_address_and_login_together() -> None:
