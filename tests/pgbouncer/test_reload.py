@@ -1,4 +1,4 @@
-"""A RELOAD while PgBouncer makes connections to the server: 1.26 does not survive it unaided."""
+"""A RELOAD while PgBouncer makes connections to the server: releases up to 1.26.1 do not survive it unaided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pooler Deployment: stock PgBouncer, restricted, rolled surge-first."""
+"""The pooler Deployment: PgBouncer, restricted, rolled surge-first."""
 
 from __future__ import annotations
 
