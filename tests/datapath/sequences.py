@@ -196,6 +196,33 @@ def prepared(rng: random.Random) -> Iterator[Chunk]:
     yield b"".join(wire.close("S", name) for name in names) + SYNC, 1
 
 
+_FAILURES = (wire.parse("", "SELECT 1 / 0") + wire.bind("", "") + wire.execute(), wire.parse("", "SELEC"))
+
+
+def renewed(rng: random.Random) -> Iterator[Chunk]:
+    """Statements that are closed and prepared again under their names, in batches that an error may cut short
+    anywhere: what the server skipped did not happen."""
+    kept: dict[str, int | None] = {f"again{number}": 0 for number in range(rng.randrange(1, 6))}
+    yield b"".join(wire.parse(name, _version(0)) for name in kept) + SYNC, 1
+    for _ in range(rng.randrange(2, 7)):
+        steps: list[tuple[str, int | None]] = []
+        for name in rng.sample(sorted(kept), rng.randrange(1, len(kept) + 1)):
+            steps += [(name, None), (name, rng.randrange(1, 4))]
+        end = rng.randrange(len(steps) + 1) if rng.random() < 0.6 else len(steps)
+        batch = [wire.close("S", n) if v is None else wire.parse(n, _version(v)) for n, v in steps]
+        if end < len(steps):
+            batch.insert(end, rng.choice(_FAILURES))
+        yield b"".join(batch) + SYNC, 1
+        kept.update(steps[:end])
+        for name in (name for name, version in kept.items() if version is not None):
+            yield wire.bind("", name) + wire.execute() + SYNC, 1
+    yield _forget(kept)
+
+
+def _version(number: int) -> str:
+    return f"SELECT 'version {number}'"
+
+
 def portals(rng: random.Random) -> Iterator[Chunk]:
     """A portal read in portions over several Syncs, inside a transaction."""
     yield wire.query("BEGIN"), 1
@@ -237,6 +264,7 @@ LAWFUL: tuple[Callable[[random.Random], Iterator[Chunk]], ...] = (
     copy_in_script,
     copy_out,
     prepared,
+    renewed,
     portals,
     huge,
     storm,
@@ -244,10 +272,12 @@ LAWFUL: tuple[Callable[[random.Random], Iterator[Chunk]], ...] = (
 
 
 def lawful(seed: int, kind: Callable[[random.Random], Iterator[Chunk]]) -> Sequence:
-    """A sequence of this kind; every other seed has it sent without waiting for answers."""
+    """A sequence of this kind; every other seed has it sent without waiting for answers, unless these decide
+    over what may come next."""
     rng = random.Random(f"{kind.__name__} {seed}")  # noqa: S311 (a generator of tests)
     chunks = tuple(kind(rng))
-    return Sequence(f"{kind.__name__} {seed}", chunks, seed % 2 == 0, PACES[seed // 2 % len(PACES)])
+    waits = seed % 2 == 0 or kind is renewed
+    return Sequence(f"{kind.__name__} {seed}", chunks, waits, PACES[seed // 2 % len(PACES)])
 
 
 PACES = ("messages", "whole", "anywhere")

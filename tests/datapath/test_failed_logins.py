@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from tests.datapath.stack import Route, Tier
-from tests.datapath.wire import query, rows
+from tests.datapath.wire import Refused, query, rows
 from tests.pgbouncer.processes import Postgres, eventually
 from tests.pgbouncer.shop import Shop
 
@@ -118,3 +119,9 @@ def test_c13_a_statement_whose_server_is_lost_gets_one_error(route: Route, serve
         while (got := connection.receive(10)) is not None:
             errors += got.kind == "E"
         assert errors == 1
+
+
+def test_c10_a_login_at_another_database_is_sent_to_its_own(pooler: Tier) -> None:
+    elsewhere = replace(pooler.transaction, database="postgres")
+    with pytest.raises(Refused, match=r'for database "postgres": use the one in this user\'s URL'):
+        elsewhere.connect()

@@ -78,6 +78,23 @@ def test_fast_leaks_exactly_what_is_documented(
     renew(tier, pooler)
 
 
+@pytest.mark.parametrize("arguments", [b"'search_path', 't1', false", b"$1, 't1', false"])
+def test_a_prepared_set_config_leaks_no_search_path(arguments: bytes, tier: Tier, pooler: Tier) -> None:
+    """It is prepared once, and runs on whatever server connection there is."""
+    renew(tier, pooler)
+    given = [b"search_path"] if b"$1" in arguments else []
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(tier.transaction.connect())) for _ in range(POOL)]
+        for client in clients:
+            client.send(wire.parse("setter", f"SELECT set_config({arguments.decode()})"), wire.SYNC)
+            client.until_ready()
+        for _ in range(3):
+            for client in clients:
+                client.send(wire.bind("", "setter", given), wire.execute(), wire.SYNC, wire.query("SELECT 1"))
+            assert [rows(client.until_ready(2)) for client in clients] == [[("t1",), ("1",)]] * POOL
+            assert on_every_connection(tier.transaction, "SHOW search_path") == {'"$user", public'}
+
+
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
 def test_a_session_leaves_nothing_to_the_next(state: SessionState, tier: Tier) -> None:
     assert not met(tier.session, state, staying=False)

@@ -83,6 +83,7 @@ def wrong(
     return faults
 
 
+APPLIED = ("search_path", "statement_timeout", "lock_timeout", "DateStyle", "TimeZone")
 SMOKE = ("search_path", "statement_timeout", "client_encoding", "role")
 
 
@@ -100,6 +101,14 @@ def test_a_value_is_in_force_for_its_client_alone_or_refused_by_name(
 ) -> None:
     route = getattr(tier, entry)
     assert wrong(parameter, form, route, direct, ignored(tier)) == []
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("form", FORMS)
+def test_a_parameter_that_the_pooler_applies_is_accepted_in_every_form(form: str, route: Route) -> None:
+    for parameter in PARAMETERS:
+        if parameter.name in APPLIED:
+            route.connect(FORMS[form](parameter.name, parameter.values[0])).close()
 
 
 def c1(route: Route, direct: Route, key: str) -> int:

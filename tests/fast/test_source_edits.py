@@ -43,6 +43,7 @@ def edited(directory: Path, text: str, source: str = SOURCE) -> str:
         ("@@ a.c : once\n<< before return 1;\n\tn++;\n>>\n", ("\treturn 1;", "\tn++;\n\treturn 1;")),
         ("@@ a.c : once\n<< after return 1;\n\tn++;\n>>\n", ("\treturn 1;", "\treturn 1;\n\tn++;")),
         ("@@ a.c : twice\n<< replace return\n\treturn 2;\n>>\n", ("return once(n) + once(n);", "return 2;")),
+        ("@@ a.c : once\n<< replace if (n) ... return\n\tn++;\n>>\n", ("\tif (n)\n\t\treturn n;", "\tn++;")),
         ("@@ a.c\n<< after int twice(int);\nint thrice(int);\n>>\n", ("(int);", "(int);\nint thrice(int);")),
         (
             "@@ a.c : twice\n<< rewrite\nint twice(int n) { return 2 * n; }\n>>\n",
@@ -62,6 +63,8 @@ def test_an_edit_changes_its_place_and_nothing_else(
         ("@@ a.c : once\n<< before return 2;\n>>\n", "0 places"),
         ("@@ a.c : once\n<< before return\n>>\n", "2 places"),
         ("@@ a.c : thrice\n<< rewrite\n>>\n", "0 places"),
+        ("@@ a.c : once\n<< replace return 1; ... return 2;\n>>\n", "0 places"),
+        ("@@ a.c : once\n<< after if (n) ... return\n>>\n", "is not `<<"),
         ("@@ a.c : once\n<< instead of return 1;\n>>\n", "is not `<<"),
         ("@@ a.c\n<< rewrite\n>>\n", "is not `<<"),
         ("<< after return 1;\n>>\n", "is not `<<"),

@@ -5,12 +5,12 @@ changes, and fails when the place itself has changed. The form, as often as need
 
     # Why, in as many lines as it takes.
     @@ FILE [: NAME]           the file, and the function, struct or other block whose first line names it
-    << after|before|replace LINE, or << rewrite
+    << after|before|replace LINE, << replace LINE ... LINE, or << rewrite
     what is new, to the letter
     >>
 
-LINE is the beginning of a line in that block, without its indentation; exactly one line must begin so.
-`rewrite` replaces the whole block.
+LINE is the beginning of a line in that block, without its indentation; exactly one line must begin so. A second
+one is the end of what is replaced: the first line below that begins so. `rewrite` replaces the whole block.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def read(path: Path) -> Iterator[Edit]:
         elif raw.startswith("<< "):
             where = f"{path.name}:{number}"
             verb, _, line = raw[3:].partition(" ")
-            if verb not in _VERBS or not file or not (block if verb == "rewrite" else line):
+            spanning = " ... " in line and verb != "replace"
+            if verb not in _VERBS or not file or spanning or not (block if verb == "rewrite" else line):
                 raise EditError(f"{where}: {raw!r} is not `<< {'|'.join(_VERBS)} LINE` below a `@@ FILE`")
         elif raw and not raw.startswith("#"):
             raise EditError(f"{path.name}:{number}: {raw!r} belongs to no edit")
@@ -70,12 +71,7 @@ def apply(edit: Edit, source: str) -> str:
     if edit.verb == "rewrite":
         places = blocks
     else:
-        places = [
-            _SPANS[edit.verb](n)
-            for first, last in blocks
-            for n in range(first, last)
-            if _begins(lines[n], edit.line)
-        ]
+        places = [place for first, last in blocks for place in _places(edit, lines, first, last)]
     if len(places) != 1:
         sought = edit.line or edit.block
         raise EditError(f"{edit.where}: {len(places)} places in {edit.file} fit {sought!r}, and it takes one")
@@ -83,7 +79,16 @@ def apply(edit: Edit, source: str) -> str:
     return "\n".join([*lines[:start], *edit.text, *lines[end:]]) + "\n"
 
 
-_SPANS = {"before": lambda n: (n, n), "after": lambda n: (n + 1, n + 1), "replace": lambda n: (n, n + 1)}
+def _places(edit: Edit, lines: list[str], first: int, last: int) -> Iterator[tuple[int, int]]:
+    beginning, _, end = edit.line.partition(" ... ")
+    for n in (n for n in range(first, last) if _begins(lines[n], beginning)):
+        if end:
+            yield from [(n, m + 1) for m in range(n + 1, last) if _begins(lines[m], end)][:1]
+        elif edit.verb == "replace":
+            yield n, n + 1
+        else:
+            at = n if edit.verb == "before" else n + 1
+            yield at, at
 
 
 def _begins(line: str, beginning: str) -> bool:
