@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from tests.datapath import wire
 from tests.datapath.oracle import attack
 from tests.datapath.sequences import hostile
-from tests.datapath.stack import Route, Tier, stuck, unusable
-from tests.datapath.wire import SYNC, Connection, cancel_request, rows
+from tests.datapath.stack import POOL, Route, Tier, stuck, unusable
+from tests.datapath.wire import COPY_DONE, SYNC, Connection, cancel_request, rows
+from tests.pgbouncer.processes import eventually
 
 BATCH = 40
 AT_ONCE = 8
@@ -89,6 +91,65 @@ def test_a_cancel_ends_its_own_query_and_no_other(delay: float, tier: Tier, pool
     assert {code for codes in seen for code in codes} <= {"57014"}
     assert stuck([pooler, tier]) == []
     assert unusable(route) == ""
+
+
+EXTENDED = wire.parse("", "SELECT 1") + wire.bind("", "") + wire.execute() + SYNC
+WAITING: dict[str, tuple[bytes, str, str]] = {
+    "query": (wire.query("SELECT 1"), "EZ", ""),
+    "function call": (wire.message("F", struct.pack("!IHHH", 89, 0, 0, 0)), "EZ", ""),
+    "batch": (wire.parse("kept", "SELECT 1") + EXTENDED, "EZ", ""),
+    "batch with a query in it": (wire.parse("", "SELECT 1") + wire.query("SELECT 1") + SYNC, "EZ", ""),
+    "two batches": (EXTENDED * 2, "EZ", "12DCZ"),
+    "Sync": (SYNC + EXTENDED, "Z", "12DCZ"),
+    "copy": (wire.query("COPY copied FROM STDIN") + wire.copy_data(b"1\t1\tx\n") * 9 + COPY_DONE, "EZ", ""),
+    "large message": (wire.query(f"SELECT '{'x' * 1_000_000}'") + EXTENDED, "EZ", "12DCZ"),
+}
+"""What a client sends, and the messages that a cancel brings at once, and those that come later, by kind."""
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", WAITING)
+def test_a_cancel_ends_what_waits_for_a_server_connection(name: str, tier: Tier, pooler: Tier) -> None:
+    sent, at_once, later = WAITING[name]
+    route = tier.transaction
+    with ExitStack() as stack:
+        holders = [stack.enter_context(closing(route.connect())) for _ in range(POOL)]
+        for holder in holders:
+            rows(holder.run("BEGIN; SELECT 1"))
+        with closing(route.connect(timeout=5)) as client:
+            client.send(sent)
+            eventually(lambda: "waiting" in {row["state"] for row in tier.console.run("SHOW CLIENTS")})
+            cancel(route, client)
+            answer = client.until_ready()
+            assert "".join(got.kind for got in answer) == at_once
+            assert [got.fields()["C"] for got in answer if got.kind == "E"] == ["57014"] * at_once.count("E")
+            for holder in holders:
+                holder.run("ROLLBACK")
+            assert "".join(got.kind for got in (client.until_ready() if later else ())) == later
+            assert rows(client.run("SELECT 'free again'")) == [("free again",)]
+            client.send(wire.parse("kept", "SELECT 2"), wire.bind("", "kept"), wire.execute(), SYNC)
+            assert rows(client.until_ready()) == [("2",)]
+    assert stuck([pooler, tier]) == []
+
+
+def test_a_cancel_that_follows_at_once_is_in_time(tier: Tier, pooler: Tier) -> None:
+    """Also while the pooler sets a client's parameters on its server connection."""
+    route = tier.transaction
+    with ExitStack() as stack:
+        wishes = ({"search_path": f"t{number}"} for number in (1, 2, 3))
+        clients = [stack.enter_context(closing(route.connect(wish, timeout=5))) for wish in wishes]
+        for number in range(30):
+            client = clients[number % len(clients)]
+            client.send(wire.query("SELECT pg_sleep(20)"))
+            cancel(route, client)
+            assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
+    assert stuck([pooler, tier]) == []
+
+
+def cancel(route: Route, client: Connection) -> None:
+    with Connection(route.host, route.port) as another:
+        another.send(cancel_request(client.key))
+        another.socket.recv(1)  # closed once the request has been passed on
 
 
 def test_thousands_of_prepared_statements_of_many_clients(route: Route, pooler: Tier, keeper: Tier) -> None:
