@@ -10,10 +10,11 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from tests.datapath import oracle
+from tests.datapath import oracle, wire
 from tests.datapath.sequences import LAWFUL, Chunk, Sequence, lawful
 from tests.datapath.stack import CLIENTS, POOL, Route, Tier, stuck
-from tests.pgbouncer.processes import TABLE, Pooler
+from tests.datapath.wire import Message, rows
+from tests.pgbouncer.processes import TABLE, Pooler, Postgres, eventually
 
 SEEDS = 6
 Kind = Callable[..., Iterator[Chunk]]
@@ -188,3 +189,87 @@ def test_the_parameters_that_a_client_is_told_at_login_are_the_servers(route: Ro
         got = {name: value for name, value in client.status.items() if not name.startswith("pgbouncer.")}
     # Which login a pooler uses at the server is its own affair.
     assert {**got, "session_authorization": ""} == {**expected, "session_authorization": ""}
+
+
+CHANGES = {
+    "reordered": "DROP COLUMN first, ADD COLUMN first text DEFAULT 'first'",
+    "more": "ADD COLUMN extra text DEFAULT 'new'",
+    "fewer": "DROP COLUMN first",
+    "another type": "ALTER COLUMN first TYPE varchar(9)",
+}
+EXECUTE = (wire.bind("", "kept"), wire.describe("P", ""), wire.execute(), wire.SYNC)
+
+
+def replace_servers(tier: Tier) -> None:
+    """As the operator does after a schema change; PgBouncer closes idle connections three times a second."""
+    lifetime = tier.console.parameter("server_lifetime")
+    tier.console.run("SET server_lifetime = 0")
+    eventually(lambda: all(row["state"] == "active" for row in tier.console.servers()))
+    tier.console.run(f"SET server_lifetime = {lifetime}")
+
+
+def refused(answer: list[Message]) -> bool:
+    codes = [one.fields()["C"] for one in answer if one.kind == "E"]
+    assert codes in ([], ["0A000"])
+    return bool(codes)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("columns", CHANGES)
+@pytest.mark.parametrize("connections", ["kept", "renewed"])
+def test_a_statement_whose_columns_changed_is_refused_to_those_that_know_the_others(
+    columns: str, connections: str, server: Postgres, direct: Route, tier: Tier, pooler: Tier
+) -> None:
+    """Such a client would take one column for another. Who describes each result is told once."""
+    for route in (direct, tier.transaction):
+        server.execute("DROP TABLE IF EXISTS changing", "shop")
+        replace_servers(pooler)
+        server.execute("CREATE TABLE changing AS SELECT 1 AS id, 'first' AS first, 'one' AS name", "shop")
+        server.execute("GRANT SELECT ON changing TO shop_owner", "shop")
+        prepare = wire.parse("kept", "TABLE changing")
+        with route.connect() as trusting, route.connect() as asking:
+            trusting.send(prepare, wire.describe("S", "kept"), wire.SYNC)
+            assert [one.kind for one in trusting.until_ready()] == ["1", "t", "T", "Z"]
+            asking.send(prepare, wire.SYNC)
+            asking.until_ready()
+            for client in (trusting, asking):
+                client.send(*EXECUTE)
+                assert not refused(client.until_ready())
+            server.execute(f"ALTER TABLE changing {CHANGES[columns]}", "shop")
+            if connections == "renewed":
+                replace_servers(pooler)
+            for client in (trusting, asking):
+                client.send(*EXECUTE)
+                assert refused(client.until_ready()), route.name
+                client.send(*EXECUTE)
+                assert refused(client.until_ready()) or (client is asking and route is not direct)
+            trusting.send(wire.close("S", "kept"), prepare, *EXECUTE)
+            assert [one.kind for one in trusting.until_ready()] == ["3", "1", "2", "T", "D", "C", "Z"]
+            with route.connect() as late:
+                late.send(prepare, *EXECUTE)
+                assert [one.kind for one in late.until_ready()] == ["1", "2", "T", "D", "C", "Z"]
+    assert stuck([pooler, tier]) == []
+
+
+def test_a_refused_statement_ends_the_transaction_that_it_is_in(server: Postgres, pooler: Tier) -> None:
+    """And nothing behind it in its batch is carried out, as after any other error."""
+    server.execute("DROP TABLE IF EXISTS changing", "shop")
+    server.execute("CREATE TABLE changing AS SELECT 1 AS id", "shop")
+    server.execute("GRANT ALL ON changing TO shop_owner", "shop")
+    with pooler.transaction.connect() as client:
+        client.send(wire.parse("kept", "TABLE changing"), wire.describe("S", "kept"), wire.SYNC)
+        client.until_ready()
+        server.execute("ALTER TABLE changing ADD COLUMN more int", "shop")
+        replace_servers(pooler)
+        rows(client.run("BEGIN; INSERT INTO changing VALUES (2)"))
+        client.send(
+            wire.parse("", "INSERT INTO changing VALUES (3)") + wire.bind("", "") + wire.execute(),
+            wire.bind("", "kept") + wire.execute(),
+            wire.parse("", "INSERT INTO changing VALUES (4)") + wire.bind("", "") + wire.execute(),
+            wire.SYNC,
+        )
+        answer = client.until_ready()
+        assert "".join(one.kind for one in answer) == "12CEZ"
+        assert answer[-1].body == b"E"
+        assert client.run("COMMIT")[0].body == b"ROLLBACK\0"
+        assert rows(client.run("SELECT id FROM changing")) == [("1",)]
