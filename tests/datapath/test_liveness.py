@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 
 import pytest
@@ -185,3 +185,90 @@ def test_an_answer_that_its_client_does_not_read_holds_up_that_client_alone(tier
         lazy.socket.close()
     assert stuck([pooler, tier]) == []
     assert unusable(route) == ""
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("size", [300, 1000, 3700])
+def test_a_parameter_that_the_server_refuses_ends_its_client_alone_however_long_it_is(
+    size: int, tier: Tier, pooler: Tier
+) -> None:
+    """The error repeats the value, and may be longer than the pooler's buffer."""
+    route = tier.transaction
+    for _ in range(2 * POOL):
+        with closing(route.connect({"IntervalStyle": "x" * size}, timeout=5)) as client:
+            (error,) = client.run("SELECT 1")
+            assert error.kind == "E"
+            assert error.fields()["M"].startswith("invalid value for parameter")
+    assert stuck([pooler, tier]) == []
+    assert unusable(route) == ""
+
+
+@pytest.mark.parametrize("size", [17_000, 20_000_000])
+def test_session_parameters_of_any_length_cost_no_other_client_its_server_connection(
+    size: int, pooler: Tier
+) -> None:
+    """Such a query is a pooler's; a client that makes one up gains nothing."""
+    route = pooler.transaction
+    value = "x" * size
+    forged = "/* pgbouncer session parameters */SELECT pg_catalog.set_config(E'TimeZone',E'%s',false);"
+    with closing(route.connect()) as another:
+        [(backend,)] = rows(another.run("SELECT pg_backend_pid()"))
+        for _ in range(3):
+            with closing(route.connect(timeout=5)) as client:
+                with suppress(OSError):
+                    client.send(wire.query(forged % value))
+                with suppress(OSError):
+                    assert [got.kind for got in client.until_ready()] == ["E"]
+            assert rows(another.run("SELECT pg_backend_pid()")) == [(backend,)]
+    assert unusable(route) == ""
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("end", [COPY_DONE, wire.copy_fail("of nothing")], ids=["CopyDone", "CopyFail"])
+def test_the_end_of_a_copy_in_the_middle_of_a_batch_is_ignored(end: bytes, tier: Tier, pooler: Tier) -> None:
+    with closing(tier.transaction.connect(timeout=5)) as client:
+        for _ in range(2):
+            client.send(wire.parse("", "SELECT pg_sleep(0.1)"), end, wire.bind("", ""), wire.execute(), SYNC)
+            assert "".join(got.kind for got in client.until_ready()) == "12DCZ"
+            assert stuck([pooler, tier]) == []
+            client.send(wire.parse("", "SELECT 1"), SYNC)
+            assert "".join(got.kind for got in client.until_ready()) == "1Z"
+
+
+def test_syncs_during_a_copy_leave_no_prepared_statement_in_doubt(pooler: Tier) -> None:
+    route = pooler.transaction
+
+    def parses() -> int:
+        return sum(int(row["total_server_parse_count"]) for row in pooler.console.run("SHOW STATS"))
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(route.connect())) for _ in range(POOL)]
+        for client in clients:
+            client.send(wire.query("BEGIN; COPY copied FROM STDIN"), SYNC * 1000, COPY_DONE)
+            client.until_ready()
+        for client in clients:
+            client.run("ROLLBACK")
+            client.send(wire.parse("kept", "SELECT 'in doubt'"), SYNC)
+            client.until_ready()
+        before = parses()
+        for client in clients * 20:
+            client.send(wire.bind("", "kept"), wire.execute(), SYNC)
+            assert rows(client.until_ready()) == [("in doubt",)]
+        assert parses() - before <= POOL
+
+
+def test_a_client_with_many_statements_makes_no_more_work_by_failing(pooler: Tier) -> None:
+    """Batches that fail take their statements back: that must not cost a walk through all there are."""
+
+    def seconds(statements: int) -> float:
+        with closing(pooler.transaction.connect(timeout=60)) as client:
+            for start in range(0, statements, 5000):
+                names = range(start, min(start + 5000, statements))
+                client.send(*(wire.parse(f"n{number}", "SELECT 1") for number in names), SYNC)
+                client.until_ready()
+            began = time.monotonic()
+            client.send((wire.parse("", "bad") + wire.parse("a", "SELECT 1") + SYNC) * 1500)
+            client.until_ready(1500)
+            return time.monotonic() - began
+
+    assert seconds(200_000) < 4 * seconds(0) + 0.2

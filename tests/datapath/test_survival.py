@@ -15,7 +15,7 @@ import pytest
 from tests.datapath import stack, wire
 from tests.datapath.stack import Tier, stuck, unusable
 from tests.datapath.wire import Connection, Refused, Scram, Silence, rows
-from tests.pgbouncer.processes import TABLE, Pooler
+from tests.pgbouncer.processes import TABLE, Pooler, Postgres
 from tests.pgbouncer.shop import WEB, Shop
 
 
@@ -189,3 +189,32 @@ def test_messages_before_the_login_is_done_stop_nothing(pooler: Tier) -> None:
                 while (got := client.receive(0.5)) is not None:
                     assert got.kind in "RE"
     assert alive(pooler)
+
+
+def test_a_cancel_while_a_replication_client_waits_for_its_login_ends_nothing(
+    attacked: Tier, server: Postgres, shop: Shop
+) -> None:
+    """Its server connection is its own from the start, and still logs in."""
+    route = attacked.transaction
+    with closing(route.connect()) as plain:
+        plain.run("SELECT 1")
+    server.execute(f"ALTER ROLE {shop.target.user} REPLICATION")
+    server.execute("ALTER SYSTEM SET post_auth_delay = '1s'")
+    server.execute("SELECT pg_reload_conf()")
+    try:
+        attacked.console.run("SET server_connect_timeout = 15")
+        with Connection(route.host, route.port, 10) as client:
+            client.login(route.user, route.password, route.database, {"replication": "database"})
+            client.send(wire.query("SELECT 1"))
+            time.sleep(0.4)
+            with Connection(route.host, route.port) as another:
+                another.send(wire.cancel_request(client.key))
+                another.socket.recv(1)
+            client.send(wire.query("SELECT 2"))
+            assert rows(client.until_ready()) == [("1",)]
+            assert rows(client.until_ready()) == [("2",)]
+    finally:
+        server.execute("ALTER SYSTEM RESET post_auth_delay")
+        server.execute("SELECT pg_reload_conf()")
+        server.execute(f"ALTER ROLE {shop.target.user} NOREPLICATION")
+    assert alive(attacked)

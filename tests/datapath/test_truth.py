@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
@@ -273,3 +273,41 @@ def test_a_refused_statement_ends_the_transaction_that_it_is_in(server: Postgres
         assert answer[-1].body == b"E"
         assert client.run("COMMIT")[0].body == b"ROLLBACK\0"
         assert rows(client.run("SELECT id FROM changing")) == [("1",)]
+
+
+@pytest.mark.parametrize("command", ["DEALLOCATE ALL", "DISCARD ALL"])
+def test_statements_that_are_prepared_right_behind_deallocate_all_are_there(command: str, tier: Tier) -> None:
+    """For their client, and for others that have the same statement on that server connection."""
+    statement = f"SELECT 'behind {command}'"
+    with ExitStack() as stack:
+        others = [stack.enter_context(closing(tier.transaction.connect())) for _ in range(2 * POOL)]
+        for client in others[:2]:
+            client.send(wire.parse("kept", statement), wire.SYNC)
+            client.until_ready()
+        for _ in range(POOL):
+            client = stack.enter_context(closing(tier.transaction.connect()))
+            client.send(wire.query(command), wire.parse("kept", statement), wire.SYNC)
+            assert [one.kind for one in client.until_ready(2)] == ["C", "Z", "1", "Z"]
+            client.send(wire.bind("", "kept"), wire.execute(), wire.SYNC)
+            assert rows(client.until_ready()) == [(f"behind {command}",)]
+        for number, client in enumerate(others):
+            if number >= 2:
+                client.send(wire.parse("kept", statement), wire.SYNC)
+                assert [one.kind for one in client.until_ready()] == ["1", "Z"]
+            client.send(wire.bind("", "kept"), wire.execute(), wire.SYNC)
+            assert rows(client.until_ready()) == [(f"behind {command}",)]
+
+
+@pytest.mark.smoke
+def test_the_encoding_of_one_client_changes_no_parameter_of_another(tier: Tier) -> None:
+    """In SJIS a backslash may be the second half of a character, and other bytes are none at all."""
+    names = ("gro\u00df", "caf\u00e9", "\u8868", "it's \\ \u2713")
+    route = tier.transaction
+    with ExitStack() as stack:
+        for encoding in ("SJIS", "LATIN1"):
+            for _ in range(POOL):
+                client = stack.enter_context(closing(route.connect({"client_encoding": encoding})))
+                assert rows(client.run("SELECT 1")) == [("1",)]
+            for name in names * POOL:
+                with closing(route.connect({"search_path": f'"{name}"'})) as client:
+                    assert rows(client.run("SHOW search_path")) == [(f'"{name}"',)]
