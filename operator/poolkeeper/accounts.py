@@ -27,13 +27,16 @@ SAMPLE_SECONDS = 0.7
 
 @dataclass(frozen=True)
 class Look:
-    """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, and how many
-    clients are connected, by entry."""
+    """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, how many
+    clients are connected, by entry, the rows of SHOW SERVERS that are active, and the entries that are
+    paused."""
 
     reading: Reading
     pids: frozenset[int]
     pools: tuple[Mapping[str, str], ...]
     clients: Mapping[str, int] = field(default_factory=dict)
+    active: tuple[Mapping[str, str], ...] = ()
+    paused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from poolkeeper.budget_targets import Pooled
 from poolkeeper.consent import Consumers
 from poolkeeper.desired.entries import entry_name, login_name, session_entry_name
 from poolkeeper.desired.pgbouncer_config import MAX_CLIENTS_COLUMN, Configuration
+from poolkeeper.logins import Login
 from poolkeeper.target import Target
 from poolkeeper.world import ConsoleAccess, Whereabouts
 
@@ -45,6 +46,8 @@ class Order:
     whereabouts: Whereabouts | None = None
     """A change is a reason to look anew which server this is."""
     clients: tuple[ClientBound, ...] = ()
+    logins: Mapping[str, Login] = field(default_factory=dict, repr=False)
+    """By entry in which a connection belongs to a client for a transaction only."""
 
 
 def order(
@@ -54,8 +57,10 @@ def order(
     config: Configuration,
     access: ConsoleAccess,
     whereabouts: Whereabouts | None,
+    logins: Mapping[str, Login],
 ) -> Order:
-    """The order for a valid spec. Consumers that are named come before those that are selected."""
+    """The order for a valid spec. Consumers that are named come before those that are selected; `logins` are
+    theirs, by name."""
     parties = tuple(
         Consumer(
             entry_name(target.database, consumer),
@@ -67,6 +72,7 @@ def order(
         for consumer, terms in consumers.terms.items()
     )
     budget, lines = database.budget, config.lines
+    fixed = frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties))
     return Order(
         Pooled(
             f"{database.namespace}/{database.name}",
@@ -80,10 +86,16 @@ def order(
         target,
         lines,
         config.settings["auth_hba_file"],
-        frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties)),
+        fixed,
         access,
         whereabouts,
         tuple(_client_bounds(consumers, target, config)),
+        {
+            entry: logins[login_name(consumer)]
+            for consumer in consumers.terms
+            for entry in [entry_name(target.database, consumer)]
+            if entry in lines and entry not in fixed
+        },
     )
 
 

@@ -78,12 +78,12 @@ def held_up(seen: BudgetSeen, mute: Sequence[Pod], pods: Sequence[Pod]) -> Budge
 
 
 def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> bool:
-    """Whether it is to be told. While caps change hands only who may be admitted is, and which consumers fill
-    their client slots; connections of others, which come and go all the time, are not unless they change
-    something."""
+    """Whether it is to be told. While caps change hands only who may be admitted is, which consumers fill their
+    client slots, and what is wrong with the data path; connections of others, which come and go all the time,
+    are not unless they change something."""
     if before is None or before.admissible != now.admissible or before.problem != now.problem:
         return True
-    if before.at_limit != now.at_limit:
+    if (before.at_limit, before.wedges) != (now.at_limit, now.wedges):
         return True
     return settled and _quiet(before) != _quiet(now)
 

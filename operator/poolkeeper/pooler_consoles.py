@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from poolkeeper import allotments, console
+from poolkeeper import allotments, console, faults
 from poolkeeper.accounts import Look
 from poolkeeper.budget import Caps
 from poolkeeper.budget_protocol import Allotment
@@ -107,6 +107,20 @@ class PoolerConsoles:
         self._failed.pop(pooler.uid, None)
         return look
 
+    async def sockets(self, uid: str) -> list[dict[str, str]]:
+        """SHOW SOCKETS of a pooler that answered the last look. Raises ConsoleError."""
+        return await self._known(uid).show("SOCKETS")
+
+    async def close_client(self, uid: str, client: str) -> None:
+        """Close a client's connection, and with it a server connection that waits for an answer to it. Raises
+        ConsoleError."""
+        await self._known(uid).execute(f"KILL_CLIENT {client}")
+
+    def _known(self, uid: str) -> Console:
+        if uid not in self._opened:
+            raise ConsoleError(faults.UNAVAILABLE, "the connection to its console was closed")
+        return self._opened[uid].console
+
     async def retire(self, surplus: Mapping[str, tuple[Pooler, Collection[str]]]) -> None:
         """Have poolers give back what these entries hold above their caps, after the transactions there.
 
@@ -166,7 +180,9 @@ async def _ask(opened: _Opened, asked: Pooler) -> Look:
     reading = replace(reading, closed=await _closed(opened, refused))
     clients = {row["name"]: int(row["current_client_connections"]) for row in databases}
     present = {entry: number for entry, number in clients.items() if number}
-    return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")), present)
+    active = tuple(row for row in connections if row["state"] == "active")
+    paused = frozenset(row["name"] for row in databases if row["paused"] != "0" or row["disabled"] != "0")
+    return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")), present, active, paused)
 
 
 async def _closed(opened: _Opened, refused: Set[str]) -> frozenset[str]:

@@ -18,6 +18,7 @@ from poolkeeper.budget_order import Order
 from poolkeeper.budget_protocol import Record, Steps, step
 from poolkeeper.budget_report import held_up, newsworthy, seen
 from poolkeeper.cluster import Annotate
+from poolkeeper.data_path_watch import DataPathWatch
 from poolkeeper.meters import GIVEN, Met, Meters
 from poolkeeper.pooler_consoles import Pooler as Asked
 from poolkeeper.pooler_consoles import PoolerConsoles
@@ -55,6 +56,7 @@ class ServerWatch:
         self._consoles = PoolerConsoles()
         self._meters = Meters()
         self._schemas = SchemaWatch(store, queue)
+        self._data_paths = DataPathWatch(self._consoles)
         self._memories: dict[str, Memory] = {}
         """By the first PooledDatabase on a server."""
         self._starting: dict[str, float] = {}
@@ -70,6 +72,7 @@ class ServerWatch:
     async def keep(self, members: Collection[Key]) -> None:
         """Close what belongs to others than these."""
         self._schemas.keep(members)
+        self._data_paths.keep(members)
         await self._meters.keep(members)
         self._crowds = {key: crowds for key, crowds in self._crowds.items() if key in members}
         pods = [pod for key in members for pod in self._store.pods(key)]
@@ -97,9 +100,18 @@ class ServerWatch:
         looks = await self._consoles.look(asked)
         measured, problem = await self._meters.measure(system, orders, instances, met)
         known = measured is not None and not system.startswith(GIVEN)
-        for key, order in orders.items() if known else ():
-            opened = partial(self._meters.opened, key, system, order, instances[key], met)
-            self._schemas.poll(key, opened)
+        opened = {
+            key: partial(self._meters.opened, key, system, order, instances[key], met)
+            for key, order in orders.items()
+        }
+        for key in orders if known else ():
+            self._schemas.poll(key, opened[key])
+        faults = {
+            key: self._data_paths.look(
+                key, order, pods[key], looks, measured if known else None, instances[key], opened[key]
+            )
+            for key, order in orders.items()
+        }
         ours = _ours(orders, pods, looks)
         if measured is not None and _unknown(ours, measured, self._meters.pids()):
             # Opened since the first look, perhaps; what was closed since then is in neither.
@@ -137,7 +149,8 @@ class ServerWatch:
             before = self._store.budget(key)
             report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
             report = held_up(report, [pod for pod in pods[key] if self._consoles.mute(pod.uid)], pods[key])
-            report = replace(report, at_limit=self._at_limit(key, order, pods[key], looks))
+            at_limit = self._at_limit(key, order, pods[key], looks)
+            report = replace(report, at_limit=at_limit, wedges=faults[key])
             if newsworthy(before, report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:

@@ -13,6 +13,7 @@ from typing import Any
 from poolkeeper import (
     budget_status,
     client_slot_status,
+    data_path_status,
     image_status,
     names,
     pause,
@@ -40,6 +41,7 @@ _FAULTS_FROM_THE_START = (
     budget_status.KIND,
     image_status.KIND,
     client_slot_status.KIND,
+    data_path_status.KIND,
 )
 _FALSE_AS_PLANNED = frozenset({pause_status.PAUSING, pause_status.RESUMING, pause_status.RESUMED})
 """Reasons that are no warning."""
@@ -67,6 +69,7 @@ def of(
         budget_status.within_budget(database, wanted.consumers, world),
         pooler_image(database, wanted, world),
         client_slot_status.client_slots_condition(wanted, world),
+        data_path_status.data_path_condition(wanted, world),
         *([paused] if paused is not None else []),
     )
     pods = [pod for pod in world.pods if not pod.terminating]

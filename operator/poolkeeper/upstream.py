@@ -6,16 +6,18 @@ Knows libpq through psycopg, and says what a failure means to the user. Nothing 
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
-from poolkeeper import faults, libpq
+from poolkeeper import faults, libpq, wedges
 from poolkeeper.logins import Login
 from poolkeeper.servers import Backend, Measured
 from poolkeeper.target import Target
+from poolkeeper.world import ConsoleAccess
 
 REACHABLE = "Reachable"
 POOLER_REFUSED = "PoolerRefused"
@@ -29,6 +31,9 @@ _POOLER_REFUSALS = (
     "not allowed",
 )
 """What PgBouncer says when a login isn't in its userlist or hba file, or an entry not in its [databases]."""
+
+_NO_SLOT = ("client connections exceeded", "no more connections allowed")
+"""What PgBouncer says where there is no room for another client: it answers."""
 
 _REMEDIES = {
     faults.AUTHENTICATION_FAILED: "correct user name and password in the Secret, or the server's pg_hba.conf",
@@ -63,6 +68,16 @@ _PLAIN = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', fal
 _SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::text"
 _RELATIONS = "relkind IN ('r', 'v', 'm', 'f', 'p', 'c') AND relpersistence <> 't'"
 _DIGEST = "SELECT concat(count(*), ' ', sum(hashtextextended(concat_ws(' ', {columns}), 0))) FROM {rows}"
+_BACKENDS = (
+    "SELECT pid, coalesce(state = 'idle' AND xact_start IS NULL, false),"
+    " coalesce(extract(epoch FROM clock_timestamp() - state_change), 0), coalesce(state_change::text, '')"
+    " FROM pg_stat_activity WHERE usename = current_user AND pid IN ({pids})"
+)
+"""A plain role sees the state of its own role's backends alone."""
+_TERMINATE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid = {pid}"
+    " AND state = 'idle' AND xact_start IS NULL AND state_change::text = {changed}"
+)
 _FIRST_OID = 16384
 """What has a lower one came with PostgreSQL."""
 _SCHEMA = " UNION ALL ".join(
@@ -161,6 +176,19 @@ class Meter:
         rows = await self._ask(_SCHEMA)
         return hashlib.sha256("\n".join(sorted(digest for (digest,) in rows)).encode()).hexdigest()[:16]
 
+    async def backends(self, pids: Iterable[int]) -> dict[int, wedges.Backend]:
+        """Of these backends those that belong to the connection's role, by PID."""
+        rows = await self._ask(_BACKENDS.format(pids=", ".join(map(str, pids))))
+        return {
+            pid: wedges.Backend(resting, float(seconds), changed) for pid, resting, seconds, changed in rows
+        }
+
+    async def terminate(self, pid: int, changed: str) -> bool:
+        """End a backend of the connection's role if it has rested since `changed` (of backends()) to this
+        moment; whether it has."""
+        rows = await self._ask(_TERMINATE.format(pid=pid, changed=sql.Literal(changed).as_string()))
+        return rows == [(True,)]
+
     @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
@@ -230,6 +258,41 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
         reason = faults.reason(text, login.name, entry)
         return Observation(False, reason, f"login through the pooler at {where}: {said}")
     return Observation(True, REACHABLE, f"logged in through the pooler at {where}", version)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """What came of a probe through a pooler: what went wrong, empty if it was answered; `silent`: nothing came
+    in time."""
+
+    said: str
+    silent: bool = False
+
+
+async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeout: float) -> Echo:
+    """Log in at a pooler over TLS as a consumer and run SELECT 1, in at most `timeout` seconds."""
+    try:
+        with libpq.authority(access.authority) as authority:
+            await _log_in(
+                timeout,
+                host=access.name,
+                hostaddr=access.ip,
+                port=str(access.port),
+                dbname=entry,
+                user=login.name,
+                password=login.password,
+                sslmode="verify-full",
+                application_name="poolkeeper-probe",
+                **authority,
+            )
+    except TimeoutError:
+        return Echo(f"no answer within {timeout:.2g} s", silent=True)
+    except (psycopg.Error, OSError, UnicodeError) as error:
+        text = str(error)
+        if any(words in text for words in _NO_SLOT):
+            return Echo("")
+        return Echo(faults.quoted(text, login.password))
+    return Echo("")
 
 
 def _parameters(target: Target) -> dict[str, str]:

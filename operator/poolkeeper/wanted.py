@@ -140,7 +140,9 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         keeper_rollout=database.keeper.rollout,
         withheld=offered.withheld,
         peers=peer_ids,
-        budget=order(database, granted, target, config, wanted.console_at(""), world.whereabouts),
+        budget=order(
+            database, granted, target, config, wanted.console_at(""), world.whereabouts, logins.consumers
+        ),
         pod_lines=_pod_lines(peer_ids, world),
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),

@@ -252,6 +252,18 @@ class AtLimit:
 
 
 @dataclass(frozen=True)
+class Wedge:
+    """A fault of a pooler's data path: its kind (a reason of data_path.py), the pod, the consumer
+    (`namespace/secretName`), how many server connections were ended, and what there is to say of it."""
+
+    kind: str
+    pod: str
+    consumer: str
+    number: int = 0
+    said: str = ""
+
+
+@dataclass(frozen=True)
 class RenewalCause:
     """Why server connections were renewed, or have to be: a value of the annotation poolkeeper.io/reconnect,
     and the fingerprint of a schema. Empty where there was none yet."""
@@ -309,6 +321,8 @@ class BudgetSeen:
     """UIDs of pods that clients may come to, as far as the budget goes."""
     at_limit: tuple[AtLimit, ...] = ()
     """Consumers that were at the bound of their clients lately, by name."""
+    wedges: tuple[Wedge, ...] = ()
+    """What was wrong with the data path lately, the gravest first."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def refused(world: World, kind: str, namespace: str, name: str) -> dict[Ref, Api
 def test_everything_in_place_is_ready(cluster: Simulation) -> None:
     body = cluster.status
     kinds = ["Ready", "SpecValid", "UpstreamReachable", "PoolerAvailable", "ConfigApplied", "ConsumersSynced"]
-    kinds += ["KeepersCurrent", "WithinBudget", "PoolerImage", "ClientSlots"]
+    kinds += ["KeepersCurrent", "WithinBudget", "PoolerImage", "ClientSlots", "DataPath"]
     found = {item["type"]: item["status"] for item in body["conditions"]}
     assert found == dict.fromkeys(kinds, "True")
     assert (body["replicas"], body["readyReplicas"]) == (2, 2)
