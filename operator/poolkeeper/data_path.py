@@ -29,6 +29,9 @@ CALM_SECONDS = 60.0
 """How long a wedge is reported after it ended."""
 
 
+_LOGGED_IN = ("sv_active", "sv_active_cancel", "sv_being_canceled", "sv_idle", "sv_used", "sv_tested")
+
+
 @dataclass(frozen=True)
 class Wait:
     """Clients of an entry that wait in vain: since when, beside so many connections, so many of which are
@@ -50,7 +53,7 @@ def waits(before: Waits, looks: Mapping[str, Look], now: float) -> dict[tuple[st
     for uid, look in looks.items():
         for row in look.pools:
             entry = row["database"]
-            connections = sum(int(row[column]) for column in ("sv_active", "sv_idle", "sv_used", "sv_tested"))
+            connections = sum(int(row[column]) for column in _LOGGED_IN)
             idle = int(row["sv_idle"])
             cap = look.reading.caps.get(entry, 0)
             vain = int(row["cl_waiting"]) > 0 and int(row["maxwait"]) >= WAIT_SECONDS
