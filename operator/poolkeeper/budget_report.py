@@ -83,7 +83,7 @@ def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> 
     are not unless they change something."""
     if before is None or before.admissible != now.admissible or before.problem != now.problem:
         return True
-    if (before.at_limit, before.wedges) != (now.at_limit, now.wedges):
+    if (before.at_limit, before.wedges, before.silent) != (now.at_limit, now.wedges, now.silent):
         return True
     return settled and _quiet(before) != _quiet(now)
 

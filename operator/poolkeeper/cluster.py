@@ -265,6 +265,17 @@ class Cluster:
         }
         return await self._patch(_path(Ref("Pod", namespace, name), "status"), body, "strategic-merge-patch")
 
+    async def evict_pod(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a pod as far as its PodDisruptionBudget allows. Raises Conflict if it is gone, and Retry if
+        that would be one pod too many."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"namespace": namespace, "name": name},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        await self._request("POST", _path(Ref("Pod", namespace, name), "eviction"), body=body)
+
     async def annotate_template(
         self, ref: Ref, uid: str, version: str, annotations: Mapping[str, str]
     ) -> Object:

@@ -57,8 +57,9 @@ def _waiting(wedge: Wedge) -> str:
 def _unanswered(wedge: Wedge) -> str:
     return (
         f"pod {wedge.pod}: its console answers, but SELECT 1 as consumer {wedge.consumer} does not get through:"
-        f" {wedge.said}; check the pod's log and NetworkPolicies between pod and server; if they show no cause,"
-        " delete the pod: it is drained, and another takes its place"
+        f" {wedge.said}; if that lasts while another pod answers, the operator evicts this one: it is drained,"
+        " and another takes its place; otherwise check the pod's log and NetworkPolicies between pod and"
+        " server, and delete the pod if they show no cause"
     )
 
 

@@ -17,12 +17,13 @@ from poolkeeper.accounts import Look
 from poolkeeper.budget_order import Order
 from poolkeeper.console import ConsoleError
 from poolkeeper.data_path import Outcome, Probed, Reports, Waits
+from poolkeeper.logins import Login
 from poolkeeper.pooler_consoles import PoolerConsoles
 from poolkeeper.processes import serves
 from poolkeeper.servers import Measured
 from poolkeeper.upstream import Echo, Meter, Unmeasured
 from poolkeeper.wedges import Active, Connection, Held, Holds, Sockets
-from poolkeeper.world import Key, Pod, Wedge
+from poolkeeper.world import ConsoleAccess, Key, Pod, Wedge
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ PROBE_AGAIN_SECONDS = 1.0
 """How soon after a probe that failed."""
 PROBE_SECONDS = 2.5
 """How long a probe may take."""
-ENDED_AT_ONCE = 1
-"""Maximum number of connections of one pooler that are ended in one poll, of which there is one in a second."""
+RETIRE_EVERY_SECONDS = 600.0
+"""How long after a pod of a PooledDatabase was retired another one may be. What recurs is mended by no other
+pod."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class _Seen:
     ended: list[Wedge] = field(default_factory=list)
     """Since the last look."""
     reports: Reports = field(default_factory=dict)
+    retired: tuple[str, float] = ("", 0.0)
+    """The pod that was to be retired last, and when it was so first."""
     task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
@@ -87,28 +91,29 @@ class DataPathWatch:
         measured: Measured | None,
         instance: str,
         connected: Callable[[], Awaitable[Meter]],
-    ) -> tuple[Wedge, ...]:
-        """With one more look at the poolers of a PooledDatabase: what is to be reported. `measured`: its
-        server, after the looks; None: it can't be measured, so that a fault may be the server's. `connected`
-        answers with the connection of the PooledDatabase's own role, or raises Unmeasured. Waits for
-        nothing."""
+    ) -> tuple[tuple[Wedge, ...], str]:
+        """With one more look at the poolers of a PooledDatabase: what is to be reported, and the UID of a pod
+        that is to be retired (empty for none). `measured`: its server, after the looks; None: it can't be
+        measured, so that a fault may be the server's. `connected` answers with the connection of the
+        PooledDatabase's own role, or raises Unmeasured. Waits for nothing."""
         now = asyncio.get_running_loop().time()
         seen = self._seen.setdefault(key, _Seen())
         named = {pod.uid: pod.name for pod in pods}
         shown = {uid: look for uid, look in looks.items() if uid in named}
-        self._take_in_probes(seen, order, shown, measured is not None, now)
+        serving = {pod.uid for pod in pods if serves(pod)}
+        self._take_in_probes(seen, order, serving, shown, measured is not None, now)
         if measured is None:
             seen.holds, seen.waits = {}, {}
         else:
             seen.holds = _held(seen, order, named, shown, measured, instance, now)
             seen.waits = data_path.waits(seen.waits, shown, now)
-            self._probe(seen, order, pods, shown, now)
+            self._probe(key, seen, order, pods, shown, now)
             if wedges.suspects(seen.holds, now) and (seen.task is None or seen.task.done()):
                 seen.task = asyncio.create_task(self._judge(key, seen, order, named, connected))
         current = [*data_path.current(seen.waits, seen.probes, named, order.clients, now), *seen.ended]
         seen.instance, seen.ended = instance, []
         seen.reports = data_path.report(seen.reports, current, now)
-        return data_path.wedges(seen.reports)
+        return data_path.wedges(seen.reports), _silent(seen, now)
 
     # Server connections
 
@@ -120,7 +125,8 @@ class DataPathWatch:
         named: Mapping[str, str],
         connected: Callable[[], Awaitable[Meter]],
     ) -> None:
-        """Ask PostgreSQL and the consoles about the suspects, and end those that are stuck."""
+        """Ask PostgreSQL and the consoles about the suspects, and end those that are stuck: one of each pooler,
+        once a second, so that a mistake could not end them all."""
         loop = asyncio.get_running_loop()
         suspects = wedges.suspects(seen.holds, loop.time())
         try:
@@ -133,11 +139,12 @@ class DataPathWatch:
                     held, backends, sockets.get(connection.uid, {}), connection.id, loop.time()
                 )
                 _store(seen, connection, held, judged)
-            ended: dict[str, int] = {}
+            ended: set[str] = set()
             for connection, held in wedges.stuck(seen.holds, loop.time()).items():
-                ended[connection.uid] = ended.get(connection.uid, 0) + 1
-                if connection in suspects and ended[connection.uid] <= ENDED_AT_ONCE:
-                    await self._end(key, seen, order, named[connection.uid], connection, held, meter)
+                if connection.uid not in ended and await self._end(
+                    key, seen, order, named[connection.uid], connection, held, meter
+                ):
+                    ended.add(connection.uid)
         except Unmeasured as error:
             log.info("%s/%s: looking at backends: %s", key.namespace, key.name, error)
         except Exception:
@@ -159,20 +166,23 @@ class DataPathWatch:
         connection: Connection,
         held: Held,
         meter: Meter,
-    ) -> None:
-        """First by its backend, which PostgreSQL ends only if it has rested to that moment: the client gets
-        PostgreSQL's own error. Where that has no effect, by its client."""
+    ) -> bool:
+        """End a stuck connection; whether anything was done to it. First by its backend, which PostgreSQL ends
+        only if it has rested to that moment: the client gets PostgreSQL's own error. Where that has no effect,
+        by its client."""
         now = asyncio.get_running_loop().time()
         where = f"{key.namespace}/{key.name}: pooler {pod}: entry {held.active.entry}"
         first = held.terminated is None
         try:
-            if not wedges.kills(held, now):
-                if not first or not await meter.terminate(held.active.pid, held.changed):
-                    return
-                log.warning("%s: ended backend %s of a stuck connection", where, held.active.pid)
-            elif held.client:
+            if wedges.kills(held, now):
+                if not held.client:
+                    return False
                 await self._consoles.close_client(connection.uid, held.client)
                 log.warning("%s: closed the client of a stuck connection", where)
+            else:
+                if not first or not await meter.terminate(held.active.pid, held.changed):
+                    return False
+                log.warning("%s: ended backend %s of a stuck connection", where, held.active.pid)
         except (Unmeasured, ConsoleError) as error:
             log.warning("%s: a stuck connection: %s", where, error)
         _store(seen, connection, held, replace(held, terminated=held.terminated or now))
@@ -180,20 +190,27 @@ class DataPathWatch:
             consumers = {entry: bound.consumer for bound in order.clients for entry in bound.entries}
             wedge = Wedge(data_path.STUCK, pod, consumers.get(held.active.entry, held.active.entry), 1)
             seen.ended.append(wedge)
+        return True
 
     # Probes
 
     def _take_in_probes(
-        self, seen: _Seen, order: Order, looks: Mapping[str, Look], measured: bool, now: float
+        self,
+        seen: _Seen,
+        order: Order,
+        serving: Collection[str],
+        looks: Mapping[str, Look],
+        measured: bool,
+        now: float,
     ) -> None:
         """A probe counts once its console was looked at after it, which tells whether it may have failed."""
-        for uid in (seen.probing.keys() | seen.probes.keys()) - looks.keys():
+        for uid in (seen.probing.keys() | seen.probes.keys()) - set(serving):
             item = seen.probing.pop(uid, None)
             seen.probes.pop(uid, None)
             if item is not None and item.task is not None:
                 item.task.cancel()
         for uid, item in seen.probing.items():
-            if item.task is None or not item.task.done():
+            if item.task is None or not item.task.done() or uid not in looks:
                 continue
             echo, item.task = item.task.result(), None
             excused = not measured or data_path.excusable(looks[uid], item.entry, order.clients)
@@ -203,7 +220,7 @@ class DataPathWatch:
             item.due = now + (PROBE_AGAIN_SECONDS if said else PROBE_EVERY_SECONDS)
 
     def _probe(
-        self, seen: _Seen, order: Order, pods: Sequence[Pod], looks: Mapping[str, Look], now: float
+        self, key: Key, seen: _Seen, order: Order, pods: Sequence[Pod], looks: Mapping[str, Look], now: float
     ) -> None:
         for pod in pods:
             item = seen.probing.setdefault(pod.uid, _Probing())
@@ -213,8 +230,17 @@ class DataPathWatch:
             entry = data_path.to_probe(looks[pod.uid], order.logins, order.clients, item.entry, known)
             if entry:
                 access = replace(order.access, ip=pod.ip)
-                probe = upstream.through_pooler(access, order.logins[entry], entry, PROBE_SECONDS)
-                item.entry, item.begun, item.task = entry, now, asyncio.create_task(probe)
+                probe = asyncio.create_task(_probe(key, access, order.logins[entry], entry))
+                item.entry, item.begun, item.task = entry, now, probe
+
+
+async def _probe(key: Key, access: ConsoleAccess, login: Login, entry: str) -> Echo:
+    """Where the operator itself fails, that is no word about the pooler."""
+    try:
+        return await upstream.through_pooler(access, login, entry, PROBE_SECONDS)
+    except Exception:
+        log.exception("%s/%s: probe of %s", key.namespace, key.name, access.ip)
+        return Echo("")
 
 
 def _held(
@@ -239,6 +265,16 @@ def _held(
     backends = (item.pid for item in measured.backends if item.user == order.target.user)
     present = {key: held for key, held in before.items() if key.uid in named}
     return wedges.hold(present, active, looks, backends, now)
+
+
+def _silent(seen: _Seen, now: float) -> str:
+    uid = data_path.retire(seen.probes, now)
+    before, at = seen.retired
+    if uid and uid != before:
+        if before and now - at < RETIRE_EVERY_SECONDS:
+            return ""
+        seen.retired = (uid, now)
+    return uid
 
 
 def _store(seen: _Seen, connection: Connection, before: Held, after: Held) -> None:

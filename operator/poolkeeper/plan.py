@@ -35,6 +35,7 @@ from poolkeeper.processes import (
     leaving,
     moving,
     poolers_behind,
+    retiring,
     serves,
 )
 from poolkeeper.renewal import Renewal, renewals
@@ -98,6 +99,8 @@ class Plan:
     """Poolers to renew their server connections, beside the runs too."""
     look: tuple[Owner, ...] = ()
     """Controllers of app pods whose workloads have to be read."""
+    retire: Pod | None = None
+    """A pooler pod to be evicted, once all else is reported."""
     restart: Restart | None = None
     """The workload of app pods to be restarted. Like the keepers' own, this holds nothing else up."""
     budget: Order | None = None
@@ -163,6 +166,7 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         keepers=behind,
         look=rollout.look,
         restart=rollout.next,
+        retire=retiring(world),
         status=reported,
         events=events,
         requeue=_sooner(recheck, pause_status.requeue(world, now)),

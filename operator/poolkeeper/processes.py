@@ -162,6 +162,16 @@ def reachable(pod: Pod) -> bool:
     return pod.running and not pod.terminating and bool(pod.ip)
 
 
+def retiring(world: World) -> Pod | None:
+    """The pooler pod that is to be evicted since no statement gets through it; not while another one is on its
+    way, there or gone."""
+    silent = world.budget.silent if world.budget is not None else ""
+    pods = [pod for pod in world.pods if not pod.stopped]
+    if len(pods) < 2 or not all(map(serves, pods)):
+        return None
+    return next((pod for pod in pods if pod.uid == silent), None)
+
+
 def serves(pod: Pod) -> bool:
     """Whether the pooler takes clients in."""
     return pod.ready and not pod.terminating and bool(pod.ip)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from poolkeeper import console, events, mint, names, restarts, sightings, upstream
+from poolkeeper import console, events, mint, names, restarts, sightings, status, upstream
 from poolkeeper.api import PooledDatabase
 from poolkeeper.beside import Beside
 from poolkeeper.budgets import Budgets
@@ -38,6 +38,8 @@ ROUNDS = 12
 """More groups of steps than a plan has; a run that needs more goes on in the next one."""
 PROBE_PATIENCE_SECONDS = 0.3
 """How long a run waits for the upstream's answer before it goes on without; the answer starts another run."""
+RETIRE_AGAIN_SECONDS = 5.0
+"""How soon an eviction that was refused is tried again."""
 CONSOLE_SECONDS = 4.0
 UPSTREAM_SECONDS = 5.0
 
@@ -98,6 +100,8 @@ class Reconciler:
                         await restarts.restart(self._cluster, self._store, key, steps.restart)
                         continue
                     await self._report(key, steps)
+                    if steps.retire is not None:
+                        await self._retire(key, steps.retire)
                     return steps.requeue
                 await self._execute(key, steps, run)
         except Retry as error:
@@ -354,6 +358,19 @@ class Reconciler:
             self._store.observe(await self._cluster.apply_status(key, resource.uid, steps.status))
         except Refused as error:
             log.error("%s/%s: status refused: %s", key.namespace, key.name, error.message)
+
+    async def _retire(self, key: Key, pod: Pod) -> None:
+        """Evict a pooler pod: it is drained as every pod that ends, and its Deployment makes another."""
+        try:
+            await self._cluster.evict_pod(key.namespace, pod.name, pod.uid)
+        except (Conflict, Refused, Retry) as error:
+            log.warning("%s/%s: pod %s is not evicted: %s", key.namespace, key.name, pod.name, error.message)
+            self.queue.add_later(key, RETIRE_AGAIN_SECONDS)
+            return
+        log.warning("%s/%s: evicted pod %s, which answered no probe", key.namespace, key.name, pod.name)
+        resource = self._store.resource(key)
+        if resource is not None:
+            await self._post(key, resource.uid, (status.pod_retired(pod),))
 
     async def _post(self, key: Key, uid: str, happened: Iterable[Event]) -> None:
         """Post Events. One that exists was posted before a crash: its name follows from what happened."""

@@ -150,7 +150,8 @@ class ServerWatch:
             report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
             report = held_up(report, [pod for pod in pods[key] if self._consoles.mute(pod.uid)], pods[key])
             at_limit = self._at_limit(key, order, pods[key], looks)
-            report = replace(report, at_limit=at_limit, wedges=faults[key])
+            wedges, silent = faults[key]
+            report = replace(report, at_limit=at_limit, wedges=wedges, silent=silent)
             if newsworthy(before, report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:

@@ -339,6 +339,17 @@ def consumer_removed(ref: Ref, uid: str) -> Event:
     )
 
 
+def pod_retired(pod: Pod) -> Event:
+    """A pod was evicted since no statement got through it."""
+    return Event(
+        name=hashlib.sha256(f"retired/{pod.uid}".encode()).hexdigest()[:16],
+        type="Warning",
+        reason="PoolerRetired",
+        message=f"pod {pod.name} answered no probe while another pod did: it is evicted and drained, and"
+        " another takes its place",
+    )
+
+
 def _upstream(
     resource: Resource, wanted: Wanted, world: World, now: datetime
 ) -> tuple[dict[str, Any], tuple[Event, ...]]:

@@ -323,6 +323,8 @@ class BudgetSeen:
     """Consumers that were at the bound of their clients lately, by name."""
     wedges: tuple[Wedge, ...] = ()
     """What was wrong with the data path lately, the gravest first."""
+    silent: str = ""
+    """UID of a pod that is to be retired, since it alone answers no probe; empty for none."""
 
 
 @dataclass(frozen=True)

@@ -408,3 +408,19 @@ async def test_the_webhooks_certificate_takes_no_more_rights_than_the_chart_give
     for ref in (Ref("Secret", NAMESPACE, "another"), Ref("MutatingWebhookConfiguration", "", "another")):
         with pytest.raises(ClusterRefused):
             await scoped.get(ref)
+
+
+def test_the_operator_may_evict_pooler_pods_and_no_others(operator: Api, api: Api) -> None:
+    for name in ("shop-pooler-66d4b8f5c-x2v7q", "payments-7c9f8d6b5-abcde"):
+        make_pod(api, name)
+    with pytest.raises(Refused, match="may evict pooler pods only"):
+        evict(operator, "payments-7c9f8d6b5-abcde")
+    evict(operator, "shop-pooler-66d4b8f5c-x2v7q")
+    with pytest.raises(Refused, match="not found"):
+        api.get("/api/v1/namespaces/web/pods/shop-pooler-66d4b8f5c-x2v7q")
+    evict(api, "payments-7c9f8d6b5-abcde")
+
+
+def evict(api: Api, pod: str) -> None:
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"namespace": "web", "name": pod}}
+    api.request("POST", f"/api/v1/namespaces/web/pods/{pod}/eviction", body)

@@ -32,6 +32,7 @@ WORK_RIGHTS = {
     "/secrets": CHILD,
     "/pods": READ,
     "/pods/status": frozenset({"patch"}),
+    "/pods/eviction": frozenset({"create"}),
     "discovery.k8s.io/endpointslices": frozenset({"list", "watch"}),
     "/events": frozenset({"create"}),
 }
@@ -188,6 +189,7 @@ def test_service_binding_controllers_may_read() -> None:
     ("name", "resources"),
     [
         ("poolkeeper-pod-status", ["pods/status"]),
+        ("poolkeeper-pod-eviction", ["pods/eviction"]),
         ("poolkeeper-webhook-bundle", ["mutatingwebhookconfigurations"]),
         ("poolkeeper-workload-restart", ["deployments", "statefulsets", "daemonsets"]),
     ],

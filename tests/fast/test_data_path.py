@@ -1,4 +1,4 @@
-"""Clients that wait in vain, probes, and what the condition DataPath says."""
+"""Clients that wait in vain, probes, pods to be retired, and what the condition DataPath says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from poolkeeper.data_path import (
     waits,
     wedges,
 )
-from poolkeeper.world import BudgetSeen, Wedge
+from poolkeeper.processes import retiring
+from poolkeeper.world import BudgetSeen, Wedge, World
 from tests.fast.test_status import conditions, told
 from tests.fast.worlds import Simulation, ready_pod
 
@@ -202,3 +203,24 @@ def test_the_condition_names_pod_consumer_number_and_what_to_do(cluster: Simulat
 def test_without_a_view_of_the_server_nothing_is_claimed(cluster: Simulation) -> None:
     made = condition(cluster, problem="no answer")
     assert (made["status"], made["reason"]) == ("Unknown", "NotMeasured")
+
+
+def test_a_silent_pod_is_evicted_only_while_all_serve_and_no_other_one_is_on_its_way() -> None:
+    pods = (ready_pod(1), ready_pod(2))
+    world = World(None, pods=pods, budget=BudgetSeen(silent=pods[0].uid))
+    assert retiring(world) == pods[0]
+    assert retiring(replace(world, budget=BudgetSeen())) is None
+    assert retiring(replace(world, budget=None)) is None
+    assert retiring(replace(world, pods=pods[:1])) is None
+    for other in (replace(pods[1], terminating=True), replace(pods[1], ready=False)):
+        assert retiring(replace(world, pods=(pods[0], other))) is None
+
+
+def test_it_is_reported_before_it_is_evicted() -> None:
+    cluster = Simulation(pods=(ready_pod(1), ready_pod(2)))
+    cluster.settle()
+    cluster.budget = BudgetSeen(server="0a1b2c3d", share=90, silent=ready_pod(1).uid)
+    steps = cluster.plan()
+    assert steps.settled
+    assert steps.retire is not None
+    assert steps.retire.uid == ready_pod(1).uid

@@ -24,13 +24,15 @@ class Relay:
     port: int = 0
     dead: threading.Event = field(default_factory=threading.Event)
     """Set: nothing is passed on, and nothing is closed."""
+    dead_from: set[str] = field(default_factory=set)
+    """Likewise for connections from these addresses."""
     over: threading.Event = field(default_factory=threading.Event)
 
     def pass_on(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(self.server) as server:
-            loses = b""
+            loses, address = b"", client.getpeername()[0]
             while not self.over.is_set():
-                if self.dead.is_set():
+                if self.dead.is_set() or address in self.dead_from:
                     self.over.wait(0.05)
                     continue
                 for ready in select.select([client, server], [], [], 0.05)[0]:

@@ -87,7 +87,7 @@ class Scene:
                 instances = {KEY: self.instance}
                 measured, _ = await self.meters.measure(self.system, {KEY: order}, instances, self.met)
                 opened = partial(self.meters.opened, KEY, self.system, order, self.instance, self.met)
-                found = watch.look(KEY, order, [pod], looks, measured, self.instance, opened)
+                found, _ = watch.look(KEY, order, [pod], looks, measured, self.instance, opened)
                 self.reported.append((time.monotonic(), found))
                 await asyncio.sleep(1)
         finally:
@@ -196,7 +196,7 @@ async def test_a_way_that_is_dead_for_a_pooler_is_reported_by_its_probe_and_by_c
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(scene.connect(WEB))
         client.execute("SELECT 1")
-        await asyncio.sleep(5)  # probes are answered
+        await asyncio.sleep(2)  # probes are answered
         assert not scene.kinds()
         scene.way.dead.set()
         began = time.monotonic()

@@ -99,6 +99,10 @@ capabilities:
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
+# A pooler pod through which no statement gets, as its PodDisruptionBudget allows.
+- apiGroups: [""]
+  resources: [pods/eviction]
+  verbs: [create]
 # Where the Service that an upstream names leads to: a failover shows nowhere else.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]

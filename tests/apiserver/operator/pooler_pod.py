@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ class PoolerPod:
         while not over.wait(0.2):
             self.mount()
             if self.gate:
-                self.lane.let_in(self.name)
+                with suppress(Refused):  # the pod is gone
+                    self.lane.let_in(self.name)
 
     def connect(self) -> psycopg.Connection[Any]:
         """As a client of the consumer that has its Secret in the lane's web namespace."""
