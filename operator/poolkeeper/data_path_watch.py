@@ -27,6 +27,8 @@ from poolkeeper.world import ConsoleAccess, Key, Pod, Wedge
 
 log = logging.getLogger(__name__)
 
+JUDGE_EVERY_SECONDS = 0.9
+"""How often PostgreSQL and the consoles are asked about suspects at most."""
 PROBE_EVERY_SECONDS = 4.0
 """How often each pooler is probed."""
 PROBE_AGAIN_SECONDS = 1.0
@@ -63,6 +65,9 @@ class _Seen:
     retired: tuple[str, float] = ("", 0.0)
     """The pod that was to be retired last, and when it was so first."""
     task: asyncio.Task[None] | None = None
+    """Asks about the suspects."""
+    due: float = 0.0
+    """When they may be asked about again."""
 
     def cancel(self) -> None:
         for task in (self.task, *(item.task for item in self.probing.values())):
@@ -108,7 +113,9 @@ class DataPathWatch:
             seen.holds = _held(seen, order, named, shown, measured, instance, now)
             seen.waits = data_path.waits(seen.waits, shown, now)
             self._probe(key, seen, order, pods, shown, now)
-            if wedges.suspects(seen.holds, now) and (seen.task is None or seen.task.done()):
+            idle = seen.task is None or seen.task.done()
+            if idle and now >= seen.due and wedges.suspects(seen.holds, now):
+                seen.due = now + JUDGE_EVERY_SECONDS
                 seen.task = asyncio.create_task(self._judge(key, seen, order, named, connected))
         current = [*data_path.current(seen.waits, seen.probes, named, order.clients, now), *seen.ended]
         seen.instance, seen.ended = instance, []
@@ -125,8 +132,8 @@ class DataPathWatch:
         named: Mapping[str, str],
         connected: Callable[[], Awaitable[Meter]],
     ) -> None:
-        """Ask PostgreSQL and the consoles about the suspects, and end those that are stuck: one of each pooler,
-        once a second, so that a mistake could not end them all."""
+        """Ask PostgreSQL and the consoles about the suspects, and end those that are stuck: one of each pooler
+        at a time, so that a mistake does not end them all."""
         loop = asyncio.get_running_loop()
         suspects = wedges.suspects(seen.holds, loop.time())
         try:
@@ -252,7 +259,8 @@ def _held(
     instance: str,
     now: float,
 ) -> dict[Connection, Held]:
-    """What another instance of the server was seen to have says nothing of this one."""
+    """What another instance of the server was seen to have says nothing of this one. Replication has
+    connections for as long as its clients like, as sessions do."""
     before = seen.holds if instance == seen.instance else {}
     active = {
         Connection(uid, row["id"]): Active(
@@ -260,7 +268,9 @@ def _held(
         )
         for uid, look in looks.items()
         for row in look.active
-        if row["database"] in order.lines and row["database"] not in order.fixed
+        if row["database"] in order.lines
+        and row["database"] not in order.fixed
+        and row["replication"] == "none"
     }
     backends = (item.pid for item in measured.backends if item.user == order.target.user)
     present = {key: held for key, held in before.items() if key.uid in named}

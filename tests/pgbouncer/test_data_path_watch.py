@@ -122,6 +122,8 @@ async def scene(shop: Shop, server: Postgres, tmp_path: Path) -> AsyncIterator[S
                 assert not watching.done(), watching.exception()
             finally:
                 watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watching
                 await made.consoles.keep(())
                 await made.meters.keep(())
 
