@@ -1,12 +1,13 @@
-"""``python -m e2e.bench reconcile | reload | keeper | budget | all``"""
+"""``python -m e2e.bench reconcile | reload | keeper | budget | datapath | all``"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 
-from e2e.bench import admission, budget, figures, moving, ratios, reconcile, reload, rollouts
+from e2e.bench import admission, budget, datapath, figures, moving, ratios, reconcile, reload, rollouts
 from e2e.bench.figures import Figure
 from e2e.cluster.shell import ClusterError, say
 
@@ -21,6 +22,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "reload": reload.run,
     "keeper": keeper,
     "budget": budget.run,
+    "datapath": datapath.run,
 }
 
 
@@ -28,11 +30,23 @@ def main(arguments: list[str]) -> int:
     """Run benchmarks. A missed target is printed and no failure: the exit code tells whether they ran."""
     parser = argparse.ArgumentParser(prog="python -m e2e.bench", description="Benchmarks with targets.")
     parser.add_argument("name", choices=[*BENCHES, "all"])
-    name = parser.parse_args(arguments).name
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        choices=range(datapath.LEAST_SECONDS, 2 * datapath.SECONDS + 1),
+        default=datapath.SECONDS,
+        metavar="N",
+        help=f"length of the soak of datapath, at least {datapath.LEAST_SECONDS} (default: %(default)s)",
+    )
+    given = parser.parse_args(arguments)
+    benches: dict[str, Callable[[], list[Figure]]] = {
+        **BENCHES,
+        "datapath": partial(datapath.run, given.seconds),
+    }
     try:
-        for chosen in BENCHES if name == "all" else [name]:
+        for chosen in benches if given.name == "all" else [given.name]:
             say(f"bench {chosen}")
-            found = BENCHES[chosen]()
+            found = benches[chosen]()
             path = figures.write(chosen, found)
             print(f"\n{chosen} on {figures.machine()}\n{figures.table(found)}\n")
             say(f"written to {path.relative_to(path.parents[1])}")

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,23 +67,29 @@ class Program:
     schema: Callable[[str], Mapping[str, str]]
     slow: bool = False
 
-    def run(self, job: Mapping[str, Any], seconds: float) -> Report:
-        """Raises Wedged past so many seconds, and RuntimeError with the program's own words if it fails."""
+    def run(self, job: Mapping[str, Any], seconds: float, within: Sequence[str] = ()) -> Report:
+        """As asked(); `within` is a command line that runs the program elsewhere."""
         directory = built(self.sources, self.build)
-        try:
-            done = subprocess.run(
-                self.command,
-                cwd=directory,
-                input=json.dumps(job),
-                capture_output=True,
-                text=True,
-                timeout=seconds,
-            )
-        except subprocess.TimeoutExpired as late:
-            raise Wedged(f"{self.name}: {job['scenario']} did not end in {seconds} s") from late
-        if done.returncode != 0:
-            raise RuntimeError(f"{self.name}: {job['scenario']} failed:\n{done.stderr[-4000:]}")
-        return Report(**json.loads(done.stdout))
+        return asked(f"{self.name}: {job['scenario']}", [*within, *self.command], directory, job, seconds)
+
+
+def asked(what: str, command: Sequence[str], directory: Path, job: Mapping[str, Any], seconds: float) -> Report:
+    """Run a program with this job. Raises Wedged past so many seconds, and RuntimeError with the program's own
+    words if it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise Wedged(f"{what} did not end in {seconds} s") from late
+    if done.returncode != 0:
+        raise RuntimeError(f"{what} failed:\n{done.stderr[-4000:]}")
+    return Report(**json.loads(done.stdout))
 
 
 def built(sources: str, build: Callable[[Path], None]) -> Path:

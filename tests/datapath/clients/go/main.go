@@ -14,14 +14,17 @@ import (
 )
 
 type job struct {
-	Scenario string
-	URLs     []string
-	Plain    []string
-	Expect   []string
-	Rounds   int
-	Seconds  float64
-	Table    string
-	Owner    string
+	Scenario  string
+	URLs      []string
+	Plain     []string
+	Expect    []string
+	Rounds    int
+	Seconds   float64
+	Table     string
+	Owner     string
+	Client    string
+	Lifetimes []float64
+	Pause     float64
 }
 
 type report struct {
@@ -90,7 +93,7 @@ func main() {
 		fail(err)
 	}
 	scenarios := map[string]func(job) (*report, error){
-		"isolation": isolation, "copy": copies, "mixed": mixed, "timeouts": timeouts, "ddl": ddl,
+		"isolation": isolation, "copy": copies, "mixed": mixed, "timeouts": timeouts, "ddl": ddl, "soak": soak,
 	}
 	made, err := scenarios[given.Scenario](given)
 	if err != nil {

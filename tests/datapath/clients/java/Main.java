@@ -41,6 +41,7 @@ public final class Main {
                     case "mixed" -> mixed(job);
                     case "timeouts" -> timeouts(job);
                     case "ddl" -> ddl(job);
+                    case "soak" -> Soak.run(job);
                     default -> throw new IllegalArgumentException("no such scenario");
                 };
         JSON.writeValue(System.out, made.asMap());

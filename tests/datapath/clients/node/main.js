@@ -1,7 +1,7 @@
 // Runs one scenario with node-postgres or postgres.js: a job in JSON on stdin, a report in JSON on stdout.
 'use strict';
 
-const scenarios = require('./scenarios.js');
+const scenarios = { ...require('./scenarios.js'), ...require('./soak.js') };
 
 async function read(stream) {
   let text = '';

@@ -9,9 +9,10 @@ const copy = require('pg-copy-streams');
 
 const CANCEL_REQUEST = 80877102;
 
-async function open(url, settings = {}) {
+async function open(url, settings = {}, onClose = () => {}) {
   const client = new Client({ connectionString: url, ...settings });
   client.on('error', () => {}); // a lost connection shows in the statement that meets it
+  client.on('end', onClose);
   await client.connect();
   return {
     simple: async (text) => (await client.query(text)).rows,

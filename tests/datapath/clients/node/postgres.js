@@ -5,8 +5,14 @@ const { pipeline } = require('node:stream/promises');
 const { Readable } = require('node:stream');
 const postgres = require('postgres');
 
-async function open(url, settings = {}) {
-  const sql = postgres(url, { max: 1, onnotice: () => {}, connection: settings, max_lifetime: null });
+async function open(url, settings = {}, onClose = () => {}) {
+  const sql = postgres(url, {
+    max: 1,
+    onnotice: () => {},
+    onclose: onClose,
+    connection: settings,
+    max_lifetime: null,
+  });
   const rows = (result) => [...result];
   return {
     simple: async (text) => rows(await sql.unsafe(text).simple()),

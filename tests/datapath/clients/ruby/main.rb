@@ -3,6 +3,7 @@
 require 'digest'
 require 'json'
 require 'pg'
+require_relative 'soak'
 
 Thread.report_on_exception = false
 

@@ -1,6 +1,7 @@
 //! Runs one scenario with sqlx: a job in JSON on stdin, a report in JSON on stdout.
 
 mod scenarios;
+mod soak;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -40,7 +41,7 @@ impl Report {
             .or_default() += 1;
     }
 
-    fn json(&self, detail: Vec<Value>) -> Value {
+    pub fn json(&self, detail: Vec<Value>) -> Value {
         let counts = self.0.lock().unwrap();
         json!({
             "statements": counts.statements,
@@ -89,6 +90,7 @@ async fn main() -> Result<(), Failure> {
         Some("mixed") => scenarios::mixed(job).await,
         Some("timeouts") => scenarios::timeouts(job).await,
         Some("ddl") => scenarios::ddl(job).await,
+        Some("soak") => soak::soak(job).await,
         _ => Err("no such scenario".into()),
     }?;
     println!("{report}");

@@ -1,0 +1,80 @@
+"""What the soak's programs reported, and what of it is explained. Pure.
+
+A failure is explained if the app would see it with PostgreSQL itself: a prepared statement whose result type a
+schema change has changed, within 5 s after the change. Everything else is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.datapath.clients.programs import Report
+
+STALE = "cached plan must not change result type"
+RECOVERY_SECONDS = 5.0
+_EARLY_SECONDS = 1.0
+"""A change is timed once the server has answered, on a machine whose processors are busy."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A schema change: when it was committed in epoch seconds, and how long until every connection's prepared
+    statements worked again."""
+
+    committed: float
+    recovery: float
+    failures: int
+
+
+@dataclass
+class Verdict:
+    """`repeated` are explained failures of a connection after its first one of the same change."""
+
+    statements: int = 0
+    wrong: int = 0
+    explained: int = 0
+    repeated: int = 0
+    unexplained: int = 0
+    lines: list[str] = field(default_factory=list)
+
+
+def changes(recovery: Report) -> list[Change]:
+    """As the program of that name reports them."""
+    return [Change(*one) for one in recovery.detail[0]["changes"]]
+
+
+def judge(reports: Mapping[str, Report], changed: Sequence[Change], began: float) -> Verdict:
+    """All programs together; the lines have what was wrong or unexplained, with seconds since `began`."""
+    verdict = Verdict()
+    for name, report in reports.items():
+        verdict.statements += report.statements
+        verdict.wrong += report.wrong
+        for index, seen in enumerate(report.detail):
+            _judge_connection(verdict, f"{name} {index}", seen, changed, began)
+    return verdict
+
+
+def _judge_connection(
+    verdict: Verdict, name: str, seen: Mapping[str, Any], changed: Sequence[Change], began: float
+) -> None:
+    stale: Counter[float] = Counter()
+    for at, text in seen.get("wrong", ()):
+        verdict.lines.append(f"{at - began:8.2f} s  {name}  wrong: {text}")
+    for at, text in seen.get("failed", ()):
+        change = _cause(at, changed) if STALE in text else None
+        if change is None:
+            verdict.unexplained += 1
+            verdict.lines.append(f"{at - began:8.2f} s  {name}  {text}")
+        else:
+            stale[change.committed] += 1
+    verdict.explained += stale.total()
+    verdict.repeated += sum(count - 1 for count in stale.values())
+
+
+def _cause(at: float, changed: Sequence[Change]) -> Change | None:
+    """The change that a prepared statement's failure follows from."""
+    recent = (one for one in changed if -_EARLY_SECONDS <= at - one.committed <= RECOVERY_SECONDS)
+    return next(recent, None)
