@@ -25,7 +25,7 @@ SECONDS = 1800
 LEAST_SECONDS = 60
 KEEPER_POOL = 8
 _READY_SECONDS = 180.0
-_MOST_LINES = 60
+_EXAMPLES = 4
 
 
 def run(seconds: int = SECONDS) -> list[Figure]:
@@ -81,10 +81,10 @@ def _tell(events: soak_events.Events, pods: soak_events.Pods, lines: Sequence[st
     """What a figure doesn't say."""
     acts = ", ".join(f"{count} x {name}" for name, count in events.done.items())
     say(f"{acts}; {len(pods.poolers)} pooler pods came and went")
-    found = [*lines, *verdict.lines]
-    print("\n".join(found[:_MOST_LINES]))
-    if len(found) > _MOST_LINES:
-        print(f"... and {len(found) - _MOST_LINES} lines more")
+    print("\n".join(lines))
+    for several in verdict.findings.values():
+        print(f"{len(several)} x, the first of them:")
+        print("\n".join(sorted(several)[:_EXAMPLES]))
 
 
 def figures(

@@ -72,8 +72,8 @@ def prepare(place: Place) -> None:
     place.server.run(
         *statements,
         "CREATE TABLE public.copied (client int, number int, note text)",
-        "CREATE TABLE public.changing (id int PRIMARY KEY, name text)",
-        "INSERT INTO public.changing VALUES (1, 'one')",
+        "CREATE TABLE public.changing (id int PRIMARY KEY, name text, first text)",
+        "INSERT INTO public.changing VALUES (1, 'one', 'first')",
         f"ALTER TABLE public.copied OWNER TO {owner}",
         f"ALTER TABLE public.changing OWNER TO {owner}",
         database=place.database,

@@ -6,6 +6,7 @@ schema change has changed, within 5 s after the change. Everything else is not.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,12 @@ class Verdict:
     explained: int = 0
     repeated: int = 0
     unexplained: int = 0
-    lines: list[str] = field(default_factory=list)
+    findings: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, seconds: float, name: str, text: str) -> None:
+        """Something wrong or unexplained, `seconds` after the beginning, on a program's connection."""
+        kind = f"{name.split()[0]}: {re.sub('[0-9a-f]{16}|[0-9]+', '*', text)[:100]}"
+        self.findings.setdefault(kind, []).append(f"{seconds:8.2f} s  {name}  {text}")
 
 
 def changes(recovery: Report) -> list[Change]:
@@ -47,7 +53,7 @@ def changes(recovery: Report) -> list[Change]:
 
 
 def judge(reports: Mapping[str, Report], changed: Sequence[Change], began: float) -> Verdict:
-    """All programs together; the lines have what was wrong or unexplained, with seconds since `began`."""
+    """All programs together; the findings are what was wrong or unexplained, by program and text."""
     verdict = Verdict()
     for name, report in reports.items():
         verdict.statements += report.statements
@@ -62,12 +68,12 @@ def _judge_connection(
 ) -> None:
     stale: Counter[float] = Counter()
     for at, text in seen.get("wrong", ()):
-        verdict.lines.append(f"{at - began:8.2f} s  {name}  wrong: {text}")
+        verdict.add(at - began, name, f"wrong answer: {text}")
     for at, text in seen.get("failed", ()):
         change = _cause(at, changed) if STALE in text else None
         if change is None:
             verdict.unexplained += 1
-            verdict.lines.append(f"{at - began:8.2f} s  {name}  {text}")
+            verdict.add(at - began, name, text)
         else:
             stale[change.committed] += 1
     verdict.explained += stale.total()

@@ -16,6 +16,7 @@ from tests.datapath.soak.work import MANY, Client, main, token
 
 class Asyncpg(Client):
     connection: asyncpg.Connection | None = None
+    stale = (asyncpg.exceptions.ProtocolError,)
 
     @property
     def steps(self) -> Sequence[Callable[[], Awaitable[None]]]:

@@ -1,8 +1,8 @@
 """Schema changes in the soak, and how long prepared statements fail after each.
 
 Run as ``python -m tests.datapath.soak.recovery``. Connections run a prepared query all the time, more of them
-than the poolers have server connections. A change's recovery ends when the query has succeeded on each of them after
-its last failure.
+than the poolers have server connections. A change's recovery ends when the query has succeeded on each of them
+after its last failure.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
+from psycopg.rows import dict_row
 
 TEXT = b"SELECT * FROM public.changing WHERE id = %s"
-CHANGES = (b"ADD COLUMN extra text DEFAULT 'new'", b"DROP COLUMN extra")
+CHANGES = (
+    b"ADD COLUMN extra text DEFAULT 'new'",
+    b"DROP COLUMN extra",
+    b"DROP COLUMN first, ADD COLUMN first text DEFAULT 'first'",
+    b"DROP COLUMN name, ADD COLUMN name text DEFAULT 'one'",
+)
+"""The last two change the order of the columns, and neither their number nor their types."""
 PAUSE_SECONDS = 0.05
 LEAST_SECONDS = 8.0
 """After the last change, so that its recovery is seen."""
@@ -41,12 +48,14 @@ class Prober:
             began = time.time()
             try:
                 if connection is None:
-                    connection = await psycopg.AsyncConnection.connect(self.url, autocommit=True)
+                    connection = await psycopg.AsyncConnection.connect(
+                        self.url, autocommit=True, row_factory=dict_row
+                    )
                     opened = time.time()
                 cursor = await connection.execute(TEXT, [1], prepare=True)
                 row = await cursor.fetchone()
                 self.statements += 1
-                self.wrong += row is None or row[:2] != (1, "one")
+                self.wrong += row is None or row["name"] != "one"
                 if self.since is None and began >= self.changed:
                     self.since = time.time()
             except psycopg.errors.FeatureNotSupported:
@@ -78,7 +87,7 @@ async def change(
     async with await psycopg.AsyncConnection.connect(owner, autocommit=True) as connection:
         await asyncio.sleep(LEAST_SECONDS / 2)
         while (began := time.time()) < end - LEAST_SECONDS:
-            await connection.execute(b"ALTER TABLE public.changing " + CHANGES[len(found) % 2])
+            await connection.execute(b"ALTER TABLE public.changing " + CHANGES[len(found) % len(CHANGES)])
             committed = time.time()
             before = sum(prober.stale for prober in probers)
             for prober in probers:

@@ -2,7 +2,8 @@
 languages do, works until the time is over, checks each answer, and prints one report.
 
 A job has `client`, `urls`, for each of them in `expect` the own schema and in `lifetimes` the seconds after
-which the connection is closed for a new one (0: never), `seconds` and `pause`, the mean seconds between two steps.
+which the connection is closed for a new one (0: never), `seconds`, and in `pause` the mean seconds between two
+steps.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from typing import Any
 
 MOST = 500
 MANY = 300
-STALE = "0A000"
+STALE = {"0A000", "08P01"}
+"""What a changed table may lead to: a stale plan, and another number of columns. The connection goes on."""
 
 
 class Client:
     """One connection's work. `failed` and `wrong` are pairs of epoch seconds and text; the reader judges
     what of it is explained."""
+
+    stale: tuple[type[Exception], ...] = ()
+    """The library's own errors of that kind."""
 
     def __init__(self, job: dict[str, Any], index: int) -> None:
         self.job, self.index = job, index
@@ -60,8 +65,7 @@ class Client:
                 await self.steps[self.round % len(self.steps)]()
             except Exception as error:  # whatever it is, it is judged later
                 self.fails(error)
-                # A connection goes on after a stale plan, as it would with PostgreSQL itself.
-                if getattr(error, "sqlstate", None) != STALE:
+                if getattr(error, "sqlstate", None) not in STALE and not isinstance(error, self.stale):
                     await self.close()
             if lifetime and self.connected and time.monotonic() - opened > lifetime:
                 await self.close()

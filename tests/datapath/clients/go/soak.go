@@ -19,6 +19,9 @@ const (
 	manyStatements = 300
 )
 
+// stale is what a changed table may lead to: a stale plan, and another number of columns. The connection goes on.
+var stale = map[string]bool{"0A000": true, "08P01": true}
+
 // record is a moment in epoch seconds and what happened then.
 type record [2]any
 
@@ -60,8 +63,7 @@ func (s *soaker) run() {
 	for round := s.index; time.Now().Before(end); round++ {
 		if err := s.step(work[round%len(work)], round); err != nil {
 			s.fails(err)
-			// A connection goes on after a stale plan, as it would with PostgreSQL itself.
-			if code(err) != "0A000" {
+			if !stale[code(err)] {
 				s.close()
 			}
 		}

@@ -6,6 +6,8 @@ const crypto = require('node:crypto');
 
 const MOST = 500;
 const MANY = 300;
+/** What a changed table may lead to: a stale plan, and another number of columns. The connection goes on. */
+const STALE = new Set(['0A000', '08P01']);
 const now = () => Date.now() / 1000;
 const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const describe = (error) => `${error.code ?? ''} ${error.message}`.trim();
@@ -56,8 +58,7 @@ class Client {
         await STEPS[round % STEPS.length](this, this.connection, round);
       } catch (error) {
         this.fails(error);
-        // A connection goes on after a stale plan, as it would with PostgreSQL itself.
-        if (error.code !== '0A000') await this.close();
+        if (!STALE.has(error.code)) await this.close();
       }
       if (lifetime && this.connection && now() - this.opened > lifetime) await this.close();
       await sleep(this.job.pause * (0.5 + Math.random()));
