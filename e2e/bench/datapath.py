@@ -26,6 +26,7 @@ LEAST_SECONDS = 60
 KEEPER_POOL = 8
 _READY_SECONDS = 180.0
 _EXAMPLES = 4
+_BEFORE_SECONDS = 10.0
 
 
 def run(seconds: int = SECONDS) -> list[Figure]:
@@ -51,6 +52,7 @@ def run(seconds: int = SECONDS) -> list[Figure]:
     verdict.unexplained += len(failures)
     ended_badly = list(pods.crashes.values())
     _tell(events, pods, [*failures, *left, *ended_badly, *events.errors], verdict)
+    _tell_slow(events, changed, began)
     return figures(verdict, changed, left, ended_badly)
 
 
@@ -85,6 +87,18 @@ def _tell(events: soak_events.Events, pods: soak_events.Pods, lines: Sequence[st
     for several in verdict.findings.values():
         print(f"{len(several)} x, the first of them:")
         print("\n".join(sorted(several)[:_EXAMPLES]))
+
+
+def _tell_slow(events: soak_events.Events, changed: Sequence[Change], began: float) -> None:
+    """Schema changes that were felt for too long, and what went on then."""
+    for change in changed:
+        if change.recovery > RECOVERY_SECONDS:
+            since, until = change.committed - _BEFORE_SECONDS, change.committed + change.recovery
+            meanwhile = [f"{name} at {at - began:.1f}" for at, name in events.log if since <= at <= until]
+            print(
+                f"{change.committed - began:8.2f} s  schema change: {change.recovery:.1f} s, {change.failures} "
+                f"failures; {', '.join(meanwhile)}"
+            )
 
 
 def figures(

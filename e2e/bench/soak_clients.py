@@ -24,7 +24,7 @@ from e2e.cluster.paths import ROOT
 from e2e.cluster.shell import ClusterError
 from e2e.images.catalog import recipe
 from e2e.kube import kubectl
-from tests.datapath.clients.programs import PROGRAMS, Address, Program, Report, asked, uri
+from tests.datapath.clients.programs import PROGRAMS, Address, Program, Report, asked, built, uri
 from tests.e2e.keeper_kit import LABEL, SECRET
 from tests.e2e.kit import Place, identifier, restricted_pod
 from tests.e2e.postgres import NAME as SERVER
@@ -135,6 +135,8 @@ def _process(uid: str) -> int:
 
 def runs(site: Site, seconds: float) -> dict[str, Run]:
     """What is run at the same time, by name; each returns when its time is over."""
+    for program in PROGRAMS.values():
+        built(program.sources, program.build)
     found: dict[str, Run] = {
         name: partial(_program, site, program, seconds) for name, program in PROGRAMS.items()
     }

@@ -34,11 +34,13 @@ PARAMETERS: tuple[dict[str, int | None], ...] = (
 
 @dataclass
 class Events:
-    """The acts by name, and how many seconds pass from one to the next. `done` counts."""
+    """The acts by name, and how many seconds pass from one to the next. `done` counts
+    them, `log` has the beginning of each in epoch seconds."""
 
     place: Place
     done: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
+    log: list[tuple[float, str]] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class Events:
     def _repeat(self, name: str) -> None:
         period, act = self.acts[name]
         while not self._over.wait(period):
+            self.log.append((time.time(), name))
             try:
                 act()
                 self.done[name] += 1
