@@ -66,5 +66,5 @@ conformance: $(VENV)/.installed ## The data path against PostgreSQL itself: the 
 conformance-table: $(VENV)/.installed ## Run the conformance suite and write docs/conformance.md
 	$(PYTHON) -m tests.datapath.report
 
-bench: $(VENV)/.installed ## Benchmarks, all or BENCH=<name>
+bench: $(VENV)/.installed ## Benchmarks, all or BENCH=reconcile, reload, keeper, budget, datapath
 	$(PYTHON) -m e2e.bench $(BENCH)

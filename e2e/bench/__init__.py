@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m e2e.bench reconcile | reload | all`, or `make bench BENCH=...`."""
+"""Benchmarks: `python -m e2e.bench reconcile | ... | datapath | all`, or `make bench BENCH=...`."""

@@ -12,7 +12,7 @@ GAP_SECONDS = 2.0
 """Shortest time between two renewals."""
 BURST = 20
 """How many renewals may follow each other at that pace."""
-REFILL_SECONDS = 30.0
+REFILL_SECONDS = 10.0
 """How often one more is allowed after that."""
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ POLL_SECONDS = 0.9
 """How often a database is asked at most."""
 COST = 20
 """Reading a schema takes one part in so many of the time at most."""
+LATEST = 5
+"""How many readings show the cost of one: the quickest of them, since a busy machine makes some slower."""
 RETRY_SECONDS = 3.0
 
 
@@ -40,6 +43,8 @@ class _Seen:
     snapshot: str = ""
     fingerprint: str = ""
     schema: Schema = field(default_factory=Schema)
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
+    """Seconds of the latest readings."""
     problem: str = ""
     due: float = 0.0
     task: asyncio.Task[None] | None = None
@@ -86,11 +91,12 @@ class SchemaWatch:
             self._queue.add(self._store.schema(key, seen.schema.fingerprint))
 
     async def _read(self, seen: _Seen, meter: Meter) -> float:
-        """Read the schema, if anything was committed since the last time; answers with the seconds it took."""
+        """Read the schema, if anything was committed since the last time; answers with the seconds it takes."""
         snapshot = await meter.snapshot()
         if (meter, snapshot) == (seen.meter, seen.snapshot):
             return 0.0
         began = asyncio.get_running_loop().time()
         seen.fingerprint = await meter.schema()
         seen.meter, seen.snapshot = meter, snapshot
-        return asyncio.get_running_loop().time() - began
+        seen.took.append(asyncio.get_running_loop().time() - began)
+        return min(seen.took)

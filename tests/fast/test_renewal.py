@@ -232,6 +232,13 @@ def test_a_schema_that_changes_all_the_time_is_followed_ever_more_rarely() -> No
     assert abs(len(late) - 600 / REFILL_SECONDS) <= 1
 
 
+def test_a_change_every_twenty_seconds_is_followed_for_hours() -> None:
+    schema = Schema().see("0", 0.0)
+    for number in range(1, 500):
+        schema = schema.see(str(number), number * 20.0)
+        assert schema.fingerprint == str(number)
+
+
 def test_after_quiet_minutes_a_migration_of_many_steps_is_followed_again() -> None:
     schema = Schema().see("0", 0.0)
     for round_ in range(2):

@@ -142,6 +142,24 @@ async def test_reading_takes_no_more_than_its_share_of_the_time(
     assert 2 <= len(read) <= 1 + (time.monotonic() - began) / (0.04 * schema_watch.COST)
 
 
+async def test_a_reading_that_a_busy_machine_makes_slow_holds_up_nothing(
+    scene: Scene, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took = [0.0, 0.0, 0.3]
+    read = []
+
+    async def slow(meter: Meter) -> str:
+        await asyncio.sleep(took[len(read)] if len(read) < len(took) else 0)
+        read.append(time.monotonic())
+        return "same"
+
+    monkeypatch.setattr(Meter, "schema", slow)
+    for _ in range(12):
+        server.execute("SELECT txid_current()")
+        await scene.poll(0.2)
+    assert len(read) > len(took), "the slow reading was taken for the cost of all"
+
+
 async def test_a_role_that_may_not_read_it_is_asked_rarely_and_stays_connected(
     scene: Scene, server: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
