@@ -43,16 +43,17 @@ def run(seconds: int = SECONDS) -> list[Figure]:
         with pods.watched():
             with events.going_on():
                 reports, failures = _reports(clients)
-            left = stuck(place)
+            if "recovery" not in reports:
+                raise ClusterError("\n".join(failures))
+            changed = changes(reports["recovery"])
+            verdict = judge(reports, changed, began)
+            verdict.unexplained += len(failures)
+            _tell(events, pods, failures, verdict)
+            _tell_slow(events, changed, began)
             place.wait_settled(_READY_SECONDS)
-    if "recovery" not in reports:
-        raise ClusterError("\n".join(failures))
-    changed = changes(reports["recovery"])
-    verdict = judge(reports, changed, began)
-    verdict.unexplained += len(failures)
+            left = stuck(place)
     ended_badly = list(pods.crashes.values())
-    _tell(events, pods, [*failures, *left, *ended_badly, *events.errors], verdict)
-    _tell_slow(events, changed, began)
+    print("\n".join([*left, *ended_badly]))
     return figures(verdict, changed, left, ended_badly)
 
 
@@ -79,11 +80,13 @@ def _reports(clients: Mapping[str, Run]) -> tuple[dict[str, Report], list[str]]:
     return reports, failures
 
 
-def _tell(events: soak_events.Events, pods: soak_events.Pods, lines: Sequence[str], verdict: Verdict) -> None:
+def _tell(
+    events: soak_events.Events, pods: soak_events.Pods, failures: Sequence[str], verdict: Verdict
+) -> None:
     """What a figure doesn't say."""
     acts = ", ".join(f"{count} x {name}" for name, count in events.done.items())
     say(f"{acts}; {len(pods.poolers)} pooler pods came and went")
-    print("\n".join(lines))
+    print("\n".join([*failures, *events.errors]))
     for several in verdict.findings.values():
         print(f"{len(several)} x, the first of them:")
         print("\n".join(sorted(several)[:_EXAMPLES]))
