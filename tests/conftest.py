@@ -18,12 +18,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pooler",
         metavar="PATH",
         help="run this PgBouncer instead of the shipped image: an archive of `docker save`, an unpacked file"
-        " system, or a pgbouncer program of this machine",
+        " system, a pgbouncer program of this machine, or debian:SUITE for the suite's own package",
     )
     group.addoption(
         "--server-version",
         metavar="N",
-        help="run PostgreSQL N of this machine (/usr/lib/postgresql/N) instead of the image's",
+        help="run PostgreSQL N instead of the image's: this machine's (/usr/lib/postgresql/N), else Debian's",
+    )
+    group.addoption(
+        "--server-secrets",
+        choices=("scram-sha-256", "md5"),
+        default="scram-sha-256",
+        help="how PostgreSQL keeps the passwords of its roles, and so how poolers log in to it",
     )
     group.addoption(
         "--setting",

@@ -144,7 +144,7 @@ def _debian(suite: str) -> _Built:
     scratch = _scratch(layer)
     root = scratch / "fs"
     run_long(
-        ["debootstrap", "--variant=minbase", suite, root, *_mirror()],
+        ["debootstrap", "--variant=minbase", suite, root, *mirror()],
         what=f"debootstrap {suite}",
         log=cache_dir() / "logs" / f"debootstrap-{suite}.log",
         timeout=_TIMEOUT_S,
@@ -181,7 +181,7 @@ def _strip(directory: Path) -> None:
             Path(parent).rmdir()
 
 
-def _mirror() -> list[str]:
+def mirror() -> list[str]:
     """The Debian mirror that this machine itself uses; without one debootstrap takes its own default."""
     if shutil.which("apt-get") is None:
         return []

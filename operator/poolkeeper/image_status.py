@@ -20,6 +20,8 @@ _FIELD = "spec.pooler.allowKnownFaults"
 _KEEPERS_TLS = "verify-full"
 """How keepers reach the poolers."""
 _NAMED = 3
+_EXPLAINED = 3
+"""So many faults, the gravest, are shown with their effects: an old release has more than a message holds."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def _refused(process: _Process, allowed: frozenset[str], *, certain: bool) -> tu
 
 
 def _refusal(database: PooledDatabase, process: _Process, faults: Sequence[Fault]) -> str:
-    effects = "; ".join(f"{fault.name}: {fault.effect}" for fault in faults)
+    effects = "; ".join(f"{fault.name}: {fault.effect}" for fault in faults[:_EXPLAINED])
+    if others := ", ".join(fault.name for fault in faults[_EXPLAINED:]):
+        effects += f"; also {others}"
     spec, chart = ("spec.pooler.image", "pooler.image")
     own = database.pooler.image
     if process.tier == _KEEPER:

@@ -63,6 +63,24 @@ TABLE = (
         servers_below=180000,
     ),
     Fault(
+        "startup-parameters-lost",
+        (1, 20, 0),
+        NEWEST_TRIED,
+        "search_path and timeouts that a client asks for are accepted and not applied",
+    ),
+    Fault(
+        "partial-message-mixed",
+        _FIRST,
+        NEWEST_TRIED,
+        "a client that stops in the middle of a message gets another client's query into its own",
+    ),
+    Fault(
+        "late-copy-messages",
+        _FIRST,
+        (1, 25, 2),
+        "a COPY that fails while its data is sent blocks its server connection, or mixes answers",
+    ),
+    Fault(
         "copy-early-data-wedge",
         (1, 26, 0),
         NEWEST_TRIED,
@@ -116,6 +134,36 @@ TABLE = (
         NEWEST_TRIED,
         "a RELOAD during a TLS handshake with the server crashes the process",
         server_tls=("require", "verify-ca"),
+    ),
+    Fault(
+        "prepared-in-doubt",
+        (1, 21, 0),
+        NEWEST_TRIED,
+        "pipelined statements behind one that fails count as prepared and fail too",
+    ),
+    Fault(
+        "answers-out-of-order",
+        (1, 21, 0),
+        NEWEST_TRIED,
+        "pipelines of many prepared statements get their answers out of order",
+    ),
+    Fault(
+        "refused-statement-kept",
+        (1, 21, 0),
+        NEWEST_TRIED,
+        "preparing a refused statement again under its name ends the connection",
+    ),
+    Fault(
+        "stale-plans",
+        (1, 21, 0),
+        NEWEST_TRIED,
+        "after a schema change, prepared statements fail until the server connection ends",
+    ),
+    Fault(
+        "lost-server-two-errors",
+        _FIRST,
+        NEWEST_TRIED,
+        "a statement whose server connection is lost gets two errors",
     ),
     Fault(
         "cached-login-error",

@@ -15,8 +15,8 @@ from poolkeeper.target import Target
 from tests.datapath import stack
 from tests.datapath.schema import prepare
 from tests.datapath.stack import Route, Tier
-from tests.pgbouncer import processes, rootfs
-from tests.pgbouncer.processes import Postgres, postgres
+from tests.pgbouncer import debian, processes, rootfs
+from tests.pgbouncer.processes import Postgres
 from tests.pgbouncer.shop import Shop
 
 STRICT = {"server_reset_query_always": "1"}
@@ -25,9 +25,11 @@ STRICT = {"server_reset_query_always": "1"}
 
 def pytest_configure(config: pytest.Config) -> None:
     if program := config.getoption("--pooler"):
-        rootfs.substitute("pgbouncer", rootfs.unpacked(Path(program).resolve()))
+        suite = program.removeprefix("debian:")
+        foreign = debian.pgbouncer(suite) if suite != program else rootfs.unpacked(Path(program).resolve())
+        rootfs.substitute("pgbouncer", foreign)
     if version := config.getoption("--server-version"):
-        processes.use_postgresql_of_this_machine(version)
+        processes.use_postgresql(version)
 
 
 class Results:
@@ -46,7 +48,8 @@ class Results:
     def pytest_sessionfinish(self) -> None:
         written: dict[str, Any] = {
             "engine": stack.engine(),
-            "server": self.config.getoption("--server-version") or "image",
+            "server": stack.server_version(),
+            "secrets": self.config.getoption("--server-secrets"),
             "areas": self.outcomes,
         }
         Path(self.config.getoption("--results")).write_text(json.dumps(written, indent=1, sort_keys=True))
@@ -93,8 +96,13 @@ def settings(pytestconfig: pytest.Config) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("postgres")) as made:
+def secrets(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("--server-secrets"))
+
+
+@pytest.fixture(scope="session")
+def server(secrets: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with stack.server(tmp_path_factory.mktemp("postgres"), secrets) as made:
         yield made
 
 
@@ -118,6 +126,7 @@ def pooler(shop: Shop, settings: dict[str, str], tmp_path_factory: pytest.TempPa
         stack.pooler_tier(tmp_path_factory.mktemp("tier") / "pooler", shop, settings) as made,
         _registered(made),
     ):
+        stack.check_logins(made.transaction)
         yield made
 
 
@@ -138,6 +147,7 @@ def strict_pooler(
 ) -> Iterator[Tier]:
     directory = tmp_path_factory.mktemp("tier") / "pooler"
     with stack.pooler_tier(directory, shop, settings, "strict pooler", STRICT) as made, _registered(made):
+        stack.check_logins(made.transaction)
         yield made
 
 

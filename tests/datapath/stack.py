@@ -199,6 +199,14 @@ def keeper_tier(
         yield Tier(name, made, Console(made.access), **routes)
 
 
+@contextmanager
+def server(directory: Path, secrets: str) -> Iterator[Postgres]:
+    """A PostgreSQL in `directory` whose roles get `secrets` of this kind (password_encryption)."""
+    with processes.postgres(directory) as made:
+        made.change("password_encryption", secrets)
+        yield made
+
+
 def direct_route(server: Postgres, shop: Shop) -> Route:
     target = shop.target
     return Route("direct", server.host, server.port, target.user, target.password, target.database, False)
@@ -206,9 +214,20 @@ def direct_route(server: Postgres, shop: Shop) -> Route:
 
 def engine() -> str:
     """What the program under test calls itself."""
-    root = rootfs("pgbouncer")
+    return _first_line("pgbouncer", "pgbouncer")
+
+
+def server_version() -> str:
+    """The server's version, such as 17.6."""
+    return _first_line("postgres", "postgres").split()[2]
+
+
+def _first_line(image: str, program: str) -> str:
     shown = subprocess.run(
-        ["chroot", root, "pgbouncer", "--version"], env=processes.ENVIRONMENT, capture_output=True
+        ["chroot", rootfs(image), program, "--version"],
+        env=processes.ENVIRONMENT,
+        capture_output=True,
+        check=True,
     )
     return shown.stdout.decode().splitlines()[0]
 
@@ -254,6 +273,12 @@ def unusable(route: Route, seconds: float = 8.0) -> str:
         for client in clients:
             client.close()
     return ""
+
+
+def check_logins(route: Route) -> None:
+    """Raises AssertionError where clients are not served: every test would find that out in its own time."""
+    reason = unusable(route)
+    assert not reason, f"the pooler can't be used at all: {reason}"
 
 
 def renew(*tiers: Tier) -> None:

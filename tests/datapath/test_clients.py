@@ -14,9 +14,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from poolkeeper.target import Target
+from tests.datapath import stack
 from tests.datapath.clients.programs import PROGRAMS, Address, Program, Report
 from tests.pgbouncer.keeper_process import keeper, keeper_files, resource
-from tests.pgbouncer.processes import Postgres, pooler, postgres
+from tests.pgbouncer.processes import Postgres, pooler
 from tests.pgbouncer.shop import WEB, Shop
 
 pytestmark = pytest.mark.smoke
@@ -63,23 +64,27 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(secrets: str, settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("clients")
     for name in ("postgres", "pooler"):
         (directory / name).mkdir()
-    with postgres(directory / "postgres") as server:
+    with stack.server(directory / "postgres", secrets) as server:
         password = "a pass'word\\ of: @all/?#% kïnds"
         server.create_role(OWNER, password)
         server.create_database("shop")
         _make_schemas(server)
         shop = Shop(Target(server.host, server.port, "shop", OWNER, password, "require", None))
-        with pooler(directory / "pooler", shop.configuration(), BACKENDS) as made:
+        with pooler(directory / "pooler", stack.adapted(shop.configuration(), settings), BACKENDS) as made:
             login = shop.login(WEB)
             addresses = {
                 "direct": Address(server.host, server.port, OWNER, password, "shop"),
                 "pooler": Address(made.host, made.port, login.name, login.password, shop.entry(WEB)),
             }
-            with _keeper(directory, shop, made.port) as behind:
+            found = addresses["pooler"]
+            stack.check_logins(
+                stack.Route("pooler", found.host, found.port, found.user, found.password, found.database, True)
+            )
+            with _keeper(directory, shop, made.port, settings) as behind:
                 yield Site(server, {**addresses, "keeper": behind})
 
 
@@ -95,8 +100,8 @@ def _make_schemas(server: Postgres) -> None:
 
 
 @contextmanager
-def _keeper(directory: Path, shop: Shop, behind: int) -> Iterator[Address]:
-    files = keeper_files(shop, resource(keeper={"poolSize": BACKENDS}))
+def _keeper(directory: Path, shop: Shop, behind: int, settings: dict[str, str]) -> Iterator[Address]:
+    files = stack.adapted(keeper_files(shop, resource(keeper={"poolSize": BACKENDS})), settings)
     with keeper(directory / "keeper", shop, behind, files) as made:
         found = conninfo_to_dict(made.environment()["DATABASE_URL"])
         yield Address(

@@ -26,6 +26,7 @@ from poolkeeper import allotments, console, peers
 from poolkeeper.budget_protocol import Allotment
 from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
 from poolkeeper.world import ConsoleAccess
+from tests.pgbouncer import debian
 from tests.pgbouncer.rootfs import rootfs, substitute
 
 USER = 65532
@@ -57,12 +58,11 @@ def inside(image: str, directory: Path, *command: str) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", script, "sh", str(rootfs(image)), str(directory), *command]
 
 
-def use_postgresql_of_this_machine(version: str) -> None:
-    """Run the PostgreSQL programs that a package installed here, in place of the image's."""
+def use_postgresql(version: str) -> None:
+    """Run this PostgreSQL in place of the image's: the one that a package installed here, else Debian's."""
     programs = Path(f"/usr/lib/postgresql/{version}/bin")
-    if not (programs / "postgres").exists():
-        raise RuntimeError(f"{programs} holds no postgres: install the package postgresql-{version}")
-    substitute("postgres", Path("/"))
+    root = Path("/") if (programs / "postgres").exists() else debian.postgresql(version)
+    substitute("postgres", root)
     ENVIRONMENT["PATH"] = f"{programs}:{ENVIRONMENT['PATH']}"
 
 
@@ -146,12 +146,12 @@ class Postgres:
         """A server setting that lasts for the block, seen in force on both sides of it."""
         [(before,)] = self.execute(f"SHOW {name}")
         try:
-            self._set(name, value)
+            self.change(name, value)
             yield
         finally:
-            self._set(name, str(before))
+            self.change(name, str(before))
 
-    def _set(self, name: str, value: str) -> None:
+    def change(self, name: str, value: str) -> None:
         self.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         self.execute("SELECT pg_reload_conf()")
         eventually(lambda: self.execute(f"SHOW {name}") == [(value,)])
@@ -175,7 +175,8 @@ def initialised(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Post
         (directory / "etc/passwd").write_text(f"postgres:x:{USER}:{USER}::/:/usr/sbin/nologin\n")
     _give(directory)
     initdb = ["initdb", "-D", f"{DIRECTORY}/data", "-U", "postgres", f"--pwfile={DIRECTORY}/pw", "--no-sync"]
-    initdb += ["--auth=scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
+    # This method takes a role's SCRAM secret too, and asks for SCRAM then.
+    initdb += ["--auth=md5", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
     subprocess.run(
         inside("postgres", directory, *initdb), env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL
     )
