@@ -9,8 +9,14 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest
 BENCH ?= all
+# Of the conformance suite; docs/conformance.md says what each takes.
 IMAGE ?=
+IMAGES ?=
 SERVER ?=
+SERVERS ?=
+SECRETS ?=
+SANITIZE ?=
+KEEP ?=
 export PYTHONPATH := operator
 
 help: ## Show the targets
@@ -59,12 +65,14 @@ test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server
 	$(PYTEST) tests/datapath -m "smoke and not conformance" -n 2 --dist worksteal --durations=10
 	$(PYTEST) tests/e2e --durations=15
 
-conformance: $(VENV)/.installed ## The data path against PostgreSQL itself: the shipped image, or IMAGE=<path> SERVER=<version>
+conformance: $(VENV)/.installed ## The data path against PostgreSQL itself: the shipped image, or IMAGE= SERVER= SECRETS= SANITIZE=1
 	$(PYTEST) tests/datapath -n 2 --dist worksteal --durations=10 \
-	  $(if $(IMAGE),--pooler $(IMAGE)) $(if $(SERVER),--server-version $(SERVER))
+	  $(if $(IMAGE),--pooler $(IMAGE)) $(if $(SANITIZE),--sanitize) \
+	  $(if $(SERVER),--server-version $(SERVER)) $(if $(SECRETS),--server-secrets $(SECRETS))
 
-conformance-table: $(VENV)/.installed ## Run the conformance suite and write docs/conformance.md
-	$(PYTHON) -m tests.datapath.report
+conformance-table: $(VENV)/.installed ## Write docs/conformance.md from runs of all IMAGES= with all SERVERS=; KEEP=1 adds to it
+	$(PYTHON) -m tests.datapath.report $(addprefix --pooler ,$(IMAGES)) $(addprefix --server-version ,$(SERVERS)) \
+	  $(if $(SECRETS),--server-secrets $(SECRETS)) $(if $(KEEP),--keep)
 
 bench: $(VENV)/.installed ## Benchmarks, all or BENCH=reconcile, reload, keeper, budget, datapath
 	$(PYTHON) -m e2e.bench $(BENCH)

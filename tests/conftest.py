@@ -21,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         " system, a pgbouncer program of this machine, or debian:SUITE for the suite's own package",
     )
     group.addoption(
+        "--sanitize",
+        action="store_true",
+        help="run the shipped image's PgBouncer in a build that reports faults of memory and undefined behaviour",
+    )
+    group.addoption(
         "--server-version",
         metavar="N",
         help="run PostgreSQL N instead of the image's: this machine's (/usr/lib/postgresql/N), else Debian's",

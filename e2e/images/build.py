@@ -40,8 +40,9 @@ def archive_path(one: Recipe) -> Path:
 def docker_argv(one: Recipe, archive: Path) -> list[list[str]]:
     """What a Docker engine is asked to do for the same result."""
     dockerfile = str(one.dockerfile.relative_to(ROOT))
+    arguments = [f"--build-arg={name}={value}" for name, value in one.arguments]
     return [
-        ["docker", "build", "--file", dockerfile, "--tag", one.reference, "."],
+        ["docker", "build", *arguments, "--file", dockerfile, "--tag", one.reference, "."],
         ["docker", "save", "--output", str(archive), one.reference],
     ]
 

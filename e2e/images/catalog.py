@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,25 @@ from e2e.cluster.shell import ClusterError
 from e2e.images.dockerfile import Copy, Stage, parse
 
 NAMES = ("operator", "pgbouncer", "postgres", "demo-app", "clients", "nextjs-app")
+SANITIZED = "pgbouncer-sanitized"
+"""PgBouncer with checks of its memory and against undefined behaviour: for tests, and built on request only."""
+_VARIANTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    SANITIZED: ("pgbouncer", {"SANITIZE": "address,undefined"}),
+}
 # Made by tools that run on the sources, and no part of them.
 _IGNORED = {"__pycache__", "node_modules", ".next", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An image: its Dockerfile, the stages in it, its reference. The build context is the repository."""
+    """An image: its Dockerfile, the stages in it, its reference, and values of the Dockerfile's ARGs. The build
+    context is the repository."""
 
     name: str
     dockerfile: Path
     stages: tuple[Stage, ...]
     reference: str
+    arguments: tuple[tuple[str, str], ...] = ()
 
 
 def recipe(name: str) -> Recipe:
@@ -32,16 +39,19 @@ def recipe(name: str) -> Recipe:
     The reference's tag is a hash of everything that the Dockerfile reads from the checkout. The letter in
     front keeps YAML from taking a tag for a number.
     """
-    if name not in NAMES:
-        raise ClusterError(f"there is no image {name!r}; the images are {', '.join(NAMES)}")
-    dockerfile = ROOT / "e2e" / "images" / name / "Dockerfile"
+    known = (*NAMES, *_VARIANTS)
+    if name not in known:
+        raise ClusterError(f"there is no image {name!r}; the images are {', '.join(known)}")
+    directory, arguments = _VARIANTS.get(name, (name, {}))
+    dockerfile = ROOT / "e2e" / "images" / directory / "Dockerfile"
     text = dockerfile.read_text()
-    stages = tuple(parse(text))
-    digest = hashlib.sha256(text.encode())
+    stages = tuple(parse(text, arguments))
+    digest = hashlib.sha256("".join([text, *sorted(arguments.values())]).encode())
     for step in (step for stage in stages for step in stage.steps):
         if isinstance(step, Copy) and step.stage is None:
             digest.update(context_digest(step.sources).encode())
-    return Recipe(name, dockerfile, stages, f"poolkeeper/{name}:r{digest.hexdigest()[:12]}")
+    reference = f"poolkeeper/{name}:r{digest.hexdigest()[:12]}"
+    return Recipe(name, dockerfile, stages, reference, tuple(arguments.items()))
 
 
 def context_files(source: str) -> Iterator[tuple[str, Path]]:

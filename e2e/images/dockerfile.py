@@ -1,7 +1,7 @@
 """Reads the part of the Dockerfile language that our images use, and refuses the rest by line.
 
 Accepted: FROM (``debian:SUITE-slim``, ``scratch`` or an earlier stage), RUN and COPY in their plain forms,
-ENV, WORKDIR, USER, LABEL, EXPOSE, STOPSIGNAL, and ENTRYPOINT and CMD in JSON form.
+ARG with a default, ENV, WORKDIR, USER, LABEL, EXPOSE, STOPSIGNAL, and ENTRYPOINT and CMD in JSON form.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,8 +61,11 @@ class Stage:
         return config
 
 
-def parse(text: str) -> list[Stage]:
-    """Parse a Dockerfile into its stages; the last one is the image. Raises DockerfileError."""
+def parse(text: str, arguments: Mapping[str, str] | None = None) -> list[Stage]:
+    """Parse a Dockerfile into its stages; the last one is the image. `arguments` take the place of ARG's defaults.
+
+    Raises DockerfileError.
+    """
     stages: list[Stage] = []
     for line, keyword, value in _instructions(text):
         try:
@@ -71,6 +74,8 @@ def parse(text: str) -> list[Stage]:
             elif not stages:
                 raise DockerfileError("comes before any FROM")
             else:
+                if keyword == "ARG":
+                    value = _argument(value, arguments or {})
                 stages[-1] = _apply(stages[-1], keyword, value, [stage.name for stage in stages[:-1]])
         except DockerfileError as error:
             raise DockerfileError(f"line {line}: {keyword} {error}") from None
@@ -122,9 +127,9 @@ def _apply(stage: Stage, keyword: str, value: str, earlier: list[str]) -> Stage:
         return replace(stage, steps=(*stage.steps, Run(value, stage.env, stage.workdir)))
     if keyword == "COPY":
         return replace(stage, steps=(*stage.steps, _copy(value, stage, earlier)))
-    if keyword not in _METADATA:
+    if keyword not in ("ARG", *_METADATA):
         raise DockerfileError(f"is not supported; use RUN, COPY or one of {', '.join(_METADATA)}")
-    if keyword == "ENV":
+    if keyword in ("ARG", "ENV"):
         names = {pair.partition("=")[0] for pair in _pairs(value)}
         kept = (pair for pair in stage.env if pair.partition("=")[0] not in names)
         return replace(stage, env=(*kept, *_pairs(value)))
@@ -141,6 +146,14 @@ def _apply(stage: Stage, keyword: str, value: str, earlier: list[str]) -> Stage:
     else:
         config["User" if keyword == "USER" else "StopSignal"] = value
     return replace(stage, config=tuple(config.items()))
+
+
+def _argument(value: str, arguments: Mapping[str, str]) -> str:
+    """NAME=VALUE of an ARG."""
+    name, equals, default = value.partition("=")
+    if not equals:
+        raise DockerfileError(f"{value!r} has no default")
+    return f"{name}={arguments.get(name, default)}"
 
 
 def _copy(value: str, stage: Stage, earlier: list[str]) -> Copy:

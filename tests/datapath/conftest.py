@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from e2e.images.catalog import SANITIZED
 from poolkeeper.target import Target
 from tests.datapath import stack
 from tests.datapath.schema import prepare
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
         suite = program.removeprefix("debian:")
         foreign = debian.pgbouncer(suite) if suite != program else rootfs.unpacked(Path(program).resolve())
         rootfs.substitute("pgbouncer", foreign)
+    if config.getoption("--sanitize"):
+        rootfs.substitute("pgbouncer", rootfs.rootfs(SANITIZED))
     if version := config.getoption("--server-version"):
         processes.use_postgresql(version)
 
@@ -80,6 +83,16 @@ def recovery(request: pytest.FixtureRequest) -> Iterator[None]:
         for tier in reversed(_tiers):
             with suppress(psycopg.Error):
                 stack.renew(tier)
+
+
+@pytest.fixture(autouse=True)
+def unharmed() -> Iterator[None]:
+    """The test that has a sanitizer find something fails of it."""
+    before = {tier.name: processes.sanitizer_reports(tier.process.log()) for tier in _tiers}
+    yield
+    for tier in _tiers:
+        new = processes.sanitizer_reports(tier.process.log())[len(before.get(tier.name, [])) :]
+        assert new == [], f"{tier.name} has faults of memory or undefined behaviour"
 
 
 @contextmanager

@@ -58,6 +58,24 @@ def test_a_docker_engine_is_given_the_same_file_and_reference() -> None:
     assert save == ["docker", "save", "--output", "/a.tar", recipe.reference]
 
 
+def test_a_build_with_sanitizers_is_the_same_dockerfile_with_another_argument() -> None:
+    plain, sanitized = catalog.recipe("pgbouncer"), catalog.recipe(catalog.SANITIZED)
+    assert sanitized.reference.startswith("poolkeeper/pgbouncer-sanitized:r")
+    values = [
+        {pair for step in one.stages[0].steps if isinstance(step, Run) for pair in step.env}
+        for one in (plain, sanitized)
+    ]
+    assert values == [{"SANITIZE="}, {"SANITIZE=address,undefined"}]
+    [make, _] = build.docker_argv(sanitized, Path("/a.tar"))
+    assert make[2:5] == ["--build-arg=SANITIZE=address,undefined", "--file", "e2e/images/pgbouncer/Dockerfile"]
+    assert not any("--build-arg" in word for word in build.docker_argv(plain, Path("/a.tar"))[0])
+
+
+def test_an_argument_without_a_default_is_refused() -> None:
+    with pytest.raises(DockerfileError, match="'NAME' has no default"):
+        parse("FROM scratch\nARG NAME\n")
+
+
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with one image that copies a directory."""

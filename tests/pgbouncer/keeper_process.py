@@ -38,6 +38,7 @@ mkdir "$root/etc/poolkeeper"
 echo '127.0.0.1 {NAME}' > "$root/etc/hosts"
 echo 'hosts: files' > "$root/etc/nsswitch.conf"
 mount --bind "$directory" "$root/etc/poolkeeper"
+if [ -d "$root/proc" ]; then mount --rbind /proc "$root/proc"; fi
 exec chroot --userspec={USER}:{USER} "$root" "$@"
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -42,7 +43,7 @@ root=$1 directory=$2
 shift 2
 if [ -d "$directory/etc" ]; then mount --bind "$directory/etc" "$root/etc"; fi
 mount --bind "$directory" "$root/tmp"
-if [ -d "$root/dev" ]; then mount --rbind /dev "$root/dev"; fi
+for kernel in dev proc; do if [ -d "$root/$kernel" ]; then mount --rbind "/$kernel" "$root/$kernel"; fi; done
 exec chroot --userspec={user}:{user} "$root" "$@"
 """
 
@@ -66,7 +67,19 @@ def use_postgresql(version: str) -> None:
     ENVIRONMENT["PATH"] = f"{programs}:{ENVIRONMENT['PATH']}"
 
 
-ENVIRONMENT = {"PATH": "/usr/lib/postgresql/17/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
+ENVIRONMENT = {
+    "PATH": "/usr/lib/postgresql/17/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+    "LC_ALL": "C.UTF-8",
+    # Of a build with sanitizers: a process that goes on shows more than its first fault.
+    "ASAN_OPTIONS": "halt_on_error=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+}
+_SANITIZERS = re.compile(r"^(==\d+==ERROR: \w+Sanitizer|\S+: runtime error: ).*", re.MULTILINE)
+
+
+def sanitizer_reports(log: str) -> list[str]:
+    """First lines of what the sanitizers of a process reported into its log."""
+    return [found[0] for found in _SANITIZERS.finditer(log)]
 
 
 def free_port() -> int:
@@ -87,7 +100,10 @@ def eventually(check: Any, seconds: float = 10.0) -> Any:
 
 @contextmanager
 def running(command: list[str], log: Path, stop: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process while the block runs; it gets the signal `stop` afterwards and SIGKILL 10 s later."""
+    """A process while the block runs; it gets the signal `stop` afterwards and SIGKILL 10 s later.
+
+    Raises AssertionError if its sanitizers reported anything: a leak is found at the end.
+    """
     with log.open("ab") as output:
         process = subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -100,6 +116,8 @@ def running(command: list[str], log: Path, stop: int) -> Iterator[subprocess.Pop
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    written = log.read_text(errors="replace")
+    assert sanitizer_reports(written) == [], written[-20_000:]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _collect(program: Path, root: Path) -> None:
     linked = subprocess.run(["ldd", str(program)], check=True, capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
         fresh = Path(scratch, "root")
-        for directory in ("usr/bin", "etc", "tmp"):
+        for directory in ("usr/bin", "etc", "tmp", "proc"):
             (fresh / directory).mkdir(parents=True)
         fresh.chmod(0o755)
         (fresh / "etc/passwd").write_text("pgbouncer:x:65532:65532::/:/usr/sbin/nologin\n")
@@ -70,7 +70,7 @@ def rootfs(image: str) -> Path:
     with lock("rootfs"):
         if not root.exists():
             root.parent.mkdir(exist_ok=True)
-            for older in root.parent.glob(f"{image}-*"):
+            for older in root.parent.glob(f"{image}-r*"):
                 shutil.rmtree(older)
             _unpack(built.archive, root)
     return root
