@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sanitize",
         action="store_true",
-        help="run the shipped image's PgBouncer in a build that reports faults of memory and undefined behaviour",
+        help="run the shipped image's PgBouncer in a build with address and undefined sanitizers",
     )
     group.addoption(
         "--server-version",

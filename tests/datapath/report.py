@@ -33,16 +33,17 @@ must get through a pooler, and through a keeper and a pooler. It runs as root on
 | command | judges |
 |---|---|
 | `make conformance` | the shipped image, before PostgreSQL of the project's image |
-| `make conformance IMAGE=debian:trixie` | the PgBouncer that this suite of Debian ships |
+| `make conformance IMAGE=debian:trixie` | PgBouncer as that suite of Debian ships it |
 | `make conformance IMAGE=path` | an archive of `docker save`, an unpacked file system, or a program |
-| `make conformance SANITIZE=1` | the shipped image's source, built with GCC's address and undefined sanitizers |
+| `make conformance SANITIZE=1` | the shipped image's source, built with address and undefined sanitizers |
 | `make conformance SERVER=18` | before PostgreSQL 18: this machine's package, else Debian's |
-| `make conformance SECRETS=md5` | before a server that keeps MD5 secrets and so never asks for SCRAM |
-| `make conformance-table IMAGES="shipped debian:trixie" SERVERS="15 17 18"` | all of them, and writes this page |
+| `make conformance SECRETS=md5` | before a server with MD5 secrets, which doesn't ask for SCRAM |
+| `make conformance-table IMAGES="shipped debian:trixie" SERVERS="15 18"` | all of them, and writes this page |
 
-Debian's suites have PostgreSQL 13 (bullseye), 15 (bookworm), 17 (trixie) and 18 (forky); their packages are fetched
-and unpacked in the user's cache. No suite has 14 or 16: install such a package, and `SERVER` finds it. `IMAGE`, `SERVER` and
-`SECRETS` go together. `KEEP=1` leaves the rows of earlier runs in the table.
+`IMAGE`, `SERVER` and `SECRETS` go together; `KEEP=1` leaves the rows of earlier runs in the table.
+PostgreSQL 13, 15, 17 and 18 come out of Debian's bullseye, bookworm, trixie and forky; the packages are
+fetched and unpacked in the user's cache. No suite has 14 or 16: install such a package from elsewhere, and
+`SERVER` finds it.
 
 | area | tests |
 |---|---|
@@ -58,8 +59,9 @@ _AREAS = {
     "survival": "known attacks, strange packets, reloads during logins and TLS handshakes",
     "python_clients": "psycopg and asyncpg",
 }
-_RESULTS = """Passed of all tests. The last column counts failures that no known fault of that release explains; they
-were run a second time alone. `documented`: PgBouncer's manual says that it is so, and Poolkeeper's build does better."""
+_RESULTS = """Passed of all tests. The last column counts failures that no known fault of the release
+explains; these were run a second time, alone. Under *cause*, `documented` stands for what PgBouncer's
+manual describes, where Poolkeeper's build does better."""
 _FAULTS = "security.md#known-faults-of-pgbouncer"
 
 Row = dict[str, Any]
