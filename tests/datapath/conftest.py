@@ -92,7 +92,7 @@ def unharmed() -> Iterator[None]:
     yield
     for tier in _tiers:
         new = processes.sanitizer_reports(tier.process.log())[len(before.get(tier.name, [])) :]
-        assert new == [], f"{tier.name} has faults of memory or undefined behaviour"
+        assert not new, f"{tier.name}: " + "\n".join(new)
 
 
 @contextmanager
