@@ -66,7 +66,7 @@ TABLE = (
         "startup-parameters-lost",
         (1, 20, 0),
         NEWEST_TRIED,
-        "search_path and timeouts that a client asks for are accepted and not applied",
+        "timeouts (before 1.26 also search_path) of start-up messages are lost or reach other clients",
     ),
     Fault(
         "partial-message-mixed",

@@ -14,9 +14,31 @@ NO_LOGIN = "forced-user-scram"
 BY_DESIGN = "documented"
 """PgBouncer's documentation says that it is so; Poolkeeper's build does better."""
 
-_COPY = r"(copy|others)"
-PATTERNS: tuple[tuple[str, str], ...] = ((NO_LOGIN, r"."),)
-"""Fault and pattern of `area::test[parameters]`."""
+PATTERNS: tuple[tuple[str, str], ...] = (
+    ("search-path-mixed", r"c1_|search_paths|startup_isolation::.*(search_path|several_parameters)"),
+    # A search path that another client asked for hides the table that is copied into.
+    ("search-path-mixed", r"clients::test_answers_.*-copy"),
+    (
+        "startup-parameters-lost",
+        r"c1_|search_paths|_a_statement_timeout|startup_isolation::test_(a_value|several)",
+    ),
+    ("partial-message-mixed", r"test_hostile_|disconnects_at_any_byte|truth::.*(copy|on_both)"),
+    ("late-copy-messages", r"test_hostile_|copy"),
+    ("copy-early-data-wedge", r"c2_|asyncpg_prepares_and_copies|test_hostile_"),
+    ("CVE-2026-107350", r"cve_2026_107350"),
+    ("CVE-2026-107349", r"cve_2026_107349"),
+    ("CVE-2026-6664", r"messages_before_the_login|strange_startup_packet"),
+    ("reload-crash-login", r"test_reloads_.*entry disappears"),
+    ("reload-crash-tls", r"test_reloads_"),
+    ("prepared-in-doubt", r"truth::.*(pipeline|extended|on_both)|-mixed"),
+    ("answers-out-of-order", r"truth::.*(storm|prepared)|thousands_of_prepared|-mixed"),
+    ("refused-statement-kept", r"-mixed"),
+    ("stale-plans", r"test_a_changed_table"),
+    ("lost-server-two-errors", r"whose_server_is_lost"),
+    ("cached-login-error", r"clients_wait_while_logins|c14_a_pause"),
+    (BY_DESIGN, r"test_fast_leaks_"),
+)
+"""Fault, and pattern of `area::test[parameters]`."""
 
 
 def causes(test: str, result: Mapping[str, Any]) -> list[str]:

@@ -179,17 +179,22 @@ def _linked(found: Iterable[str]) -> str:
     return " or ".join(names) or "**unexplained**"
 
 
-def _shortened(parameters: list[str]) -> str:
-    """The parameters, those that differ in the last part only in one: `keeper-{9, 10}`."""
-    found: dict[str, list[str]] = {}
-    for whole in parameters:
-        head, dash, last = whole.rpartition("-")
-        found.setdefault(head + dash, []).append(last)
-    texts = [
-        f"{head}{{{', '.join(tails)}}}" if len(tails) > 1 else f"{head}{tails[0]}"
-        for head, tails in found.items()
-    ]
-    return "; ".join(text.replace("|", "\\|") for text in texts)
+def _shortened(parameters: Iterable[str]) -> str:
+    """Parameters that differ in one place only become one: `keeper-{copy, mixed}`."""
+    # The dash of an option, which follows a blank, is part of a name.
+    found = [tuple(frozenset([part]) for part in re.split(r"(?<! )-", whole)) for whole in parameters]
+    for place in range(max(map(len, found))):
+        merged: dict[tuple[Any, Any], frozenset[str]] = {}
+        for parts in found:
+            around = (parts[:place], parts[place + 1 :])
+            merged[around] = merged.get(around, frozenset()).union(*parts[place : place + 1])
+        found = [(*before, values, *after) if values else before for (before, after), values in merged.items()]
+    return "; ".join(sorted("-".join(map(_braced, parts)) for parts in found)).replace("|", "\\|")
+
+
+def _braced(values: Iterable[str]) -> str:
+    names = sorted(values)
+    return names[0] if len(names) == 1 else f"{{{', '.join(names)}}}"
 
 
 def _bare(name: str) -> str:

@@ -51,8 +51,9 @@ def test_a_version_with_faults_is_named_with_each_fault_its_effect_and_the_remed
     assert cluster.condition("Ready")["status"] == "True"
     text = message(cluster)
     assert f"pooler pod shop-pooler-1 runs {FAULTY}" in text
-    for name in ("search-path-mixed", "copy-early-data-wedge", "reload-crash-login", "cached-login-error"):
+    for name in ("search-path-mixed", "startup-parameters-lost", "partial-message-mixed"):
         assert f"{name}: {KNOWN[name].effect}" in text
+    assert "; also copy-early-data-wedge, reload-crash-login, prepared-in-doubt, " in text
     assert "reload-crash-tls" not in text, "the upstream's tls mode is disable"
     assert "set the chart's pooler.image" in text
     assert "accept them in spec.pooler.allowKnownFaults" in text
@@ -103,12 +104,13 @@ def test_the_mode_of_tls_to_the_upstream_counts(mode: str, counts: bool) -> None
 
 
 def test_accepted_faults_make_it_true_and_are_listed_and_others_count_on() -> None:
-    some = ["search-path-mixed", "copy-early-data-wedge", "reload-crash-login"]
+    some = [name for name in KNOWN if name != "cached-login-error"]
     cluster = settled(version=FAULTY, spec={"pooler": {"allowKnownFaults": some}})
     assert shown(cluster) == ("False", "KnownFault")
     assert "cached-login-error" in message(cluster)
     assert "search-path-mixed" not in message(cluster)
-    cluster.edit(pooler={"allowKnownFaults": [*some, "cached-login-error", "CVE-2026-6664"]})
+    assert "also" not in message(cluster)
+    cluster.edit(pooler={"allowKnownFaults": [*KNOWN]})
     cluster.settle()
     assert shown(cluster) == ("True", "FaultsAllowed")
     assert f"{FAULTY}; spec.pooler.allowKnownFaults accepts its faults search-path-mixed, " in message(cluster)

@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 SAFE = Circumstances(180000, "verify-full", frozenset({"extra_float_digits", "options"}))
 WORST = Circumstances(170002, "require", frozenset({"extra_float_digits"}))
 PARSERS = {"CVE-2026-6664", "CVE-2026-6665", "CVE-2026-6666"}
-BEFORE_26 = {"forced-user-scram"}
+BEFORE_26 = {"forced-user-scram", "late-copy-messages"}
 RELOADS = {"reload-crash-login", "reload-crash-tls"}
-EVERY_STOCK = {"reload-crash-login", "cached-login-error"}
+OLDEST = {"reload-crash-login", "cached-login-error", "partial-message-mixed", "lost-server-two-errors"}
+PREPARED = {"prepared-in-doubt", "answers-out-of-order", "refused-statement-kept", "stale-plans"}
+EVERY_STOCK = OLDEST | PREPARED | {"startup-parameters-lost"}
 
 
 @pytest.mark.parametrize(
@@ -64,12 +66,12 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
         (
             "PgBouncer 1.24.1+poolkeeper.0",
             WORST,
-            PARSERS | BEFORE_26 | RELOADS | {"CVE-2026-107350", "CVE-2026-107349", "cached-login-error"},
+            PARSERS | BEFORE_26 | RELOADS | EVERY_STOCK | {"CVE-2026-107350", "CVE-2026-107349"},
         ),
         (
             "PgBouncer 1.24.1",
             WORST,
-            PARSERS | BEFORE_26 | RELOADS | {"CVE-2026-107350", "CVE-2026-107349", "cached-login-error"},
+            PARSERS | BEFORE_26 | RELOADS | EVERY_STOCK | {"CVE-2026-107350", "CVE-2026-107349"},
         ),
         ("PgBouncer 1.24.1", SAFE, PARSERS | BEFORE_26 | {"CVE-2026-107350"} | EVERY_STOCK),
         ("PgBouncer 1.25.1", SAFE, PARSERS | BEFORE_26 | {"CVE-2026-107350"} | EVERY_STOCK),
@@ -84,10 +86,15 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
         (
             "PgBouncer 1.26.1",
             WORST,
-            {"search-path-mixed", "copy-early-data-wedge", "cached-login-error"} | RELOADS,
+            {"search-path-mixed", "copy-early-data-wedge"} | RELOADS | EVERY_STOCK,
         ),
-        ("PgBouncer 1.16.1", SAFE, PARSERS | BEFORE_26 | EVERY_STOCK),
-        ("PgBouncer 1.19.0", WORST, PARSERS | BEFORE_26 | RELOADS | {"CVE-2026-107350", "cached-login-error"}),
+        ("PgBouncer 1.16.1", SAFE, PARSERS | BEFORE_26 | OLDEST),
+        ("PgBouncer 1.19.0", WORST, PARSERS | BEFORE_26 | RELOADS | OLDEST | {"CVE-2026-107350"}),
+        (
+            "PgBouncer 1.20.1",
+            SAFE,
+            PARSERS | BEFORE_26 | OLDEST | {"startup-parameters-lost", "CVE-2026-107350"},
+        ),
         ("PgBouncer 1.26.2", WORST, set()),
         ("PgBouncer 1.27.0", WORST, set()),
     ],
