@@ -8,6 +8,7 @@ from poolkeeper.known_faults import KNOWN
 from tests.datapath.causes import BY_DESIGN, NO_LOGIN, PATTERNS, causes
 from tests.datapath.report import Row, rendered
 from tests.pgbouncer import debian
+from tests.pgbouncer.processes import sanitizer_reports
 
 
 def result(engine: str, server: str, secrets: str = "scram-sha-256", **failed: list[str]) -> Row:
@@ -73,3 +74,18 @@ def test_a_sound_engine_has_an_empty_list() -> None:
 def test_a_server_that_debian_lacks_is_refused_with_those_it_has() -> None:
     with pytest.raises(RuntimeError, match="no suite of Debian has postgresql-16; there are 13, 15, 17, 18"):
         debian.postgresql("16")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "==7==ERROR: AddressSanitizer: heap-use-after-free on address 0x60 at pc 0x55",
+        "==7==ERROR: LeakSanitizer: detected memory leaks",
+        "src/objects.c:120:5: runtime error: index 8 out of bounds for type 'int [8]'",
+    ],
+)
+def test_a_sanitizers_report_is_found_between_the_lines_of_a_log(line: str) -> None:
+    log = f"2026-11-28 22:17:39 UTC [1424] LOG stats: 101 xacts/s\n{line}\n    #0 0x55 in welcome_client\n"
+    [report] = sanitizer_reports(log)
+    assert report.startswith(f"{line}\n    #0")
+    assert sanitizer_reports("2026-11-28 22:17:39 UTC [1424] WARNING a runtime error\n") == []
