@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -223,12 +224,9 @@ def server_version() -> str:
 
 
 def _first_line(image: str, program: str) -> str:
-    shown = subprocess.run(
-        ["chroot", rootfs(image), program, "--version"],
-        env={**processes.ENVIRONMENT, "ASAN_OPTIONS": "detect_leaks=0"},  # these need /proc
-        capture_output=True,
-        check=True,
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        command = processes.inside(image, Path(scratch), program, "--version")
+        shown = subprocess.run(command, env=processes.ENVIRONMENT, capture_output=True, check=True)
     return shown.stdout.decode().splitlines()[0]
 
 

@@ -113,6 +113,14 @@ def copy_fail(reason: str) -> bytes:
 SYNC, FLUSH, COPY_DONE, TERMINATE = message("S"), message("H"), message("c"), message("X")
 
 
+def md5_response(user: str, password: str, salt: bytes) -> bytes:
+    """The answer to AuthenticationMD5Password, of servers that keep MD5 secrets."""
+    secret = hashlib.md5(f"{password}{user}".encode(), usedforsecurity=False).hexdigest()
+    return message(
+        "p", b"md5" + hashlib.md5(secret.encode() + salt, usedforsecurity=False).hexdigest().encode() + b"\0"
+    )
+
+
 class Scram:
     """The client's side of SCRAM-SHA-256, each message as its own step. RFC 5802."""
 
@@ -195,9 +203,10 @@ class Connection:
     def login(self, user: str, password: str, database: str, parameters: Mapping[str, str]) -> None:
         """Raises Refused with the server's error."""
         self.send(startup([("user", user), ("database", database), *parameters.items()]))
-        self.authenticate(Scram(password))
+        self.authenticate(user, password)
 
-    def authenticate(self, scram: Scram) -> None:
+    def authenticate(self, user: str, password: str) -> None:
+        scram = Scram(password)
         while (got := self.receive()) is not None:
             if got.kind == "E":
                 raise Refused(got.fields())
@@ -214,6 +223,8 @@ class Connection:
                     self.send(scram.first())
                 elif step == 11:
                     self.send(scram.final(got.body[4:]))
+                elif step == 5:
+                    self.send(md5_response(user, password, salt=got.body[4:]))
         raise Refused({"M": "the server closed the connection during the login"})
 
     def run(self, statement: str, timeout: float | None = None) -> list[Message]:
