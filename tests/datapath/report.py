@@ -59,9 +59,9 @@ _AREAS = {
     "survival": "known attacks, strange packets, reloads during logins and TLS handshakes",
     "python_clients": "psycopg and asyncpg",
 }
-_RESULTS = """Passed of all tests. The last column counts failures that no known fault of the release
-explains; these were run a second time, alone. Under *cause*, `documented` stands for what PgBouncer's
-manual describes, where Poolkeeper's build does better."""
+_RESULTS = """Passed of all tests. The last column counts failures that no known fault of the release explains;
+these were run a second time, alone. The cause `by design`: PgBouncer is meant to do that, and Poolkeeper's
+build does better."""
 _FAULTS = "security.md#known-faults-of-pgbouncer"
 
 Row = dict[str, Any]
@@ -121,7 +121,7 @@ def rendered(results: list[Row]) -> str:
         "",
         "## Results",
         "",
-        "Passed of all tests. *Unexplained*: failures that no known fault causes.",
+        _RESULTS,
         "",
     ]
     columns = ["PgBouncer", "PostgreSQL", *_AREAS, "unexplained"]
@@ -158,7 +158,7 @@ def _failures(result: Row) -> list[str]:
     never = [found for _, name, found in failed if found == [NO_LOGIN]]
     lines = []
     if never:
-        lines += [f"{len(never)} tests failed, since no client is served: {_linked([NO_LOGIN])}.", ""]
+        lines += [f"{len(never)} tests failed, since no client is served: {_linked([NO_LOGIN])}."]
     groups: dict[tuple[str, str, str], list[str]] = {}
     for area, name, found in failed:
         if found == [NO_LOGIN]:
