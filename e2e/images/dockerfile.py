@@ -62,7 +62,7 @@ class Stage:
 
 
 def parse(text: str, arguments: Mapping[str, str] | None = None) -> list[Stage]:
-    """Parse a Dockerfile into its stages; the last one is the image. `arguments` take the place of ARG's defaults.
+    """Parse a Dockerfile into its stages; the last one is the image. `arguments` replace defaults of ARG.
 
     Raises DockerfileError.
     """
