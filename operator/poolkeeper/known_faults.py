@@ -15,8 +15,6 @@ from poolkeeper.pgbouncer_version import Release, Version
 
 NEWEST_TRIED: Release = (1, 26, 1)
 """The newest release whose faults were looked for."""
-SOUND_BUILD = 1
-"""Poolkeeper's builds have none of these faults from this one on."""
 _FIRST: Release = (0, 0, 0)
 
 
@@ -26,7 +24,8 @@ class Fault:
 
     `servers_below` (PostgreSQL's version number, such as 180000), `server_tls` (values of server_tls_sslmode)
     and `options_parsed` (ignore_startup_parameters has names, without `options`) limit where it shows.
-    `backported`: a distribution may fix it under the same version.
+    `backported`: a distribution may fix it under the same version. Poolkeeper's builds have it up to the one
+    before `mended_in`.
     """
 
     name: str
@@ -37,6 +36,7 @@ class Fault:
     server_tls: tuple[str, ...] | None = None
     options_parsed: bool = False
     backported: bool = False
+    mended_in: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ TABLE = (
         NEWEST_TRIED,
         "clients that set a search_path get answers from another client's schema",
         servers_below=180000,
+    ),
+    Fault(
+        "changed-columns",
+        (1, 21, 0),
+        NEWEST_TRIED,
+        "after a schema change, clients take one column of a prepared statement for another",
+        mended_in=2,
     ),
     Fault(
         "startup-parameters-lost",
@@ -160,6 +167,13 @@ TABLE = (
         "after a schema change, prepared statements fail until the server connection ends",
     ),
     Fault(
+        "waiting-cancel-lost",
+        _FIRST,
+        NEWEST_TRIED,
+        "a cancel of a query that waits for a server connection is lost",
+        mended_in=2,
+    ),
+    Fault(
         "lost-server-two-errors",
         _FIRST,
         NEWEST_TRIED,
@@ -180,12 +194,12 @@ KNOWN: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in TA
 def applying(version: Version, circumstances: Circumstances) -> tuple[Fault, ...]:
     """The faults that a process of this version has there. One that hangs on the server's version counts too
     while that isn't known: see uncertain()."""
-    if version.build >= SOUND_BUILD:
-        return ()
     return tuple(
         fault
         for fault in TABLE
-        if fault.since <= version.release <= fault.until and _exposed(fault, circumstances)
+        if fault.since <= version.release <= fault.until
+        and version.build < fault.mended_in
+        and _exposed(fault, circumstances)
     )
 
 

@@ -37,6 +37,8 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ),
     ("refused-statement-kept", r"-mixed"),
     ("stale-plans", r"test_a_changed_table"),
+    ("changed-columns", r"columns_changed|a_refused_statement_ends"),
+    ("waiting-cancel-lost", r"a_cancel_(ends_what_waits|that_follows)|-mixed"),
     ("lost-server-two-errors", r"whose_server_is_lost"),
     ("cached-login-error", r"clients_wait_while_logins|c14_a_pause|acts\[.*RECONNECT"),
     (BY_DESIGN, r"test_fast_leaks_|accepted_in_every_form.*option --"),

@@ -11,7 +11,7 @@ from poolkeeper.known_faults import KNOWN
 from poolkeeper.world import AppPod, Keeper
 from tests.fast.worlds import OWNER_SECRET, Simulation, new_pod, ready_pod
 
-OURS, STOCK, FAULTY = "PgBouncer 1.24.1+poolkeeper.1", "PgBouncer 1.24.1", "PgBouncer 1.26.1"
+OURS, STOCK, FAULTY = "PgBouncer 1.24.1+poolkeeper.2", "PgBouncer 1.24.1", "PgBouncer 1.26.1"
 CA = {"ca.crt": b"-----BEGIN CERTIFICATE-----\n"}
 
 
@@ -51,7 +51,7 @@ def test_a_version_with_faults_is_named_with_each_fault_its_effect_and_the_remed
     assert cluster.condition("Ready")["status"] == "True"
     text = message(cluster)
     assert f"pooler pod shop-pooler-1 runs {FAULTY}" in text
-    for name in ("search-path-mixed", "startup-parameters-lost", "partial-message-mixed"):
+    for name in ("search-path-mixed", "changed-columns", "startup-parameters-lost"):
         assert f"{name}: {KNOWN[name].effect}" in text
     assert "; also copy-early-data-wedge, reload-crash-login, prepared-in-doubt, " in text
     assert "reload-crash-tls" not in text, "the upstream's tls mode is disable"

@@ -18,8 +18,21 @@ WORST = Circumstances(170002, "require", frozenset({"extra_float_digits"}))
 PARSERS = {"CVE-2026-6664", "CVE-2026-6665", "CVE-2026-6666"}
 BEFORE_26 = {"forced-user-scram", "late-copy-messages"}
 RELOADS = {"reload-crash-login", "reload-crash-tls"}
-OLDEST = {"reload-crash-login", "cached-login-error", "partial-message-mixed", "lost-server-two-errors"}
-PREPARED = {"prepared-in-doubt", "answers-out-of-order", "refused-statement-kept", "stale-plans"}
+SINCE_BUILD_2 = {"changed-columns", "waiting-cancel-lost"}
+OLDEST = {
+    "reload-crash-login",
+    "cached-login-error",
+    "partial-message-mixed",
+    "waiting-cancel-lost",
+    "lost-server-two-errors",
+}
+PREPARED = {
+    "changed-columns",
+    "prepared-in-doubt",
+    "answers-out-of-order",
+    "refused-statement-kept",
+    "stale-plans",
+}
 EVERY_STOCK = OLDEST | PREPARED | {"startup-parameters-lost"}
 
 
@@ -61,8 +74,9 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "circumstances", "names"),
     [
-        ("PgBouncer 1.24.1+poolkeeper.1", WORST, set()),
+        ("PgBouncer 1.24.1+poolkeeper.1", WORST, SINCE_BUILD_2),
         ("PgBouncer 1.24.1+poolkeeper.2", WORST, set()),
+        ("PgBouncer 1.24.1+poolkeeper.3", WORST, set()),
         (
             "PgBouncer 1.24.1+poolkeeper.0",
             WORST,
