@@ -1,6 +1,7 @@
 # Runs one scenario with ruby-pg (libpq): a job in JSON on stdin, a report in JSON on stdout. A connection has a
 # thread of its own; libpq waits outside of Ruby's lock.
-require 'digest'
+require 'digest/md5'
+require 'digest/sha2'
 require 'json'
 require 'pg'
 require_relative 'soak'
