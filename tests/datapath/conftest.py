@@ -17,7 +17,7 @@ from tests.datapath import stack
 from tests.datapath.schema import prepare
 from tests.datapath.stack import Route, Tier
 from tests.pgbouncer import debian, processes, rootfs
-from tests.pgbouncer.processes import Postgres
+from tests.pgbouncer.processes import Postgres, postgres
 from tests.pgbouncer.shop import Shop
 
 STRICT = {"server_reset_query_always": "1"}
@@ -115,7 +115,7 @@ def secrets(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def server(secrets: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with stack.server(tmp_path_factory.mktemp("postgres"), secrets) as made:
+    with postgres(tmp_path_factory.mktemp("postgres"), secrets=secrets) as made:
         yield made
 
 

@@ -200,14 +200,6 @@ def keeper_tier(
         yield Tier(name, made, Console(made.access), **routes)
 
 
-@contextmanager
-def server(directory: Path, secrets: str) -> Iterator[Postgres]:
-    """A PostgreSQL in `directory` whose roles get `secrets` of this kind (password_encryption)."""
-    with processes.postgres(directory) as made:
-        made.change("password_encryption", secrets)
-        yield made
-
-
 def direct_route(server: Postgres, shop: Shop) -> Route:
     target = shop.target
     return Route("direct", server.host, server.port, target.user, target.password, target.database, False)

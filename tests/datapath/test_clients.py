@@ -17,7 +17,7 @@ from poolkeeper.target import Target
 from tests.datapath import stack
 from tests.datapath.clients.programs import PROGRAMS, Address, Program, Report
 from tests.pgbouncer.keeper_process import keeper, keeper_files, resource
-from tests.pgbouncer.processes import Postgres, pooler
+from tests.pgbouncer.processes import Postgres, pooler, postgres
 from tests.pgbouncer.shop import WEB, Shop
 
 pytestmark = pytest.mark.smoke
@@ -68,7 +68,7 @@ def site(secrets: str, settings: dict[str, str], tmp_path_factory: pytest.TempPa
     directory = tmp_path_factory.mktemp("clients")
     for name in ("postgres", "pooler"):
         (directory / name).mkdir()
-    with stack.server(directory / "postgres", secrets) as server:
+    with postgres(directory / "postgres", secrets=secrets) as server:
         password = "a pass'word\\ of: @all/?#% kïnds"
         server.create_role(OWNER, password)
         server.create_database("shop")

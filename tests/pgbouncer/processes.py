@@ -176,14 +176,19 @@ class Postgres:
 
 
 @contextmanager
-def postgres(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Postgres]:
+def postgres(
+    directory: Path, host: str = "127.0.0.1", port: int = 0, secrets: str = "scram-sha-256"
+) -> Iterator[Postgres]:
     """Make a database cluster in `directory` and serve it, at this address of loopback and at ::1."""
-    with serving(initialised(directory, host, port)) as made:
+    with serving(initialised(directory, host, port, secrets)) as made:
         yield made
 
 
-def initialised(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Postgres:
-    """A database cluster in `directory` that nobody serves yet."""
+def initialised(
+    directory: Path, host: str = "127.0.0.1", port: int = 0, secrets: str = "scram-sha-256"
+) -> Postgres:
+    """A database cluster in `directory` that nobody serves yet, with passwords kept and asked for in this
+    way (password_encryption, and the method in pg_hba.conf)."""
     password, port = "superuser's password", port or free_port()
     make_certificates(directory)
     (directory / "pw").write_text(password)
@@ -193,8 +198,7 @@ def initialised(directory: Path, host: str = "127.0.0.1", port: int = 0) -> Post
         (directory / "etc/passwd").write_text(f"postgres:x:{USER}:{USER}::/:/usr/sbin/nologin\n")
     _give(directory)
     initdb = ["initdb", "-D", f"{DIRECTORY}/data", "-U", "postgres", f"--pwfile={DIRECTORY}/pw", "--no-sync"]
-    # This method takes a role's SCRAM secret too, and asks for SCRAM then.
-    initdb += ["--auth=md5", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
+    initdb += [f"--auth={secrets}", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
     subprocess.run(
         inside("postgres", directory, *initdb), env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL
     )
