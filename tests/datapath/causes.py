@@ -20,7 +20,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("search-path-mixed", r"clients::test_answers_.*-copy"),
     (
         "startup-parameters-lost",
-        r"c1_|search_paths|_a_statement_timeout|startup_isolation::test_(a_value|several)",
+        r"c1_|search_paths|_a_statement_timeout|startup_isolation::test_(a_value|several)|the_encoding_of_one",
     ),
     ("partial-message-mixed", r"test_hostile_|disconnects_at_any_byte|truth::.*(copy|on_both)"),
     ("late-copy-messages", r"test_hostile_|copy"),
@@ -30,18 +30,25 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("CVE-2026-6664", r"messages_before_the_login|strange_startup_packet"),
     ("reload-crash-login", r"test_reloads_.*entry disappears"),
     ("reload-crash-tls", r"test_reloads_"),
-    ("prepared-in-doubt", r"truth::.*(pipeline|extended|on_both)|thousands_of_prepared|-mixed"),
+    (
+        "prepared-in-doubt",
+        r"truth::.*(pipeline|extended|on_both|behind_deallocate)|thousands_of_prepared|-mixed",
+    ),
     (
         "answers-out-of-order",
         r"truth::.*(storm|renewed|acts\[others|on_both)|thousands_of_prepared|-mixed|sqlx-.*-copy",
     ),
-    ("refused-statement-kept", r"-mixed"),
+    ("refused-statement-kept", r"-mixed|truth::.*renewed"),
     ("stale-plans", r"test_a_changed_table"),
     ("changed-columns", r"columns_changed|a_refused_statement_ends"),
     ("waiting-cancel-lost", r"a_cancel_(ends_what_waits|that_follows)|-mixed"),
     ("lost-server-two-errors", r"whose_server_is_lost"),
     ("cached-login-error", r"clients_wait_while_logins|c14_a_pause|acts\[.*RECONNECT"),
-    (BY_DESIGN, r"test_fast_leaks_|accepted_in_every_form.*option --"),
+    (
+        BY_DESIGN,
+        r"test_fast_leaks_|prepared_set_config|accepted_in_every_form.*option --|that_the_server_refuses"
+        r"|session_parameters_of_any|c10_",
+    ),
 )
 """Fault, and pattern of `area::test[parameters]`."""
 
