@@ -282,7 +282,7 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
                 user=login.name,
                 password=login.password,
                 sslmode="verify-full",
-                application_name="poolkeeper-probe",
+                application_name="",  # the entry's own, as the connection is its consumer's again afterwards
                 **authority,
             )
     except TimeoutError:
