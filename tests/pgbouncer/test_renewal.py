@@ -143,6 +143,8 @@ async def test_with_it_apps_behind_pooler_and_keeper_go_on_and_nobody_else_notic
             print(f"renewed {len(old)} server connections of a busy pool in {took:.2f} s")
             assert took < 2
             assert not old & {row["id"] for row in await place.show("SERVERS")}
+            # A connection that knows the old columns is told so when it next uses the statement.
+            await asyncio.sleep(0.5)
             failed, done = dict(readers.errors), load.done
             await asyncio.sleep(1)
             assert readers.errors == failed
@@ -172,6 +174,9 @@ async def test_a_connection_in_a_long_transaction_is_renewed_after_it(
             await app.execute("SELECT 2")
         assert await asyncio.wait_for(renewing, 3) == 0
         item("ALTER TABLE public.item ADD COLUMN price int")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match=STALE):
+            await app.execute(QUERY, (1,), prepare=True)
+        await app.rollback()
         await app.execute(QUERY, (1,), prepare=True)
         assert held not in {row["id"] for row in await place.show("SERVERS")}
 
