@@ -12,8 +12,8 @@ from poolkeeper.accounts import Look
 from poolkeeper.budget_order import ClientBound
 from poolkeeper.world import Wedge
 
-STUCK, CLIENTS_WAIT, PROBE = "ServerConnectionStuck", "ClientsWait", "ProbeUnanswered"
-"""Kinds of Wedge, and reasons of the condition, the gravest one last."""
+PROBE, CLIENTS_WAIT, STUCK = KINDS = ("ProbeUnanswered", "ClientsWait", "ServerConnectionStuck")
+"""Kinds of Wedge, and reasons of the condition, the gravest first."""
 
 WAIT_SECONDS = 3.0
 """How long a client waits until it counts as waiting in vain."""
@@ -170,8 +170,7 @@ def report(before: Reports, current: Iterable[Wedge], now: float) -> dict[tuple[
 
 def wedges(reports: Reports) -> tuple[Wedge, ...]:
     """What is reported, the gravest first."""
-    kinds = (PROBE, CLIENTS_WAIT, STUCK)
-    return tuple(reports[key].wedge for key in sorted(reports, key=lambda key: (kinds.index(key[0]), *key[1:])))
+    return tuple(reports[key].wedge for key in sorted(reports, key=lambda key: (KINDS.index(key[0]), *key[1:])))
 
 
 def current(
