@@ -143,6 +143,13 @@ TABLE = (
         server_tls=("require", "verify-ca"),
     ),
     Fault(
+        "reload-loses-rules",
+        _FIRST,
+        NEWEST_TRIED,
+        "a RELOAD while the pod's files are swapped may refuse every login until the next one",
+        mended_in=2,
+    ),
+    Fault(
         "prepared-in-doubt",
         (1, 21, 0),
         NEWEST_TRIED,
@@ -167,10 +174,10 @@ TABLE = (
         "after a schema change, prepared statements fail until the server connection ends",
     ),
     Fault(
-        "waiting-cancel-lost",
+        "cancels-lost",
         _FIRST,
         NEWEST_TRIED,
-        "a cancel of a query that waits for a server connection is lost",
+        "cancels of queries that wait, or run in a pause or a shutdown, are lost",
         mended_in=2,
     ),
     Fault(

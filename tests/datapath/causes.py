@@ -30,6 +30,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("CVE-2026-6664", r"messages_before_the_login|strange_startup_packet"),
     ("reload-crash-login", r"test_reloads_.*entry disappears"),
     ("reload-crash-tls", r"test_reloads_"),
+    ("reload-loses-rules", r"finds_no_rules"),
     (
         "prepared-in-doubt",
         r"truth::.*(pipeline|extended|on_both|behind_deallocate)|thousands_of_prepared|-mixed",
@@ -41,7 +42,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("refused-statement-kept", r"-mixed|truth::.*renewed"),
     ("stale-plans", r"test_a_changed_table"),
     ("changed-columns", r"columns_changed|a_refused_statement_ends"),
-    ("waiting-cancel-lost", r"a_cancel_(ends_what_waits|that_follows)|-mixed"),
+    ("cancels-lost", r"a_cancel_(ends_what|that_follows)|takes_cancels|every_cancel|-mixed"),
     ("lost-server-two-errors", r"whose_server_is_lost"),
     ("cached-login-error", r"clients_wait_while_logins|c14_a_pause|acts\[.*RECONNECT"),
     (

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from poolkeeper import peers
+from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
 from tests.datapath import wire
 from tests.datapath.oracle import attack
 from tests.datapath.sequences import hostile
-from tests.datapath.stack import POOL, Route, Tier, stuck, unusable
-from tests.datapath.wire import COPY_DONE, SYNC, Connection, cancel_request, rows
-from tests.pgbouncer.processes import eventually
+from tests.datapath.stack import POOL, Route, Tier, pooler_tier, stuck, unusable
+from tests.datapath.wire import COPY_DONE, SYNC, Connection, Refused, cancel_request, rows
+from tests.pgbouncer.processes import DIRECTORY, TABLE, Pooler, eventually
+from tests.pgbouncer.shop import Shop
 
 BATCH = 40
 AT_ONCE = 8
@@ -144,6 +149,84 @@ def test_a_cancel_that_follows_at_once_is_in_time(tier: Tier, pooler: Tier) -> N
             cancel(route, client)
             assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
     assert stuck([pooler, tier]) == []
+
+
+@pytest.mark.smoke
+def test_a_cancel_ends_what_a_pause_waits_for(tier: Tier, pooler: Tier) -> None:
+    route = tier.transaction
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with closing(route.connect(timeout=5)) as client:
+                client.send(wire.query("SELECT pg_sleep(20)"))
+                eventually(lambda: not_idle(tier), 5)
+                pause = pool.submit(tier.console.run, f'PAUSE "{route.database}"')
+                time.sleep(0.3)
+                cancel(route, client)
+                answer = client.until_ready()
+                pause.result(5)
+        finally:
+            pause.exception(30)
+            tier.console.run(f'RESUME "{route.database}"')
+    assert [got.fields()["C"] for got in answer if got.kind == "E"] == ["57014"]
+    assert stuck([pooler, tier]) == []
+    assert unusable(route) == ""
+
+
+@pytest.mark.smoke
+def test_a_process_that_waits_for_its_clients_takes_cancels_and_no_clients(
+    shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    with pooler_tier(tmp_path / "pooler", shop, settings) as ending:
+        assert isinstance(ending.process, Pooler)
+        process, route = ending.process.process, ending.transaction
+        assert process is not None
+        with closing(route.connect(timeout=5)) as client:
+            client.send(wire.query("SELECT pg_sleep(20)"))
+            eventually(lambda: not_idle(ending), 5)
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: "waiting for all clients" in ending.process.log(), 5)
+            with pytest.raises((OSError, Refused)):
+                route.connect(timeout=5)
+            cancel(route, client)
+            assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
+            assert rows(client.run("SELECT 'still served'")) == [("still served",)]
+        assert process.wait(5) == 0
+
+
+@pytest.mark.smoke
+def test_every_cancel_that_comes_to_a_peer_is_passed_on(
+    shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """A Service leads cancels anywhere, and several at once when an app gives up."""
+    with (
+        pooler_tier(tmp_path / "one", shop, settings) as one,
+        pooler_tier(tmp_path / "other", shop, settings) as other,
+        ExitStack() as opened,
+    ):
+        tiers = {1: one, 2: other}
+        places = [f"{peer} = host=127.0.0.1 port={tier.transaction.port}\n" for peer, tier in tiers.items()]
+        for peer, tier in tiers.items():
+            assert isinstance(tier.process, Pooler)
+            (tier.process.directory / POD_FILE).write_text(peers.lines(peer, f"{DIRECTORY}/{TABLE}"))
+            with (tier.process.directory / INI).open("a") as ini:
+                ini.writelines(places)
+            tier.console.run("RELOAD")
+        clients = [opened.enter_context(closing(one.transaction.connect(timeout=5))) for _ in range(POOL)]
+        for client in clients:
+            client.send(wire.query("SELECT pg_sleep(20)"))
+        eventually(lambda: len(not_idle(one)) == POOL, 5)
+        requests = [
+            opened.enter_context(Connection(other.transaction.host, other.transaction.port)) for _ in clients
+        ]
+        for client, request in zip(clients, requests, strict=True):
+            request.send(cancel_request(client.key))
+        for client in clients:
+            assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
+
+
+def not_idle(tier: Tier) -> list[dict[str, str]]:
+    """Server connections at work."""
+    return [row for row in tier.console.servers() if row["state"] == "active"]
 
 
 def cancel(route: Route, client: Connection) -> None:

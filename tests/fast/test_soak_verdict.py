@@ -35,10 +35,23 @@ def test_the_same_connections_second_stale_plan_of_a_change_is_counted_apart() -
     assert (verdict.explained, verdict.repeated, verdict.unexplained) == (3, 1, 0)
 
 
-def test_a_stale_plan_long_after_the_change_or_before_any_is_not() -> None:
+def test_a_connections_first_stale_plan_is_explained_whenever_the_statement_is_used_next() -> None:
     late = CHANGED[0].committed + RECOVERY_SECONDS + 0.1
-    verdict = judged(failed((1005.0, STALE), (late, STALE)))
-    assert (verdict.explained, verdict.unexplained) == (0, 2)
+    asyncpg = "cached statement plan is invalid due to a database schema or configuration change"
+    verdict = judged(failed((late, STALE)), failed((late, asyncpg)))
+    assert (verdict.explained, verdict.repeated, verdict.unexplained) == (2, 0, 0)
+
+
+def test_a_later_one_and_one_before_any_change_are_not() -> None:
+    late = CHANGED[0].committed + RECOVERY_SECONDS + 0.1
+    verdict = judged(failed((1005.0, STALE), (1011.0, STALE), (late, STALE)))
+    assert (verdict.explained, verdict.unexplained) == (1, 2)
+
+
+def test_a_library_that_never_prepares_a_statement_again_fails_with_it_for_good() -> None:
+    late = CHANGED[0].committed + RECOVERY_SECONDS + 0.1
+    verdict = judge({"sqlx": report(failed((1011.0, STALE), (late, STALE)))}, CHANGED, BEGAN)
+    assert (verdict.explained, verdict.repeated, verdict.unexplained) == (2, 1, 0)
 
 
 def test_nothing_else_is_explained_and_alike_findings_are_told_together() -> None:

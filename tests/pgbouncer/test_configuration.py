@@ -253,6 +253,24 @@ async def test_the_files_of_the_generation_before_stay_so_that_a_reload_meanwhil
     assert outcome.reachable
 
 
+async def test_a_reload_that_misses_the_rules_keeps_those_in_force_and_says_so(
+    running_pooler: Pooler, shop: Shop
+) -> None:
+    """As when kubelet brings two generations at once between these moments: the rules of the ini are gone."""
+    before = running_pooler.stored()
+    after = running_pooler.write(shop.configuration(parameters={"stats_period": "14"}))
+    (running_pooler.directory / INI).write_text(before[INI])
+    async with console.connect(shop.console(running_pooler), 3) as opened:
+        rules = (await opened.settings())["auth_hba_file"]
+        with pytest.raises(console.ConsoleError, match="RELOAD failed"):
+            await opened.reload()
+        assert (await opened.settings())["auth_hba_file"] == rules
+    outcome = await trial_login(running_pooler.host, running_pooler.port, shop.login(WEB), shop.entry(WEB), 5)
+    assert outcome.reachable
+    (running_pooler.directory / INI).write_text(after.files[INI])
+    assert await running_pooler.apply(after, shop.console(running_pooler)) is None
+
+
 async def test_a_frozen_pooler_costs_no_more_than_the_time_limit(running_pooler: Pooler, shop: Shop) -> None:
     assert running_pooler.process is not None
     configuration = running_pooler.localised(shop.configuration())

@@ -33,5 +33,5 @@ def operator(site: Site, lane: Lane) -> Iterator[Operator]:
     """It runs already, and may not say that anything surprised it."""
     running = site.operator(lane.namespaces).start()
     yield running
-    running.restart_if_lease_lost()
+    running.keep_running()
     assert "Traceback" not in running.said(), running.said()[-5000:]

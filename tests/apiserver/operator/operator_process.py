@@ -111,12 +111,23 @@ class Operator:
             return self._nursery.code(self._pid) is None
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def lost_lease(self) -> bool:
+        """It has ended since it could not renew its Lease, as it does where nobody answers for seconds."""
+        return bool(self._pid) and not self.running and "could not be renewed" in self.said()[-300:]
+
     def restart_if_lease_lost(self) -> None:
-        """What kubelet does: on a machine too busy to answer for seconds the operator ends by design."""
-        if self._pid and not self.running:
-            said = self.said()
-            assert "could not be renewed" in said[-300:], f"the operator ended: {said[-3000:]}"
+        """What kubelet does."""
+        if self.lost_lease:
             self.start()
+
+    def keep_running(self) -> None:
+        """Restart it where it lost its Lease; any other end is a fault of the operator's."""
+        self.restart_if_lease_lost()
+        assert self.running, f"the operator ended: {self.said()[-3000:]}"
+
+    def watches(self, namespace: str) -> bool:
+        return namespace in self._environment["POOLKEEPER_WATCH_NAMESPACES"].split(",")
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

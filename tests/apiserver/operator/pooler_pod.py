@@ -176,7 +176,7 @@ class Network:
     @contextmanager
     def postgres(cls, directory: Path) -> Iterator[Postgres]:
         """A PostgreSQL server there."""
-        _ip("address", "add", f"{cls.SERVER}/32", "dev", "lo")
+        _ip("address", "replace", f"{cls.SERVER}/32", "dev", "lo")
         try:
             made = initialised(directory, cls.SERVER)
             with (directory / "data/pg_hba.conf").open("a") as rules:

@@ -44,6 +44,8 @@ _GROUPS = {
 CHILD_KINDS = (
     "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "Secret", "Service",
 )  # fmt: skip
+PATIENCE_SECONDS = 30.0
+"""For what takes a second, on a machine whose processors are busy with something else."""
 _numbers = itertools.count(1)
 
 
@@ -140,6 +142,12 @@ class Site:
             if entry["user"]["username"] == USER and entry["objectRef"]["resource"] != "leases"
         ]
 
+    def restart_where_lease_lost(self, namespace: str) -> None:
+        """What kubelet does, for the operators that watch the namespace."""
+        for one in self._operators:
+            if one.watches(namespace):
+                one.restart_if_lease_lost()
+
     def stop_operators(self) -> None:
         for one in self._operators:
             one.close()
@@ -205,6 +213,7 @@ class Lane:
         self.api.delete(path("PooledDatabase", self.data, name))
 
     def resource(self, name: str = "shop") -> Object:
+        self.site.restart_where_lease_lost(self.data)
         return self.api.get(path("PooledDatabase", self.data, name))
 
     def condition(self, kind: str, name: str = "shop") -> Object:
@@ -213,7 +222,9 @@ class Lane:
             (item for item in conditions if item["type"] == kind), {"status": "", "reason": "", "message": ""}
         )
 
-    def expect(self, kind: str, status: str, reason: str, *, name: str = "shop", seconds: float = 10) -> str:
+    def expect(
+        self, kind: str, status: str, reason: str, *, name: str = "shop", seconds: float = PATIENCE_SECONDS
+    ) -> str:
         """Wait until a condition of the current generation says so; its message."""
 
         def check() -> str:
@@ -225,7 +236,7 @@ class Lane:
 
         return eventually(check, seconds)
 
-    def synced(self, count: int = 2, *, name: str = "shop", seconds: float = 10) -> None:
+    def synced(self, count: int = 2, *, name: str = "shop", seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until every consumer has its Secrets and the status of this generation says so."""
 
         def check() -> None:
@@ -237,10 +248,12 @@ class Lane:
     # Reading
 
     def get(self, kind: str, name: str, namespace: str = "") -> Object:
+        self.site.restart_where_lease_lost(self.data)
         return self.api.get(path(kind, namespace or self.data, name))
 
     def secret(self, namespace: str, name: str) -> dict[str, str] | None:
         """A Secret's values, None if it does not exist."""
+        self.site.restart_where_lease_lost(self.data)
         try:
             return decoded(self.api.get(path("Secret", namespace, name)))
         except Refused as refusal:

@@ -47,5 +47,5 @@ def test_crd_deleted_first_leaves_no_stuck_finalizer_and_nothing_behind(own_site
             assert own_site.api.get(path(kind, namespace))["items"] == []
     own_site.install_crd()
     lane.apply()
-    lane.synced(2, seconds=20)
+    lane.synced(2, seconds=60)
     assert operator.running, operator.said()[-3000:]

@@ -11,7 +11,7 @@ import pytest
 from poolkeeper.consent import Consumer
 from tests.apiserver.operator.api_proxy import Answer, Call
 from tests.apiserver.operator.operator_process import Operator
-from tests.apiserver.operator.site import Lane, Object, Site, eventually, path
+from tests.apiserver.operator.site import PATIENCE_SECONDS, Lane, Object, Site, eventually, path
 from tests.apiserver.operator.snapshot import snapshot
 
 CONFLICT = Answer(
@@ -40,7 +40,7 @@ def both(lane: Lane) -> tuple[Consumer, ...]:
     return Consumer(lane.web, "database"), Consumer(lane.backend, "shop-db")
 
 
-def converged(lane: Lane, *consumers: Consumer, seconds: float = 30) -> None:
+def converged(lane: Lane, *consumers: Consumer, seconds: float = PATIENCE_SECONDS) -> None:
     def check() -> None:
         lane.synced(len(consumers), seconds=0)
         lane.expect("UpstreamReachable", "True", "Reachable", seconds=0)
@@ -81,14 +81,14 @@ def test_409_storms_converge_and_end_in_silence(lane: Lane, operator: Operator) 
         operator.gate.fault = lambda call: None
 
     in_a_storm(lane.apply)
-    converged(lane, *both(lane), seconds=15)
+    converged(lane, *both(lane))
     parameters = {"parameters": {"query_wait_timeout": 21}}
     in_a_storm(lambda: lane.apply(pooler=parameters, consumers=[{"namespace": lane.web}]))
-    eventually(lambda: "query_wait_timeout = 21" in ini(lane), 15)
-    converged(lane, Consumer(lane.web, "database"), seconds=15)
+    eventually(lambda: "query_wait_timeout = 21" in ini(lane), PATIENCE_SECONDS)
+    converged(lane, Consumer(lane.web, "database"))
     quiet(lane)
     in_a_storm(lane.delete)
-    eventually(lambda: [obj["kind"] for obj in lane.objects()] == ["Secret"], 15)
+    eventually(lambda: [obj["kind"] for obj in lane.objects()] == ["Secret"], PATIENCE_SECONDS)
     assert next(numbers) > 10
 
 
@@ -104,7 +104,7 @@ def test_429_with_retry_after_is_honoured(settled: Lane, operator: Operator) -> 
 
     operator.gate.fault = writes_only(once)
     settled.apply(pooler={"replicas": 4})
-    eventually(lambda: settled.get("Deployment", "shop-pooler")["spec"]["replicas"] == 4, 15)
+    eventually(lambda: settled.get("Deployment", "shop-pooler")["spec"]["replicas"] == 4, PATIENCE_SECONDS)
     converged(settled, *both(settled))
     after = [at - refused[0] for at, call in operator.gate.calls if call.is_write and at > refused[0] + 0.01]
     assert min(after) >= RETRY_AFTER_SECONDS * 0.95, after

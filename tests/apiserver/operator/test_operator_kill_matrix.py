@@ -26,6 +26,7 @@ QUIET_SECONDS = 30.0
 AT_ONCE = 6
 SETTLE_SECONDS = 40.0
 """Generous: six operators start at once on two cores."""
+ATTEMPTS = 3
 STARTED = time.monotonic()
 POD = "shop-pooler-pod"
 
@@ -133,9 +134,18 @@ class Cell:
 
 
 def run(site: Site, cell: Cell, reference: Snapshot | None) -> None:
+    """One cell; anew in another lane where a machine too busy to answer ended the operator before the kill."""
+    for _ in range(ATTEMPTS):
+        cell.trouble = ""
+        lane = Lane(site, "kill")
+        operator = site.operator(lane.namespaces)
+        _attempt(lane, operator, cell, reference)
+        if not cell.trouble or "could not be renewed" not in operator.said():
+            return
+
+
+def _attempt(lane: Lane, operator: Operator, cell: Cell, reference: Snapshot | None) -> None:
     """One cell, up to its settled end; its quiet window goes on in a thread of its own."""
-    lane = Lane(site, "kill")
-    operator = site.operator(lane.namespaces)
     scenario = cell.scenario
     operator.start()
     try:
@@ -167,7 +177,7 @@ def run(site: Site, cell: Cell, reference: Snapshot | None) -> None:
 
 
 def _settled(lane: Lane, cell: Cell, operator: Operator, reference: Snapshot | None) -> Snapshot:
-    operator.restart_if_lease_lost()
+    operator.keep_running()
     cell.scenario.settled(lane)
     found = snapshot(lane, cell.scenario.consumers(lane))
     if reference is not None:
@@ -180,7 +190,7 @@ def _stay_quiet(cell: Cell, lane: Lane, operator: Operator) -> None:
     before = len(lane.writes())
     time.sleep(QUIET_SECONDS)
     try:
-        operator.restart_if_lease_lost()
+        operator.keep_running()
         late = lane.writes()[before:]
         assert not late, f"settled, and then wrote {late}"
         after = snapshot(lane, cell.scenario.consumers(lane))
