@@ -19,7 +19,7 @@ from tests.datapath.clients.programs import Report
 STALE = "cached plan must not change result type"
 _STALE = (STALE, "cached statement plan is invalid due to a database schema or configuration change")
 """PostgreSQL's words, and asyncpg's."""
-NEVER_AGAIN = frozenset({"sqlx"})
+NEVER_AGAIN = frozenset({"sqlx", "node-postgres"})
 """Programs of libraries that don't prepare a statement again: it fails for good, with PostgreSQL itself too."""
 RECOVERY_SECONDS = 5.0
 _EARLY_SECONDS = 1.0

@@ -108,7 +108,7 @@ class Keepers:
         try:
             while loop.time() < departure.end:
                 try:
-                    # Held to the end: a process that is shutting down listens no more.
+                    # Held to the end: a process that is shutting down lets nobody in any more.
                     async with console.connect(departure.access, CONSOLE_SECONDS) as pod:
                         await _sleep_until(departure.begun + ENDPOINTS_SECONDS)
                         empty = await self._empty(pod, departure, keepers, attempts)

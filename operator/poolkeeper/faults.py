@@ -40,7 +40,7 @@ _PATTERNS = (
     ),
     (DNS_FAILED, r"failed to resolve host|could not translate host name|'idna' codec|DNS lookup failed"),
     (TIMEOUT, r"timeout expired|timed out|login_timeout|Connection timed out"),
-    (CONNECTION_REFUSED, r"Connection refused"),
+    (CONNECTION_REFUSED, r"Connection refused|the pooler is shutting down"),
 )
 _COMPILED = tuple((reason, re.compile(pattern)) for reason, pattern in _PATTERNS)
 

@@ -181,6 +181,13 @@ TABLE = (
         mended_in=2,
     ),
     Fault(
+        "flush-holds-server",
+        _FIRST,
+        NEWEST_TRIED,
+        "a Flush behind a Sync holds a server connection while its client is idle",
+        mended_in=2,
+    ),
+    Fault(
         "lost-server-two-errors",
         _FIRST,
         NEWEST_TRIED,

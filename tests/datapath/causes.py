@@ -43,6 +43,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("stale-plans", r"test_a_changed_table"),
     ("changed-columns", r"columns_changed|a_refused_statement_ends"),
     ("cancels-lost", r"a_cancel_(ends_what|that_follows)|takes_cancels|every_cancel|-mixed"),
+    ("flush-holds-server", r"a_flush_of_nothing"),
     ("lost-server-two-errors", r"whose_server_is_lost"),
     ("cached-login-error", r"clients_wait_while_logins|c14_a_pause|acts\[.*RECONNECT"),
     (

@@ -152,6 +152,15 @@ def test_a_cancel_that_follows_at_once_is_in_time(tier: Tier, pooler: Tier) -> N
 
 
 @pytest.mark.smoke
+def test_a_flush_of_nothing_holds_no_server_connection(tier: Tier, pooler: Tier) -> None:
+    with closing(tier.transaction.connect(timeout=5)) as client:
+        client.run("SELECT 1")
+        client.send(wire.FLUSH)
+        assert stuck([pooler, tier]) == []
+        assert rows(client.run("SELECT 'served'")) == [("served",)]
+
+
+@pytest.mark.smoke
 def test_a_cancel_ends_what_a_pause_waits_for(tier: Tier, pooler: Tier) -> None:
     route = tier.transaction
     with ThreadPoolExecutor(1) as pool:
@@ -185,12 +194,14 @@ def test_a_process_that_waits_for_its_clients_takes_cancels_and_no_clients(
             eventually(lambda: not_idle(ending), 5)
             process.send_signal(signal.SIGTERM)
             eventually(lambda: "waiting for all clients" in ending.process.log(), 5)
-            with pytest.raises((OSError, Refused)):
+            with pytest.raises(Refused, match="57P03"):
                 route.connect(timeout=5)
             cancel(route, client)
             assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
             assert rows(client.run("SELECT 'still served'")) == [("still served",)]
-        assert process.wait(5) == 0
+            with Connection(route.host, route.port):
+                client.socket.close()
+                assert process.wait(5) == 0, "somebody who says nothing holds it up"
 
 
 @pytest.mark.smoke
@@ -284,6 +295,25 @@ def test_a_parameter_that_the_server_refuses_ends_its_client_alone_however_long_
             assert error.fields()["M"].startswith("invalid value for parameter")
     assert stuck([pooler, tier]) == []
     assert unusable(route) == ""
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("padding", ["", "x" * 3000, "x" * 9000])
+def test_session_parameters_of_any_moment_go_with_their_connection(padding: str, pooler: Tier) -> None:
+    """A keeper may send them while the pooler takes its connection for one in use."""
+    route = pooler.transaction
+    sent = "/* pgbouncer session parameters */" + "".join(
+        f"SELECT pg_catalog.set_config(E'{name}',E'{value}',false);"
+        for name, value in {"search_path": "t1", "application_name": padding}.items()
+    )
+    with closing(route.connect(timeout=5)) as client, closing(route.connect()) as another:
+        client.run("BEGIN")
+        client.run(sent)
+        client.run("COMMIT")
+        another.run("BEGIN")  # the server connection that was free last
+        assert rows(client.run("SHOW search_path")) == [("t1",)]
+        another.run("ROLLBACK")
+        assert rows(another.run("SHOW search_path")) != [("t1",)]
 
 
 @pytest.mark.parametrize("size", [17_000, 20_000_000])

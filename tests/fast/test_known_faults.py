@@ -18,13 +18,14 @@ WORST = Circumstances(170002, "require", frozenset({"extra_float_digits"}))
 PARSERS = {"CVE-2026-6664", "CVE-2026-6665", "CVE-2026-6666"}
 BEFORE_26 = {"forced-user-scram", "late-copy-messages"}
 RELOADS = {"reload-crash-login", "reload-crash-tls"}
-SINCE_BUILD_2 = {"changed-columns", "reload-loses-rules", "cancels-lost"}
+SINCE_BUILD_2 = {"changed-columns", "reload-loses-rules", "cancels-lost", "flush-holds-server"}
 OLDEST = {
     "reload-crash-login",
     "cached-login-error",
     "partial-message-mixed",
     "reload-loses-rules",
     "cancels-lost",
+    "flush-holds-server",
     "lost-server-two-errors",
 }
 PREPARED = {

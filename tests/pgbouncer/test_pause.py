@@ -324,7 +324,7 @@ async def test_an_entry_that_a_reload_brings_is_paused_too(fleet: Fleet) -> None
 
 
 async def test_who_waits_at_a_pooler_that_is_told_to_end_is_served_after_all(fleet: Fleet) -> None:
-    """It listens no more then, and a RESUME of everything is refused."""
+    """It lets nobody in any more then, and a RESUME of everything is refused."""
     going = fleet.poolers[0]
     await fleet.operator.pause()
     client = await connected(fleet.shop.connection(going, WEB))
