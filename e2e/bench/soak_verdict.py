@@ -17,7 +17,7 @@ from typing import Any
 from tests.datapath.clients.programs import Report
 
 STALE = "cached plan must not change result type"
-_STALE = (STALE, "cached statement plan is invalid due to a database schema or configuration change")
+_STALE_PLAN = (STALE, "cached statement plan is invalid due to a database schema or configuration change")
 """PostgreSQL's words, and asyncpg's."""
 NEVER_AGAIN = frozenset({"sqlx", "node-postgres"})
 """Programs of libraries that don't prepare a statement again: it fails for good, with PostgreSQL itself too."""
@@ -76,16 +76,16 @@ def _judge_connection(
     for at, text in seen.get("wrong", ()):
         verdict.add(at - began, name, f"wrong answer: {text}")
     for at, text in seen.get("failed", ()):
-        change = _cause(at, changed) if any(words in text for words in _STALE) else None
-        if change is None or not (
-            at - change.committed <= RECOVERY_SECONDS
-            or not stale[change.committed]
+        change = _cause(at, changed) if any(words in text for words in _STALE_PLAN) else None
+        if change is not None and (
+            not stale[change.committed]
+            or at - change.committed <= RECOVERY_SECONDS
             or name.split()[0] in NEVER_AGAIN
         ):
+            stale[change.committed] += 1
+        else:
             verdict.unexplained += 1
             verdict.add(at - began, name, text)
-        else:
-            stale[change.committed] += 1
     verdict.explained += stale.total()
     verdict.repeated += sum(count - 1 for count in stale.values())
 

@@ -18,7 +18,7 @@ from tests.datapath import wire
 from tests.datapath.oracle import attack
 from tests.datapath.sequences import hostile
 from tests.datapath.stack import POOL, Route, Tier, pooler_tier, stuck, unusable
-from tests.datapath.wire import COPY_DONE, SYNC, Connection, Refused, cancel_request, rows
+from tests.datapath.wire import COPY_DONE, SYNC, Connection, Refused, cancel_request, error_codes, rows
 from tests.pgbouncer.processes import DIRECTORY, TABLE, Pooler, eventually
 from tests.pgbouncer.shop import Shop
 
@@ -84,7 +84,7 @@ def test_a_cancel_ends_its_own_query_and_no_other(delay: float, tier: Tier, pool
                         another.socket.settimeout(5)
                         another.socket.recv(1)  # closed once the request has been passed on
                 answer = connection.until_ready(timeout=15)
-                seen += [got.fields()["C"] for got in answer if got.kind == "E"]
+                seen += error_codes(answer)
                 assert not answer or answer[-1].kind == "Z"
                 if not answer or answer[-1].kind != "Z":
                     break
@@ -127,7 +127,7 @@ def test_a_cancel_ends_what_waits_for_a_server_connection(name: str, tier: Tier,
             cancel(route, client)
             answer = client.until_ready()
             assert "".join(got.kind for got in answer) == at_once
-            assert [got.fields()["C"] for got in answer if got.kind == "E"] == ["57014"] * at_once.count("E")
+            assert error_codes(answer) == ["57014"] * at_once.count("E")
             for holder in holders:
                 holder.run("ROLLBACK")
             assert "".join(got.kind for got in (client.until_ready() if later else ())) == later
@@ -147,7 +147,7 @@ def test_a_cancel_that_follows_at_once_is_in_time(tier: Tier, pooler: Tier) -> N
             client = clients[number % len(clients)]
             client.send(wire.query("SELECT pg_sleep(20)"))
             cancel(route, client)
-            assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
+            assert error_codes(client.until_ready()) == ["57014"]
     assert stuck([pooler, tier]) == []
 
 
@@ -176,7 +176,7 @@ def test_a_cancel_ends_what_a_pause_waits_for(tier: Tier, pooler: Tier) -> None:
         finally:
             pause.exception(30)
             tier.console.run(f'RESUME "{route.database}"')
-    assert [got.fields()["C"] for got in answer if got.kind == "E"] == ["57014"]
+    assert error_codes(answer) == ["57014"]
     assert stuck([pooler, tier]) == []
     assert unusable(route) == ""
 
@@ -197,7 +197,7 @@ def test_a_process_that_waits_for_its_clients_takes_cancels_and_no_clients(
             with pytest.raises(Refused, match="57P03"):
                 route.connect(timeout=5)
             cancel(route, client)
-            assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
+            assert error_codes(client.until_ready()) == ["57014"]
             assert rows(client.run("SELECT 'still served'")) == [("still served",)]
             with Connection(route.host, route.port):
                 client.socket.close()
@@ -232,7 +232,7 @@ def test_every_cancel_that_comes_to_a_peer_is_passed_on(
         for client, request in zip(clients, requests, strict=True):
             request.send(cancel_request(client.key))
         for client in clients:
-            assert [got.fields()["C"] for got in client.until_ready() if got.kind == "E"] == ["57014"]
+            assert error_codes(client.until_ready()) == ["57014"]
 
 
 def not_idle(tier: Tier) -> list[dict[str, str]]:
@@ -297,15 +297,18 @@ def test_a_parameter_that_the_server_refuses_ends_its_client_alone_however_long_
     assert unusable(route) == ""
 
 
+def session_parameters(**values: str) -> str:
+    """What a keeper sends its pooler when another client gets the connection."""
+    settings = (f"SELECT pg_catalog.set_config(E'{name}',E'{value}',false);" for name, value in values.items())
+    return "/* pgbouncer session parameters */" + "".join(settings)
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize("padding", ["", "x" * 3000, "x" * 9000])
 def test_session_parameters_of_any_moment_go_with_their_connection(padding: str, pooler: Tier) -> None:
     """A keeper may send them while the pooler takes its connection for one in use."""
     route = pooler.transaction
-    sent = "/* pgbouncer session parameters */" + "".join(
-        f"SELECT pg_catalog.set_config(E'{name}',E'{value}',false);"
-        for name, value in {"search_path": "t1", "application_name": padding}.items()
-    )
+    sent = session_parameters(search_path="t1", application_name=padding)
     with closing(route.connect(timeout=5)) as client, closing(route.connect()) as another:
         client.run("BEGIN")
         client.run(sent)
@@ -322,14 +325,13 @@ def test_session_parameters_of_any_length_cost_no_other_client_its_server_connec
 ) -> None:
     """Such a query is a pooler's; a client that makes one up gains nothing."""
     route = pooler.transaction
-    value = "x" * size
-    forged = "/* pgbouncer session parameters */SELECT pg_catalog.set_config(E'TimeZone',E'%s',false);"
+    forged = session_parameters(TimeZone="x" * size)
     with closing(route.connect()) as another:
         [(backend,)] = rows(another.run("SELECT pg_backend_pid()"))
         for _ in range(3):
             with closing(route.connect(timeout=5)) as client:
                 with suppress(OSError):
-                    client.send(wire.query(forged % value))
+                    client.send(wire.query(forged))
                 with suppress(OSError):
                     assert [got.kind for got in client.until_ready()] == ["E"]
             assert rows(another.run("SELECT pg_backend_pid()")) == [(backend,)]

@@ -209,7 +209,7 @@ def replace_servers(tier: Tier) -> None:
 
 
 def refused(answer: list[Message]) -> bool:
-    codes = [one.fields()["C"] for one in answer if one.kind == "E"]
+    codes = wire.error_codes(answer)
     assert codes in ([], ["0A000"])
     return bool(codes)
 

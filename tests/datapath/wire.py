@@ -241,6 +241,11 @@ class Connection:
             self.socket.close()
 
 
+def error_codes(messages: Iterable[Message]) -> list[str]:
+    """The SQLSTATEs of the errors among them."""
+    return [got.fields()["C"] for got in messages if got.kind == "E"]
+
+
 def rows(messages: Iterable[Message]) -> list[tuple[str | None, ...]]:
     """The rows in an answer, as text. Raises RuntimeError for an error in it."""
     found = []
