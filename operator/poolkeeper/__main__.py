@@ -10,11 +10,13 @@ import sys
 
 import kopf
 
-from poolkeeper import handlers, resync, settings, watches, webhook
-from poolkeeper.cluster import connect
+from poolkeeper import handlers, names, resync, settings, watches, webhook
+from poolkeeper.cluster import Cluster, ClusterError, Conflict, connect
 from poolkeeper.leader import Election, LostLease
 from poolkeeper.reconcile import Reconciler
 from poolkeeper.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ async def _run(own: settings.Settings) -> None:
     tasks = [
         asyncio.create_task(_signalled(watching)),
         *([asyncio.create_task(webhook.serve(admission, own, own.webhook))] if own.webhook else []),
-        asyncio.create_task(_watch(store, reconciler, own, watching)),
+        asyncio.create_task(_watch(cluster, store, reconciler, own, watching)),
         asyncio.create_task(watches.watch(cluster, store, reconciler.queue, own)),
         asyncio.create_task(election.lead(lambda: resync.work(cluster, store, reconciler, own))),
     ]
@@ -70,7 +72,10 @@ async def _signalled(watching: asyncio.Event) -> None:
     await stop.wait()
 
 
-async def _watch(store: Store, reconciler: Reconciler, own: settings.Settings, watching: asyncio.Event) -> None:
+async def _watch(
+    cluster: Cluster, store: Store, reconciler: Reconciler, own: settings.Settings, watching: asyncio.Event
+) -> None:
+    await _installed(cluster, own)
     await kopf.operator(
         registry=handlers.registry(store, reconciler, own),
         settings=handlers.watch_settings(own),
@@ -80,6 +85,23 @@ async def _watch(store: Store, reconciler: Reconciler, own: settings.Settings, w
         ready_flag=watching,
         liveness_endpoint=f"http://0.0.0.0:{own.health_port}/healthz",
     )
+
+
+async def _installed(cluster: Cluster, own: settings.Settings) -> None:
+    """Wait for the CRD: kopf never looks again for a kind that it doesn't find at its start."""
+    while True:
+        try:
+            await cluster.version(names.KIND, next(iter(own.watch_namespaces), None))
+        except Conflict:
+            log.warning(
+                "PooledDatabases are unknown to the API server: install the CRD, with the chart's "
+                "crds.enabled=true or by kubectl apply --server-side -f crds/pooleddatabases.yaml"
+            )
+            await asyncio.sleep(handlers.RETRY_SECONDS)
+        except ClusterError:
+            return  # kopf tries again by itself
+        else:
+            return
 
 
 if __name__ == "__main__":

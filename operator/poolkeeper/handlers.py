@@ -6,8 +6,10 @@ resync lists everything before the first run and ever again, and events only mak
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import aiohttp
 import kopf
 
 from poolkeeper import names
@@ -18,6 +20,7 @@ from poolkeeper.store import Store
 
 STUCK_SECONDS = 120.0
 """A single run that takes longer than all its timeouts together means that the process hangs."""
+RETRY_SECONDS = 1.0
 
 
 def registry(store: Store, reconciler: Reconciler, settings: Settings) -> kopf.OperatorRegistry:
@@ -35,10 +38,9 @@ def registry(store: Store, reconciler: Reconciler, settings: Settings) -> kopf.O
         kopf.on.event(*_selector(kind), registry=handlers)(observe)
 
     @kopf.on.login(registry=handlers)
-    def log_in(**context: Any) -> kopf.ConnectionInfo | None:
-        if in_cluster():
-            return kopf.login_with_service_account(**context)
-        return kopf.login_with_kubeconfig(**context)
+    async def log_in(**context: Any) -> kopf.AiohttpSession | None:
+        found = (kopf.login_with_service_account if in_cluster() else kopf.login_with_kubeconfig)(**context)
+        return None if found is None else _session(found)
 
     @kopf.on.probe(registry=handlers, id="queue")
     def queue_moves(**_: Any) -> str:
@@ -60,10 +62,36 @@ def watch_settings(settings: Settings) -> kopf.OperatorSettings:
     tuned.watching.chunk_size = 500
     tuned.networking.request_timeout = 30
     tuned.networking.enforce_retry_after = True
+    tuned.networking.error_backoffs = itertools.repeat(RETRY_SECONDS)  # a watch that gives up ends the process
     tuned.queueing.idle_timeout = 0.05  # seconds that a finished task keeps its object in memory
     tuned.persistence.diffbase_storage = _NoDiffBase()
     tuned.persistence.progress_storage = _NoProgress()
     return tuned
+
+
+def _session(found: kopf.ConnectionInfo) -> kopf.AiohttpSession:
+    """What kopf makes of these credentials by itself, with a middleware."""
+    connector = aiohttp.TCPConnector(limit=0, ssl=found.as_ssl_context())
+    session = aiohttp.ClientSession(
+        connector=connector,
+        headers=found.as_http_headers(),
+        proxy=found.proxy_url,
+        middlewares=(_try_again_if_not_found,),
+    )
+    return kopf.AiohttpSession(
+        server=found.server, default_namespace=found.default_namespace, aiohttp_session=session
+    )
+
+
+async def _try_again_if_not_found(
+    request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """The CRD may be deleted and installed again: a 404 ends kopf, a lost connection does not."""
+    response = await send(request)
+    if response.status == 404 and request.url.name in _KINDS:
+        response.close()
+        raise aiohttp.ClientConnectionError(f"{request.url.path} is not found")
+    return response
 
 
 def _selector(kind: str) -> tuple[str, str, str] | tuple[str, str]:
