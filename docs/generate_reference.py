@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "operator")]
 
 from docs import parameter_rules  # noqa: E402
-from poolkeeper.desired.pgbouncer_ini import DEFAULTS  # noqa: E402
-from poolkeeper.parameter_table import OLDEST  # noqa: E402
-from poolkeeper.parameters import OWNED_REMEDIES, PARAMETERS, Parameter, release  # noqa: E402
+from poolkeeper.engine.parameter_table import OLDEST  # noqa: E402
+from poolkeeper.pgbouncer.ini import DEFAULTS  # noqa: E402
+from poolkeeper.spec.parameters import OWNED_REMEDIES, PARAMETERS, Parameter, release  # noqa: E402
 
 CRD = ROOT / "crds" / "pooleddatabases.yaml"
 # Helm can only read files inside the chart.

@@ -7,7 +7,7 @@ One rule per parameter, in the words of parameters.validate(). What would cost t
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from poolkeeper.parameters import (
+from poolkeeper.spec.parameters import (
     FIELD,
     OWNED_REMEDIES,
     PARAMETERS,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from poolkeeper.known_faults import KNOWN
+from poolkeeper.engine.known_faults import KNOWN
 
 Spec = dict[str, Any]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from e2e.bench.figures import Figure, median
 from e2e.cluster.shell import ClusterError, say
-from poolkeeper.drain import Departure, Keepers
-from poolkeeper.target import Target
+from poolkeeper.upstream.target import Target
+from poolkeeper.workers.drain import Departure, Keepers
 from tests.pgbouncer.keepers import Balancer, Keeper, Load, clients, keeper
 from tests.pgbouncer.processes import Pooler, pooler, postgres
 from tests.pgbouncer.shop import Shop

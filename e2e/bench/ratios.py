@@ -24,8 +24,8 @@ import psycopg
 from e2e.bench.by_hand import LOGIN, configuration, userlist
 from e2e.bench.figures import Figure, median
 from e2e.cluster.shell import ClusterError, say
-from poolkeeper import startup_parameters
-from poolkeeper.target import Target
+from poolkeeper.spec import startup_parameters
+from poolkeeper.upstream.target import Target
 from tests.pgbouncer.keeper_process import keeper, keeper_files
 from tests.pgbouncer.processes import (
     DIRECTORY,

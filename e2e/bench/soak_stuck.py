@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from e2e import kube
 from e2e.bench.soak_clients import APP
 from poolkeeper import names
-from poolkeeper.consent import Consumer
-from poolkeeper.desired.entries import login_name
-from poolkeeper.logins import from_secret, keeper_console
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.consumers.entries import login_name
+from poolkeeper.credentials.logins import from_secret, keeper_console
 from tests.e2e.client import QueryError, Row, Session
 from tests.e2e.keeper_kit import SECRET
 from tests.e2e.kit import Place, dsn

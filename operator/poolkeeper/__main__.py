@@ -10,11 +10,15 @@ import sys
 
 import kopf
 
-from poolkeeper import handlers, names, resync, settings, watches, webhook
-from poolkeeper.cluster import Cluster, ClusterError, Conflict, connect
-from poolkeeper.leader import Election, LostLease
+from poolkeeper import names, settings
+from poolkeeper.kube.client import Cluster, ClusterError, Conflict, connect
+from poolkeeper.kube.leader import Election, LostLease
+from poolkeeper.observed.refs import Key
+from poolkeeper.queue import Queue
 from poolkeeper.reconcile import Reconciler
-from poolkeeper.store import Store
+from poolkeeper.store.store import Store
+from poolkeeper.watch import handlers, resync, watches
+from poolkeeper.webhook import server
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +49,10 @@ async def _run(own: settings.Settings) -> None:
     watching = asyncio.Event()
     tasks = [
         asyncio.create_task(_signalled(watching)),
-        *([asyncio.create_task(webhook.serve(admission, own, own.webhook))] if own.webhook else []),
-        asyncio.create_task(_watch(cluster, store, reconciler, own, watching)),
+        *([asyncio.create_task(server.serve(admission, own, own.webhook))] if own.webhook else []),
+        asyncio.create_task(_watch(cluster, store, reconciler.queue, own, watching)),
         asyncio.create_task(watches.watch(cluster, store, reconciler.queue, own)),
-        asyncio.create_task(election.lead(lambda: resync.work(cluster, store, reconciler, own))),
+        asyncio.create_task(election.lead(lambda: resync.work(cluster, store, reconciler.queue, own))),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -73,11 +77,11 @@ async def _signalled(watching: asyncio.Event) -> None:
 
 
 async def _watch(
-    cluster: Cluster, store: Store, reconciler: Reconciler, own: settings.Settings, watching: asyncio.Event
+    cluster: Cluster, store: Store, queue: Queue[Key], own: settings.Settings, watching: asyncio.Event
 ) -> None:
     await _installed(cluster, own)
     await kopf.operator(
-        registry=handlers.registry(store, reconciler, own),
+        registry=handlers.registry(store, queue, own),
         settings=handlers.watch_settings(own),
         standalone=True,
         clusterwide=not own.watch_namespaces,

@@ -24,6 +24,14 @@ SOURCE_MANAGER = "poolkeeper-source"
 BUDGET_MANAGER = "poolkeeper-budget"
 """Field manager of what the poolers' Secret holds of the budget, which others must not bring back."""
 
+APP_USER = "app"
+"""The user name that apps send to their keeper. It must differ from every login of the poolers: PgBouncer keeps
+one record per user name, for clients and servers alike."""
+CONSOLE_DATABASE = "pgbouncer"
+CONFIG_DIRECTORY = "/etc/poolkeeper"
+"""Where poolers and keepers find their files."""
+POOLER_CONTAINER = "pgbouncer"
+
 FINALIZER = f"{GROUP}/cleanup"
 OWNER_LABEL = f"{GROUP}/owner"
 OWNER_NAMESPACE_LABEL = f"{GROUP}/owner-namespace"
@@ -91,9 +99,14 @@ def fit(name: str, limit: int) -> str:
 def pooler_name(owner: str) -> str:
     """Name of the Deployment, Service, PodDisruptionBudget, NetworkPolicy and HorizontalPodAutoscaler.
 
-    A Service's name is an RFC 1035 label, so the name of a PooledDatabase has to be one too (api.py).
+    A Service's name is an RFC 1035 label, so the name of a PooledDatabase has to be one too (spec/parse.py).
     """
     return fit(f"{owner}-pooler", _DEPLOYMENT_LIMIT)
+
+
+def pooler_host(namespace: str, owner: str) -> str:
+    """Name of the pooler Service in URLs. Without the cluster's domain: every pod's resolver completes it."""
+    return f"{pooler_name(owner)}.{namespace}.svc"
 
 
 def config_name(owner: str) -> str:

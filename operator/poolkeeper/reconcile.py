@@ -10,25 +10,35 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from poolkeeper import console, events, mint, names, restarts, sightings, status, upstream
-from poolkeeper.api import PooledDatabase
-from poolkeeper.beside import Beside
-from poolkeeper.budgets import Budgets
-from poolkeeper.cluster import Cluster, Conflict, Refused, Retry
-from poolkeeper.consent import consumers
-from poolkeeper.desired.entries import login_name
-from poolkeeper.events import Event
-from poolkeeper.logins import Authorities, Login, Logins
-from poolkeeper.plan import Plan, plan
-from poolkeeper.processes import Reload
+from poolkeeper import names
+from poolkeeper.consumers.consent import consumers
+from poolkeeper.consumers.entries import login_name
+from poolkeeper.credentials import mint
+from poolkeeper.credentials.logins import Authorities, Login, Logins
+from poolkeeper.kube import events
+from poolkeeper.kube.client import Cluster, Conflict, Refused, Retry
+from poolkeeper.kube.events import Event
+from poolkeeper.observed.consoles import Shown
+from poolkeeper.observed.poolers import Pod
+from poolkeeper.observed.refs import ApiRefusal, Key, Ref
+from poolkeeper.observed.upstream import Probe
+from poolkeeper.pgbouncer import console
+from poolkeeper.plan.plan import Plan, plan
+from poolkeeper.plan.reloads import Reload
+from poolkeeper.plan.status import status
+from poolkeeper.plan.world import World
 from poolkeeper.queue import Queue, RetryLater
-from poolkeeper.records import Records
-from poolkeeper.server_watch import ServerWatch
 from poolkeeper.settings import Settings
-from poolkeeper.store import Store
-from poolkeeper.target import Target
-from poolkeeper.upstream_watch import UpstreamWatch
-from poolkeeper.world import ApiRefusal, Key, Pod, Probe, Ref, Shown, World
+from poolkeeper.spec.parse import PooledDatabase
+from poolkeeper.store import reading
+from poolkeeper.store.store import Store
+from poolkeeper.upstream.target import Target
+from poolkeeper.workers import restarts, upstream
+from poolkeeper.workers.beside import Beside
+from poolkeeper.workers.lookup import UpstreamWatch
+from poolkeeper.workers.servers.loop import Budgets
+from poolkeeper.workers.servers.poll import ServerWatch
+from poolkeeper.workers.servers.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +142,7 @@ class Reconciler:
                 if role != names.ROLE_SOURCE:
                     managed.add(name)
                     continue
-                data = sightings.data(secret)
+                data = reading.data(secret)
                 run.source_uids[name] = secret["metadata"]["uid"]
             sources[name] = data
         logins = self._complete(resource.spec, self._store.logins(key), run)

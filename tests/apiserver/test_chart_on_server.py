@@ -17,11 +17,12 @@ from kubernetes.aio import config as aio_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from e2e.cluster.control_plane import ControlPlane
-from poolkeeper import names, webhook_certificate
-from poolkeeper.cluster import Cluster, ClusterError, Conflict
-from poolkeeper.cluster import Refused as ClusterRefused
+from poolkeeper import names
+from poolkeeper.kube.client import Cluster, ClusterError, Conflict
+from poolkeeper.kube.client import Refused as ClusterRefused
+from poolkeeper.observed.refs import Ref
 from poolkeeper.settings import Settings, Webhook
-from poolkeeper.world import Ref
+from poolkeeper.webhook import certificate
 from tests.apiserver.chart_paths import path
 from tests.apiserver.conftest import Api, Refused
 from tests.fast.helm_chart import BOTH_MODES, CHART, NAMESPACE, WATCHING, Object, render
@@ -393,7 +394,7 @@ async def test_the_webhooks_certificate_takes_no_more_rights_than_the_chart_give
     deadline = time.monotonic() + 30
     while True:  # the authorizer takes up rights from its own watches
         try:
-            made = await webhook_certificate.current(scoped, own, concerns, datetime.now(UTC))
+            made = await certificate.current(scoped, own, concerns, datetime.now(UTC))
             break
         except ClusterError:
             assert time.monotonic() < deadline
@@ -401,7 +402,7 @@ async def test_the_webhooks_certificate_takes_no_more_rights_than_the_chart_give
     assert made.name == f"poolkeeper-webhook.{NAMESPACE}.svc"
     stored = api.get(f"/api/v1/namespaces/{NAMESPACE}/secrets/poolkeeper-webhook")
     assert set(stored["data"]) == {"authority.key"}
-    again = await webhook_certificate.current(scoped, own, concerns, datetime.now(UTC))
+    again = await certificate.current(scoped, own, concerns, datetime.now(UTC))
     assert again == made
     after = api.get(f"/api/v1/namespaces/{NAMESPACE}/secrets/poolkeeper-webhook")
     assert after["metadata"]["resourceVersion"] == stored["metadata"]["resourceVersion"]

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from e2e.cluster import binaries
-from poolkeeper.api import parse
-from poolkeeper.parameters import OWNED_REMEDIES, PARAMETERS, Parameter, validate
+from poolkeeper.spec.parameters import OWNED_REMEDIES, PARAMETERS, Parameter, validate
+from poolkeeper.spec.parse import parse
 from tests import specs
 from tests.apiserver.client import Api, Refused
 from tests.specs import BY_HOST, BY_URL, CONTROL_CHARACTERS, MINIMAL, Bad, body, changed, consumers, parameter

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from e2e.cluster.control_plane import ControlPlane
-from poolkeeper.certificates import authority
-from poolkeeper.mint import authority_key
+from poolkeeper.credentials.certificates import authority
+from poolkeeper.credentials.mint import authority_key
 from tests.apiserver.chart_paths import path
 from tests.apiserver.client import Api, Refused
 from tests.fast.helm_chart import NAMESPACE, render

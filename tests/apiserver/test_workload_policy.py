@@ -10,7 +10,7 @@ import pytest
 
 from e2e.cluster.control_plane import ControlPlane
 from poolkeeper import names
-from poolkeeper.keeper_rollout import annotation
+from poolkeeper.plan.keeper_rollout import annotation
 from tests.apiserver.chart_paths import path
 from tests.apiserver.client import Api, Refused
 from tests.fast.helm_chart import NAMESPACE, render

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from poolkeeper import pgbouncer_version
-from poolkeeper.known_faults import Circumstances, applying
+from poolkeeper.engine import pgbouncer_version
+from poolkeeper.engine.known_faults import Circumstances, applying
 
 NO_LOGIN = "forced-user-scram"
 """With it no client is served, so that no other test says anything."""

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from e2e.images.catalog import SANITIZED
-from poolkeeper.target import Target
+from poolkeeper.upstream.target import Target
 from tests.datapath import stack
 from tests.datapath.schema import prepare
 from tests.datapath.stack import Route, Tier

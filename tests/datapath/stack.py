@@ -15,11 +15,10 @@ from typing import Any
 
 import psycopg
 
-from poolkeeper.desired.entries import SESSION_SUFFIX
-from poolkeeper.desired.hba import CONSOLE_DATABASE
-from poolkeeper.desired.pgbouncer_config import INI, Configuration
-from poolkeeper.names import CONSOLE_LOGIN
-from poolkeeper.world import ConsoleAccess
+from poolkeeper.consumers.entries import SESSION_SUFFIX
+from poolkeeper.names import CONSOLE_DATABASE, CONSOLE_LOGIN
+from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.pgbouncer.configuration import INI, Configuration
 from tests.datapath.wire import Connection
 from tests.pgbouncer import processes
 from tests.pgbouncer.keeper_process import Keeper, keeper, keeper_files, resource

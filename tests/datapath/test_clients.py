@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from poolkeeper.target import Target
+from poolkeeper.upstream.target import Target
 from tests.datapath import stack
 from tests.datapath.clients.programs import PROGRAMS, Address, Program, Report
 from tests.pgbouncer.keeper_process import keeper, keeper_files, resource

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from poolkeeper import peers
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from poolkeeper.pgbouncer.configuration import INI, POD_FILE
+from poolkeeper.plan import peers
 from tests.datapath import wire
 from tests.datapath.oracle import attack
 from tests.datapath.sequences import hostile

@@ -8,38 +8,29 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper import allotments, mint, names, ownership, peers, sightings
-from poolkeeper.allotments import Stored
-from poolkeeper.api import SpecError, parse
-from poolkeeper.budget_order import Order
-from poolkeeper.budget_protocol import Allotment, Record
-from poolkeeper.consent import consumers
-from poolkeeper.desired.entries import login_name
-from poolkeeper.logins import Login, Logins, from_secret
-from poolkeeper.plan import Plan, plan
-from poolkeeper.processes import Reload
+from poolkeeper import names
+from poolkeeper.budget import allotments
+from poolkeeper.budget.allotments import Stored
+from poolkeeper.budget.protocol import Allotment, Record
+from poolkeeper.budget.request import Order
+from poolkeeper.budget.seen import BudgetSeen
+from poolkeeper.consumers.consent import consumers
+from poolkeeper.consumers.entries import login_name
+from poolkeeper.credentials import mint
+from poolkeeper.credentials.logins import Login, Logins, from_secret
+from poolkeeper.observed.apps import AppPod, Workload
+from poolkeeper.observed.consoles import PauseSeen, Shown
+from poolkeeper.observed.namespaces import Namespace
+from poolkeeper.observed.poolers import Moved, Pod, Renewed, Rollout
+from poolkeeper.observed.refs import ApiRefusal, Key, Owner, Ref
+from poolkeeper.observed.upstream import Probe, Whereabouts
+from poolkeeper.plan import ownership, peers
+from poolkeeper.plan.plan import Plan, plan
+from poolkeeper.plan.reloads import Reload
+from poolkeeper.plan.world import Child, Resource, World
 from poolkeeper.settings import Settings
-from poolkeeper.world import (
-    ApiRefusal,
-    AppPod,
-    BudgetSeen,
-    Child,
-    Key,
-    Moved,
-    Namespace,
-    Owner,
-    PauseSeen,
-    Pod,
-    Probe,
-    Ref,
-    Renewed,
-    Resource,
-    Rollout,
-    Shown,
-    Whereabouts,
-    Workload,
-    World,
-)
+from poolkeeper.spec.parse import SpecError, parse
+from poolkeeper.store import reading
 
 SETTINGS = Settings(namespace="poolkeeper", identity="test")
 KEY = Key("data", "shop")
@@ -148,7 +139,7 @@ class Simulation:
                 self.finalized,
                 spec,
                 self.status,
-                sightings.reconnect(self.resource),
+                reading.reconnect(self.resource),
             ),
             children={
                 ref: Child(
@@ -288,7 +279,7 @@ class Simulation:
     def _rollout(self) -> Rollout | None:
         deployment = self.objects.get(Ref("Deployment", KEY.namespace, names.pooler_name(KEY.name)))
         progress = Rollout(True, len(self.pods), len(self.pods), "")
-        return replace(progress, most_pods=sightings.rollout(deployment).most_pods) if deployment else progress
+        return replace(progress, most_pods=reading.rollout(deployment).most_pods) if deployment else progress
 
     def _stored(self) -> Stored | None:
         if CONFIG not in self.objects:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poolkeeper.target import Target
+from poolkeeper.upstream.target import Target
 from tests.pgbouncer.processes import Pooler, Postgres, pooler, postgres
 from tests.pgbouncer.shop import Shop
 

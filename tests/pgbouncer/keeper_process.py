@@ -14,15 +14,16 @@ from typing import Any
 
 import psycopg
 
-from poolkeeper.api import PooledDatabase, parse
-from poolkeeper.certificates import issue
-from poolkeeper.desired import keeper_config
-from poolkeeper.desired.keeper_container import listen
-from poolkeeper.desired.keeper_variables import variables
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
-from poolkeeper.keeper_template import TRUST, KeeperTemplate
-from poolkeeper.logins import Login, keeper_app, keeper_certificate_name, keeper_console
-from poolkeeper.world import ConsoleAccess
+from poolkeeper.credentials.certificates import issue
+from poolkeeper.credentials.logins import Login, keeper_app, keeper_certificate_name, keeper_console
+from poolkeeper.keeper.container import listen
+from poolkeeper.keeper.template import KeeperTemplate
+from poolkeeper.keeper.variables import variables
+from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.pgbouncer import keeper_configuration
+from poolkeeper.pgbouncer.configuration import INI, POD_FILE, Configuration
+from poolkeeper.spec.parse import PooledDatabase, parse
+from poolkeeper.spec.types import TRUST
 from tests import specs
 from tests.pgbouncer.processes import USER, free_port, running, wait_until_it_listens
 from tests.pgbouncer.rootfs import rootfs
@@ -110,7 +111,7 @@ def keeper_files(
 ) -> Configuration:
     login: Login = shop.login(WEB)
     keepers = shop.authorities.keepers
-    return keeper_config.configuration(
+    return keeper_configuration.configuration(
         database or resource(),
         name,
         WEB,
@@ -125,7 +126,7 @@ def keeper_files(
 def keeper_command(directory: Path, auth: str = TRUST) -> list[str]:
     """The command line of a keeper that finds the files of `directory` where they are mounted in a pod."""
     enter = ["unshare", "--mount", "sh", "-c", _ENTER, "sh", str(rootfs("pgbouncer")), str(directory)]
-    return [*enter, "pgbouncer", keeper_config.start_file(auth)]
+    return [*enter, "pgbouncer", keeper_configuration.start_file(auth)]
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import psycopg
 
-from poolkeeper import console
-from poolkeeper.certificates import issue
-from poolkeeper.clients import KeeperConsole
-from poolkeeper.logins import Login, keeper_console
-from poolkeeper.world import ConsoleAccess
+from poolkeeper.credentials.certificates import issue
+from poolkeeper.credentials.logins import Login, keeper_console
+from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.clients import KeeperConsole
 from tests.pgbouncer.processes import DIRECTORY, USER, Pooler, inside, running, wait_until_it_listens
 from tests.pgbouncer.shop import WEB, Shop
 

@@ -23,10 +23,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from poolkeeper import allotments, console, peers
-from poolkeeper.budget_protocol import Allotment
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, Configuration
-from poolkeeper.world import ConsoleAccess
+from poolkeeper.budget import allotments
+from poolkeeper.budget.protocol import Allotment
+from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.configuration import INI, POD_FILE, Configuration
+from poolkeeper.plan import peers
 from tests.pgbouncer import debian
 from tests.pgbouncer.rootfs import rootfs, substitute
 

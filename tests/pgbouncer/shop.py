@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from poolkeeper.certificates import Certificate, issue
-from poolkeeper.consent import Consumer
-from poolkeeper.desired.entries import entries, entry_name, login_name, session_entry_name
-from poolkeeper.desired.pgbouncer_config import Configuration, configuration
-from poolkeeper.logins import Authorities, Login, Logins
-from poolkeeper.mint import authorities, mint
-from poolkeeper.target import Target
-from poolkeeper.world import ConsoleAccess
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.consumers.entries import entries, entry_name, login_name, session_entry_name
+from poolkeeper.credentials.certificates import Certificate, issue
+from poolkeeper.credentials.logins import Authorities, Login, Logins
+from poolkeeper.credentials.mint import authorities, mint
+from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.pgbouncer.configuration import Configuration, configuration
+from poolkeeper.upstream.target import Target
 from tests.pgbouncer.processes import DIRECTORY, Pooler
 
 NAME = "shop-pooler.data.svc"

@@ -16,14 +16,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper import allotments, console, peers, pooler_consoles
-from poolkeeper.budget import Caps
-from poolkeeper.budget_protocol import Allotment, Reading
-from poolkeeper.consent import Consumer
-from poolkeeper.console import Console, ConsoleError
-from poolkeeper.desired.hba import CONSOLE_DATABASE
-from poolkeeper.desired.pgbouncer_config import POD_FILE
-from poolkeeper.pooler_consoles import Look, PoolerConsoles
+from poolkeeper.budget import allotments
+from poolkeeper.budget.division import Caps
+from poolkeeper.budget.protocol import Allotment, Reading
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.names import CONSOLE_DATABASE
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.configuration import POD_FILE
+from poolkeeper.pgbouncer.console import Console, ConsoleError
+from poolkeeper.plan import peers
+from poolkeeper.workers.servers import consoles as pooler_consoles
+from poolkeeper.workers.servers.consoles import Look, PoolerConsoles
 from tests.pgbouncer.processes import DIRECTORY, TABLE, UID, USER, Pooler, Postgres, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from e2e.bench.figures import percentile
-from poolkeeper import console
-from poolkeeper.desired.pgbouncer_config import Configuration
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.configuration import Configuration
 from tests.pgbouncer.processes import ENVIRONMENT, USER, Pooler, inside, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 

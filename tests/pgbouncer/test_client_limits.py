@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper import console
-from poolkeeper.desired.entries import entries
-from poolkeeper.desired.pgbouncer_config import Configuration, configuration
-from poolkeeper.resource import Terms
+from poolkeeper.consumers.entries import entries
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.configuration import Configuration, configuration
+from poolkeeper.spec.types import Terms
 from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from poolkeeper.keeper_template import SCRAM
+from poolkeeper.spec.types import SCRAM
 from tests.e2e.clients.programs import PROGRAMS, TABLE
 from tests.pgbouncer import keeper_process
 from tests.pgbouncer.keeper_process import app_login, keeper_files, resource

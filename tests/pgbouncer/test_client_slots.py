@@ -14,13 +14,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper import console
-from poolkeeper.client_slots import divisible
-from poolkeeper.consent import Consumer
-from poolkeeper.desired.entries import entries, entry_name, login_name, session_entry_name
-from poolkeeper.desired.pgbouncer_config import Configuration, configuration
-from poolkeeper.mint import mint
-from poolkeeper.resource import Terms
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.consumers.entries import entries, entry_name, login_name, session_entry_name
+from poolkeeper.credentials.mint import mint
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.client_slots import divisible
+from poolkeeper.pgbouncer.configuration import Configuration, configuration
+from poolkeeper.spec.types import Terms
 from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper import console, pgbouncer_version
-from poolkeeper.desired.pgbouncer_config import INI, kept_files
-from poolkeeper.parameter_table import OLDEST
-from poolkeeper.upstream import trial_login
+from poolkeeper.engine import pgbouncer_version
+from poolkeeper.engine.parameter_table import OLDEST
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.configuration import INI, kept_files
+from poolkeeper.workers.upstream import trial_login
 from tests.pgbouncer.processes import Pooler, Postgres, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 

@@ -20,16 +20,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import data_path, wedges
-from poolkeeper.accounts import Look
-from poolkeeper.budget_order import ClientBound, Order
-from poolkeeper.budget_targets import Pooled
-from poolkeeper.consent import Consumer
-from poolkeeper.data_path_watch import DataPathWatch
-from poolkeeper.meters import Meters
-from poolkeeper.pooler_consoles import Pooler as Asked
-from poolkeeper.pooler_consoles import PoolerConsoles
-from poolkeeper.world import Key, Pod, Wedge
+from poolkeeper.budget.assessment import Look
+from poolkeeper.budget.request import ClientBound, Order
+from poolkeeper.budget.targets import Pooled
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.data_path import findings, wedges
+from poolkeeper.observed.data_path import Wedge
+from poolkeeper.observed.poolers import Pod
+from poolkeeper.observed.refs import Key
+from poolkeeper.workers.servers.consoles import Pooler as Asked
+from poolkeeper.workers.servers.consoles import PoolerConsoles
+from poolkeeper.workers.servers.data_path import DataPathWatch
+from poolkeeper.workers.servers.meters import Meters
 from tests.datapath import wire
 from tests.pgbouncer.processes import DIRECTORY, ENVIRONMENT, Pooler, Postgres, in_thread, inside, pooler
 from tests.pgbouncer.relay import LOSE_ANSWER, LOSE_END, Relay, relay
@@ -44,7 +46,7 @@ NAMES = {WEB: "web/database", API: "api/database"}
 
 @dataclass
 class Scene:
-    """One pooler behind a relay, and the watch as server_watch.py drives it, once a second."""
+    """One pooler behind a relay, and the watch as workers/servers/poll.py drives it, once a second."""
 
     shop: Shop
     running: Pooler
@@ -186,7 +188,7 @@ async def test_a_lost_answer_and_a_lost_end_are_noticed_and_end_those_connection
         noticed = time.monotonic() - began
         print(f"wedge_noticed_s {noticed:.1f}")
         assert noticed < NOTICED_SECONDS
-        assert both == (Wedge(data_path.STUCK, POD, "web/database", 2),)
+        assert both == (Wedge(findings.STUCK, POD, "web/database", 2),)
         assert kept - pids(server) == {ended, answered}
         for client in (*others, third):
             client.execute("SELECT 1")
@@ -209,7 +211,7 @@ async def test_a_way_that_is_dead_for_a_pooler_is_reported_by_its_probe_and_by_c
             in_background(stack, partial(failing, each))
         stack.callback(scene.way.dead.clear)
         found = await scene.until(
-            lambda found: {wedge.kind for wedge in found} >= {data_path.PROBE, data_path.CLIENTS_WAIT},
+            lambda found: {wedge.kind for wedge in found} >= {findings.PROBE, findings.CLIENTS_WAIT},
             NOTICED_SECONDS,
         )
         print(f"noticed after {time.monotonic() - began:.1f} s: {found}")

@@ -15,9 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import console, drain
-from poolkeeper.clients import KeeperConsole
-from poolkeeper.drain import Departure, Drained, Keepers
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.clients import KeeperConsole
+from poolkeeper.workers import drain
+from poolkeeper.workers.drain import Departure, Drained, Keepers
 from tests.pgbouncer.keepers import SESSION, Balancer, Keeper, Load, clients, keeper
 from tests.pgbouncer.processes import Pooler, pooler
 from tests.pgbouncer.shop import WEB, Shop

@@ -14,9 +14,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from poolkeeper import console, failover
-from poolkeeper.upstream_addresses import Reconnect
-from poolkeeper.world import Whereabouts
+from poolkeeper.observed.upstream import Whereabouts
+from poolkeeper.pgbouncer import console
+from poolkeeper.plan.addresses import Reconnect
+from poolkeeper.workers import failover
 from tests.pgbouncer.keepers import Balancer, Load
 from tests.pgbouncer.names import Names, serving
 from tests.pgbouncer.processes import Pooler, Postgres, pooler, postgres

@@ -14,12 +14,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import console
-from poolkeeper.certificates import Certificate, issue
-from poolkeeper.desired import keeper_config
-from poolkeeper.desired.entries import entries
-from poolkeeper.desired.pgbouncer_config import POD_FILE, configuration, kept_files
-from poolkeeper.mint import authorities
+from poolkeeper.consumers.entries import entries
+from poolkeeper.credentials.certificates import Certificate, issue
+from poolkeeper.credentials.mint import authorities
+from poolkeeper.pgbouncer import console, keeper_configuration
+from poolkeeper.pgbouncer.configuration import POD_FILE, configuration, kept_files
 from tests.pgbouncer.keeper_process import Keeper, keeper, keeper_files, resource
 from tests.pgbouncer.processes import DIRECTORY, Pooler, Postgres, pooler
 from tests.pgbouncer.shop import NAME, WEB, Shop
@@ -217,7 +216,7 @@ async def test_a_reload_with_an_empty_pod_file_is_harmless(own: Keeper, shop: Sh
 def test_databases_of_any_name_are_reached(name: str, server: Postgres, shop: Shop, tmp_path: Path) -> None:
     server.create_database(name)
     named = replace(shop, target=replace(shop.target, database=name))
-    main, session = keeper_config.database_names(name)
+    main, session = keeper_configuration.database_names(name)
     (mounted := tmp_path / "pooler").mkdir()
     with (
         pooler(mounted, named.configuration()) as running,

@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import console
-from poolkeeper.desired.keeper_config import shown_by
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE, SCRAM_INI, Configuration, kept_files
-from poolkeeper.keeper_template import SCRAM, TRUST
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.configuration import INI, POD_FILE, SCRAM_INI, Configuration, kept_files
+from poolkeeper.pgbouncer.keeper_configuration import shown_by
+from poolkeeper.spec.types import SCRAM, TRUST
 from tests.pgbouncer.keeper_process import Keeper, app_login, keeper, keeper_files, resource
 from tests.pgbouncer.processes import Pooler, pooler
 from tests.pgbouncer.shop import WEB, Shop

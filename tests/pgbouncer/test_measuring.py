@@ -13,9 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper.servers import Backend
-from poolkeeper.target import Target
-from poolkeeper.upstream import Unmeasured, measuring
+from poolkeeper.budget.servers import Backend
+from poolkeeper.upstream.target import Target
+from poolkeeper.workers.upstream import Unmeasured, measuring
 from tests.pgbouncer.processes import Postgres, eventually, postgres
 from tests.pgbouncer.shop import Shop
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psycopg
 
-from poolkeeper import console
-from poolkeeper.need import Use, uses
+from poolkeeper.budget.lending import Use, uses
+from poolkeeper.pgbouncer import console
 from tests.pgbouncer.processes import Pooler, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from poolkeeper import console, pgbouncer_version
-from poolkeeper.desired import pgbouncer_ini
-from poolkeeper.parameter_table import OLDEST
-from poolkeeper.parameters import OPERATOR_OWNED, PARAMETERS, Parameter, validate
+from poolkeeper.engine import pgbouncer_version
+from poolkeeper.engine.parameter_table import OLDEST
+from poolkeeper.pgbouncer import console, ini
+from poolkeeper.spec.parameters import OPERATOR_OWNED, PARAMETERS, Parameter, validate
 from tests.pgbouncer.processes import Pooler, pooler
 from tests.pgbouncer.shop import Shop
 
@@ -36,7 +36,7 @@ def known(plain: Pooler, shop: Shop) -> dict[str, Parameter]:
 
 
 def later_defaults(known: Mapping[str, Parameter]) -> dict[str, str]:
-    return {name: value for name, value in pgbouncer_ini.LATER_DEFAULTS.items() if name in known}
+    return {name: value for name, value in ini.LATER_DEFAULTS.items() if name in known}
 
 
 def values(parameter: Parameter) -> list[object]:
@@ -93,7 +93,7 @@ async def test_every_value_that_needs_no_restart_arrives_by_reload(
     back = plain.write(shop.configuration(parameters=later_defaults(known)))
     assert await plain.apply(back, shop.console(plain)) is None
     shown = await show_config(plain, shop)
-    own = {**pgbouncer_ini.DEFAULTS, **later_defaults(known)}
+    own = {**ini.DEFAULTS, **later_defaults(known)}
     defaults = {name: shown[name]["default"] for name in parameters} | own
     assert {name: shown[name]["value"] for name in parameters} == {name: defaults[name] for name in parameters}
 
@@ -144,8 +144,8 @@ async def test_every_setting_of_this_version_is_either_offered_or_the_operators_
 async def test_defaults_of_the_operator_pass_its_own_allow_list_and_forced_settings_are_its_own(
     shop: Shop,
 ) -> None:
-    for name, value in {**pgbouncer_ini.DEFAULTS, **pgbouncer_ini.LATER_DEFAULTS}.items():
+    for name, value in {**ini.DEFAULTS, **ini.LATER_DEFAULTS}.items():
         assert name in PARAMETERS
         assert value == "" or validate(name, int(value)) == value
     written = shop.configuration().settings.keys()
-    assert written - pgbouncer_ini.DEFAULTS.keys() <= OPERATOR_OWNED
+    assert written - ini.DEFAULTS.keys() <= OPERATOR_OWNED

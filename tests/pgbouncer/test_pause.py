@@ -15,15 +15,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import console, pauser
-from poolkeeper.drain import Departure, Keepers
-from poolkeeper.pause_status import HeldPooler, Pausing
-from poolkeeper.pauser import Pauser
+from poolkeeper.observed.consoles import PauseSeen
+from poolkeeper.observed.refs import Key
+from poolkeeper.pgbouncer import console
+from poolkeeper.plan.pause_orders import HeldPooler, Pausing
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
-from poolkeeper.store import Store
-from poolkeeper.target import Target
-from poolkeeper.world import Key, PauseSeen
+from poolkeeper.store.store import Store
+from poolkeeper.upstream.target import Target
+from poolkeeper.workers import pause as pauser
+from poolkeeper.workers.drain import Departure, Keepers
+from poolkeeper.workers.pause import Pauser
 from tests.pgbouncer.keepers import Balancer, Keeper, Load, keeper
 from tests.pgbouncer.processes import (
     DIRECTORY,

@@ -17,17 +17,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from poolkeeper import console
-from poolkeeper.consent import Consumer
-from poolkeeper.desired import userlist
-from poolkeeper.desired.database_url import jdbc_url, pgpass_line, r2dbc_url, url
-from poolkeeper.desired.entries import entries, entry_name, login_name
-from poolkeeper.desired.pgbouncer_config import Configuration, configuration
-from poolkeeper.logins import Login
-from poolkeeper.mint import mint
-from poolkeeper.scalars import forbidden_character
-from poolkeeper.target import Target
-from poolkeeper.upstream import probe, trial_login
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.consumers.database_url import jdbc_url, pgpass_line, r2dbc_url, url
+from poolkeeper.consumers.entries import entries, entry_name, login_name
+from poolkeeper.credentials.logins import Login
+from poolkeeper.credentials.mint import mint
+from poolkeeper.pgbouncer import console, userlist
+from poolkeeper.pgbouncer.configuration import Configuration, configuration
+from poolkeeper.spec.values import forbidden_character
+from poolkeeper.upstream.target import Target
+from poolkeeper.workers.upstream import probe, trial_login
 from tests.pgbouncer.node_parser import NodeParser, node_parser
 from tests.pgbouncer.processes import DIRECTORY, Pooler, Postgres, pooler
 from tests.pgbouncer.shop import WEB, Shop

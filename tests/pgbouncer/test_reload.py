@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper import console
-from poolkeeper.console import CALM_SECONDS
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.console import CALM_SECONDS
 from tests.pgbouncer import processes
 from tests.pgbouncer.processes import Pooler, Postgres, in_thread, pooler
 from tests.pgbouncer.shop import WEB, Shop

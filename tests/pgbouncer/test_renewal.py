@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import console, retirement
-from poolkeeper.console import ConsoleError
-from poolkeeper.upstream import measuring
+from poolkeeper.pgbouncer import console, retirement
+from poolkeeper.pgbouncer.console import ConsoleError
+from poolkeeper.workers.upstream import measuring
 from tests.pgbouncer.keepers import Balancer, Keeper, Load, keeper
 from tests.pgbouncer.processes import Pooler, Postgres, pooler
 from tests.pgbouncer.shop import API, WEB, Shop

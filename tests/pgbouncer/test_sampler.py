@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import console
+from poolkeeper.pgbouncer import console
 from tests.e2e.agent import Sampler
 from tests.e2e.connections import Record, judge, parse, settled_at
 from tests.e2e.kit import Place, dsn

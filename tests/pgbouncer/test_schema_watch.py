@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 
-from poolkeeper import schema_watch
-from poolkeeper.budget_order import Order
-from poolkeeper.budget_targets import Pooled
-from poolkeeper.meters import Meters
+from poolkeeper.budget.request import Order
+from poolkeeper.budget.targets import Pooled
+from poolkeeper.data_path.schema import GAP_SECONDS
+from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
-from poolkeeper.schema import GAP_SECONDS
-from poolkeeper.schema_watch import SchemaWatch
 from poolkeeper.settings import Settings
-from poolkeeper.store import Store
-from poolkeeper.target import Target
-from poolkeeper.upstream import Meter, Unmeasured
-from poolkeeper.world import ConsoleAccess, Key
+from poolkeeper.store.store import Store
+from poolkeeper.upstream.target import Target
+from poolkeeper.workers.servers import schemas
+from poolkeeper.workers.servers.meters import Meters
+from poolkeeper.workers.servers.schemas import SchemaWatch
+from poolkeeper.workers.upstream import Meter, Unmeasured
 from tests.pgbouncer.processes import Postgres
 from tests.pgbouncer.shop import Shop
 
@@ -83,7 +84,7 @@ def order(target: Target) -> Order:
 
 @pytest.fixture
 async def scene(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(schema_watch, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(schemas, "POLL_SECONDS", 0.1)
     made = Scene(shop)
     await made.start()
     yield made
@@ -139,7 +140,7 @@ async def test_reading_takes_no_more_than_its_share_of_the_time(
     for _ in range(10):
         server.execute("SELECT txid_current()")
         await scene.poll(0.2)
-    assert 2 <= len(read) <= 1 + (time.monotonic() - began) / (0.04 * schema_watch.COST)
+    assert 2 <= len(read) <= 1 + (time.monotonic() - began) / (0.04 * schemas.COST)
 
 
 async def test_a_reading_that_a_busy_machine_makes_slow_holds_up_nothing(

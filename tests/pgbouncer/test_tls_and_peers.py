@@ -9,10 +9,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper import console, mint
-from poolkeeper.certificates import PERIOD, issue
-from poolkeeper.desired.entries import entries
-from poolkeeper.desired.pgbouncer_config import Configuration, configuration
+from poolkeeper.consumers.entries import entries
+from poolkeeper.credentials import mint
+from poolkeeper.credentials.certificates import PERIOD, issue
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.configuration import Configuration, configuration
 from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
 from tests.pgbouncer.shop import NAME, WEB, Shop
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from poolkeeper.desired.entries import entry_name
-from poolkeeper.target import Target
-from poolkeeper.upstream import Observation, probe, trial_login
+from poolkeeper.consumers.entries import entry_name
+from poolkeeper.upstream.target import Target
+from poolkeeper.workers.upstream import Observation, probe, trial_login
 from tests.pgbouncer.processes import Pooler, Postgres, free_port, pooler, postgres
 from tests.pgbouncer.shop import API, WEB, Shop
 

@@ -1,1 +1,1 @@
-"""What should exist: one pure module per object or file, each turning values into text or a plain dict."""
+"""What should exist: one module for each kind of object, from values to a plain dict. Pure."""

@@ -4,8 +4,8 @@ of which more pods never get more: the budget divides the same sum."""
 from __future__ import annotations
 
 from poolkeeper import names
-from poolkeeper.api import PooledDatabase
 from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.spec.parse import PooledDatabase
 
 TARGET = "700m"
 """CPU of a pod, on average. PgBouncer has one thread, so 1 is all that a pod can use: 0.7 leaves room until

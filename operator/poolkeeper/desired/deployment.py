@@ -7,15 +7,13 @@ import json
 from typing import Any
 
 from poolkeeper import names
-from poolkeeper.api import PooledDatabase
+from poolkeeper.credentials.logins import Login
 from poolkeeper.desired.metadata import Object, metadata
-from poolkeeper.desired.pgbouncer_config import POD_FILE
-from poolkeeper.logins import Login
-from poolkeeper.parameters import PARAMETERS
+from poolkeeper.pgbouncer.configuration import POD_FILE
 from poolkeeper.settings import Settings
+from poolkeeper.spec.parameters import PARAMETERS
+from poolkeeper.spec.parse import PooledDatabase
 
-CONFIG_DIRECTORY = "/etc/poolkeeper"
-CONTAINER = "pgbouncer"
 LEAVE_ENDPOINTS_SECONDS = 5
 """A terminating pod waits so long before PgBouncer hears of it: its listener closes as soon as the shutdown
 begins, so every kube-proxy must have taken the pod out of the Service by then."""
@@ -130,10 +128,10 @@ def _as_stored(value: Any) -> Any:
 def _container(database: PooledDatabase, settings: Settings) -> Object:
     probe = {"tcpSocket": {"port": "postgres"}, "timeoutSeconds": 2}
     return {
-        "name": CONTAINER,
+        "name": names.POOLER_CONTAINER,
         "image": image(database, settings),
         "imagePullPolicy": settings.pooler_image_pull_policy,
-        "command": ["pgbouncer", f"{CONFIG_DIRECTORY}/pgbouncer.ini"],
+        "command": ["pgbouncer", f"{names.CONFIG_DIRECTORY}/pgbouncer.ini"],
         "ports": [{"name": "postgres", "containerPort": names.POOLER_PORT, "protocol": "TCP"}],
         "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 30},
         "readinessProbe": {**probe, "periodSeconds": 2, "failureThreshold": 2},
@@ -145,7 +143,7 @@ def _container(database: PooledDatabase, settings: Settings) -> Object:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True}],
+        "volumeMounts": [{"name": "config", "mountPath": names.CONFIG_DIRECTORY, "readOnly": True}],
     }
 
 

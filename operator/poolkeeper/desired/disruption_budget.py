@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolkeeper import names
-from poolkeeper.api import PooledDatabase
 from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.spec.parse import PooledDatabase
 
 
 def render(database: PooledDatabase) -> Object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolkeeper import names
-from poolkeeper.api import PooledDatabase
+from poolkeeper.spec.parse import PooledDatabase
 
 Object = dict[str, Any]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from poolkeeper import names
-from poolkeeper.api import PooledDatabase
 from poolkeeper.desired.metadata import Object, metadata
 from poolkeeper.settings import Settings
+from poolkeeper.spec.parse import PooledDatabase
 
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 

@@ -6,13 +6,12 @@ import base64
 from collections.abc import Mapping
 
 from poolkeeper import names
-from poolkeeper.api import PooledDatabase
-from poolkeeper.consent import Consumer
-from poolkeeper.desired import service
-from poolkeeper.desired.database_url import jdbc_url, pgpass_line, r2dbc_url, url
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.consumers.database_url import jdbc_url, pgpass_line, r2dbc_url, url
+from poolkeeper.credentials.logins import Login, Logins, to_secret
 from poolkeeper.desired.metadata import Object, metadata
-from poolkeeper.desired.pgbouncer_config import Configuration
-from poolkeeper.logins import Login, Logins, to_secret
+from poolkeeper.pgbouncer.configuration import Configuration
+from poolkeeper.spec.parse import PooledDatabase
 
 BINDING_TYPE = "servicebinding.io/postgresql"
 
@@ -51,7 +50,7 @@ def consumer(
 
     No sslmode: node-postgres verifies against public authorities for any mode but `disable`.
     """
-    host, port = service.host(database), names.POOLER_PORT
+    host, port = names.pooler_host(database.namespace, database.name), names.POOLER_PORT
     urls = {"DATABASE_URL": entry} | ({} if session is None else {"DATABASE_SESSION_URL": session})
     return {
         "apiVersion": "v1",
@@ -84,7 +83,7 @@ def binding(
 
     `require` encrypts and verifies nothing, which works with every client; who wants more has `authority`, PEM.
     """
-    host, port = service.host(database), names.POOLER_PORT
+    host, port = names.pooler_host(database.namespace, database.name), names.POOLER_PORT
     name = names.binding_name(consumer.secret_name)
     sessions = (
         {}

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from poolkeeper import names
-from poolkeeper.api import PooledDatabase
 from poolkeeper.desired.metadata import Object, metadata
-
-
-def host(database: PooledDatabase) -> str:
-    """Name of the Service in URLs. Without the cluster's domain: every pod's resolver completes it."""
-    return host_of(database.namespace, database.name)
-
-
-def host_of(namespace: str, name: str) -> str:
-    """The same, by the PooledDatabase's namespace and name."""
-    return f"{names.pooler_name(name)}.{namespace}.svc"
+from poolkeeper.spec.parse import PooledDatabase
 
 
 def render(database: PooledDatabase) -> Object:

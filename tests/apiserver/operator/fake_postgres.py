@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Sequence
 
-from poolkeeper import upstream
+from poolkeeper.workers import upstream
 
 _TEXT, _BIGINT, _INTEGER = 25, 20, 23
 _systems = itertools.count(7_300_000_000_000_000_001)

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from poolkeeper import names
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from poolkeeper.pgbouncer.configuration import INI, POD_FILE
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.site import Lane, eventually
 from tests.pgbouncer.keeper_process import keeper_command

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from poolkeeper import names
-from poolkeeper.consent import Consumer
-from poolkeeper.desired import entries
+from poolkeeper.consumers import entries
+from poolkeeper.consumers.consent import Consumer
 from tests.apiserver.operator.site import Lane, Object, decoded
 
 _VOLATILE = ("resourceVersion", "uid", "creationTimestamp", "managedFields", "generation", "deletionTimestamp")

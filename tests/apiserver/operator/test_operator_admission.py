@@ -17,8 +17,10 @@ from uuid import uuid4
 import pytest
 from cryptography import x509
 
-from poolkeeper import injection, names, webhook
-from poolkeeper.webhook_certificate import BUNDLE_MANAGER
+from poolkeeper import names
+from poolkeeper.keeper import injection
+from poolkeeper.webhook import server
+from poolkeeper.webhook.certificate import BUNDLE_MANAGER
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE, Operator
 from tests.apiserver.operator.site import Lane, Site, decoded, eventually, path
@@ -322,7 +324,7 @@ def test_replicas_serve_one_and_the_same_certificate_whether_they_lead_or_not(
     assert names_shown.value.get_values_for_type(x509.DNSName) == [SERVER_NAME]
     context = ssl.create_default_context(cadata=bundle(site))
     context.check_hostname = False
-    url = f"https://127.0.0.1:{second}{webhook.READY_PATH}"
+    url = f"https://127.0.0.1:{second}{server.READY_PATH}"
     with urllib.request.urlopen(url, timeout=5, context=context) as answer:
         assert answer.status == 200
 

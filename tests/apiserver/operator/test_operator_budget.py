@@ -18,11 +18,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import allotments, names
-from poolkeeper.allotments import RECORD_FILE, Stored
-from poolkeeper.budget_protocol import Record
-from poolkeeper.consent import Consumer
-from poolkeeper.desired.entries import entry_name, session_entry_name
+from poolkeeper import names
+from poolkeeper.budget import allotments
+from poolkeeper.budget.allotments import RECORD_FILE, Stored
+from poolkeeper.budget.protocol import Record
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.consumers.entries import entry_name, session_entry_name
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.api_proxy import AFTER, BEFORE, Answer, Call
 from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE, Operator

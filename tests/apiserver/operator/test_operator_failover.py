@@ -18,8 +18,8 @@ import pytest
 from psycopg import sql
 
 from poolkeeper import names
-from poolkeeper.desired.deployment import CONFIG_DIRECTORY
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from poolkeeper.names import CONFIG_DIRECTORY
+from poolkeeper.pgbouncer.configuration import INI, POD_FILE
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import PASSWORD, Lane, Site, eventually, path
 from tests.pgbouncer.names import Names, serving

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from poolkeeper.consent import Consumer
+from poolkeeper.consumers.consent import Consumer
 from tests.apiserver.operator.api_proxy import Answer, Call
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import PATIENCE_SECONDS, Lane, Object, Site, eventually, path

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from poolkeeper import names
-from poolkeeper.desired.deployment import CONFIG_DIRECTORY
-from poolkeeper.desired.pgbouncer_config import INI
-from poolkeeper.known_faults import KNOWN, Circumstances, applying
-from poolkeeper.parameter_table import OLDEST
-from poolkeeper.pgbouncer_version import parse
+from poolkeeper.engine.known_faults import KNOWN, Circumstances, applying
+from poolkeeper.engine.parameter_table import OLDEST
+from poolkeeper.engine.pgbouncer_version import parse
+from poolkeeper.names import CONFIG_DIRECTORY
+from poolkeeper.pgbouncer.configuration import INI
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.pooler_pod import PoolerPod, WaitingPod, quiet
 from tests.apiserver.operator.site import Lane, eventually

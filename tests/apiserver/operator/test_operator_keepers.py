@@ -14,9 +14,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper import injection, keeper_template, names
-from poolkeeper.desired.keeper_container import listen
-from poolkeeper.desired.pgbouncer_config import INI, POD_FILE
+from poolkeeper import names
+from poolkeeper.keeper import injection
+from poolkeeper.keeper import template as keeper_template
+from poolkeeper.keeper.container import listen
+from poolkeeper.pgbouncer.configuration import INI, POD_FILE
 from tests.apiserver.operator.pooler_pod import bring
 from tests.apiserver.operator.site import Lane, Site, eventually, path
 from tests.pgbouncer.keeper_process import keeper_command

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from poolkeeper.consent import Consumer
+from poolkeeper.consumers.consent import Consumer
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.api_proxy import AFTER, BEFORE
 from tests.apiserver.operator.operator_process import Operator

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from poolkeeper.desired.pgbouncer_config import INI
+from poolkeeper.pgbouncer.configuration import INI
 from tests.apiserver.operator.api_proxy import Answer
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.pooler_pod import PoolerPod

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from poolkeeper import names
-from poolkeeper.consent import Consumer
-from poolkeeper.desired import entries
-from poolkeeper.desired.pgbouncer_config import POD_FILE
+from poolkeeper.consumers import entries
+from poolkeeper.consumers.consent import Consumer
+from poolkeeper.pgbouncer.configuration import POD_FILE
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import Lane, Object, Site, eventually, history, path

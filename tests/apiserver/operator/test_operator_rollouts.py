@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from poolkeeper import injection, keeper_template, names
-from poolkeeper.keeper_rollout import annotation
+from poolkeeper import names
+from poolkeeper.keeper import injection
+from poolkeeper.keeper import template as keeper_template
+from poolkeeper.plan.keeper_rollout import annotation
 from tests.apiserver.operator.api_proxy import Answer, Call
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import Lane, Site, eventually, path

@@ -1,0 +1,1 @@
+"""Who may hold how many server connections, so that max_connections is never exceeded. Pure."""

@@ -1,0 +1,194 @@
+"""From one look at a server and its poolers to what should be there, and what is told of it. Pure.
+
+It joins who is there (servers.py), who needs more (lending.py) and who gets what (targets.py) to the View
+that budget_protocol.step() decides on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from poolkeeper.budget import lending, servers
+from poolkeeper.budget.division import Caps, Division, Limit, Server
+from poolkeeper.budget.lending import Need, Sample
+from poolkeeper.budget.protocol import Pooler, Reading, Record, View
+from poolkeeper.budget.report import Account
+from poolkeeper.budget.request import Order
+from poolkeeper.budget.servers import Measured, Others, Ours
+from poolkeeper.budget.targets import Pooled, bottleneck, shares, target
+from poolkeeper.observed.poolers import Pod
+
+EXCESS_SECONDS = 5.0
+"""For so long more may be held than is usable before it is told: until then it is being given back."""
+SAMPLE_SECONDS = 0.7
+"""What is needed is not sampled more often."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, how many
+    clients are connected, by entry, the rows of SHOW SERVERS that are active, and the entries that are
+    paused."""
+
+    reading: Reading
+    pids: frozenset[int]
+    pools: tuple[Mapping[str, str], ...]
+    clients: Mapping[str, int] = field(default_factory=dict)
+    active: tuple[Mapping[str, str], ...] = ()
+    paused: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Everything that one look found. Names are those of PooledDatabases, `namespace/name`."""
+
+    at: float
+    """Seconds on a monotonic clock."""
+    orders: Mapping[str, Order]
+    records: Mapping[str, Record]
+    """By name, of those too that nothing is known of but their Records."""
+    pods: Mapping[str, Sequence[Pod]]
+    """By name."""
+    looks: Mapping[str, Look]
+    """By pod UID; all of them were taken before the measurement began."""
+    ended: frozenset[str]
+    """UIDs of pods that are gone for good; known before the measurement began."""
+    measured: Measured | None
+    ours: Ours
+    own: frozenset[int]
+    """The operator's own backends."""
+    coming: frozenset[str]
+    """UIDs of pods that will run in a moment, if nothing goes wrong: the others make room for them already."""
+    reserve: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is kept of a server from look to look. An operator that starts with none of it learns it anew."""
+
+    others: Others = field(default_factory=Others)
+    server: Server | None = None
+    """As last measured."""
+    limits: tuple[Limit, ...] = ()
+    """CONNECTION LIMITs that PooledDatabases have in common, as last measured."""
+    need: Need = field(default_factory=Need)
+    excess_since: float | None = None
+
+
+def remember(memory: Memory, sight: Sight) -> Memory:
+    """With one more look."""
+    if sight.measured is not None:
+        own = sum(backend.pid in sight.own for backend in sight.measured.backends)
+        others = memory.others.advance(sight.ours, sight.measured, own, sight.at)
+        server, limits = sight.measured.server(others.lasting), _limits(sight, sight.measured)
+        memory = replace(memory, others=others, server=server, limits=limits)
+    if sight.at - memory.need.at >= SAMPLE_SECONDS:
+        memory = replace(memory, need=lending.advance(memory.need, *_sample(sight), memory.limits))
+    if _excess(memory, sight) <= 0:
+        return replace(memory, excess_since=None)
+    return replace(memory, excess_since=sight.at if memory.excess_since is None else memory.excess_since)
+
+
+def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, Division], dict[str, int]]:
+    """(what step() decides on, the division and the share of each PooledDatabase). Without a measurement what
+    is there is left as it is."""
+    usable = None
+    divisions: dict[str, Division] = {}
+    shared: dict[str, int] = {}
+    poolers = tuple(_poolers(sight))
+    if sight.measured is not None and memory.server is not None:
+        usable = sight.measured.server(memory.others.now).usable(sight.reserve)
+        others = sum(record.bound for name, record in sight.records.items() if name not in sight.orders)
+        lasting = max(0, memory.server.usable(sight.reserve) - others)
+        databases = memory.need.adjusted(_databases(sight))
+        limits = _limits(sight, sight.measured)
+        shared = shares(lasting, databases, limits)
+        divisions = {
+            pooled.name: target(
+                pooled,
+                shared[pooled.name],
+                poolers,
+                sight.records[pooled.name],
+                bottleneck(configured, shared, limits),
+            )
+            for pooled, configured in zip(databases, _databases(sight), strict=True)
+        }
+    wanted: dict[str, Caps] = {
+        uid: item.caps
+        for name, record in sight.records.items()
+        if name not in divisions
+        for uid, item in record.allotments.items()
+    }
+    for division in divisions.values():
+        wanted |= division.caps
+    view = View(
+        epoch=epoch,
+        usable=usable,
+        ended=frozenset() if usable is None else sight.ended,
+        counted=frozenset() if usable is None else frozenset(sight.looks),
+        records=sight.records,
+        poolers=poolers,
+        wanted=wanted,
+    )
+    return view, divisions, shared
+
+
+def account(system: str, problem: str, sight: Sight, memory: Memory, shared: Mapping[str, int]) -> Account:
+    """What is told of the server."""
+    since = memory.excess_since
+    lasting = since is not None and sight.at - since > EXCESS_SECONDS
+    excess = _excess(memory, sight) if lasting else 0
+    return Account(system, problem, memory.server, sight.reserve, shared, excess)
+
+
+def _limits(sight: Sight, measured: Measured) -> tuple[Limit, ...]:
+    logins = {name: (order.target.user, order.target.database) for name, order in sight.orders.items()}
+    return servers.limits(measured, logins, sight.ours)
+
+
+def _excess(memory: Memory, sight: Sight) -> int:
+    if memory.server is None:
+        return 0
+    return sum(record.bound for record in sight.records.values()) - memory.server.usable(sight.reserve)
+
+
+def _databases(sight: Sight) -> tuple[Pooled, ...]:
+    """Those that have something come first: where there is too little they keep it."""
+    return tuple(
+        sorted(
+            (order.pooled for order in sight.orders.values()),
+            key=lambda pooled: (not sight.records[pooled.name].allotments, pooled.name),
+        )
+    )
+
+
+def _poolers(sight: Sight) -> list[Pooler]:
+    return [
+        Pooler(
+            pod.uid,
+            name,
+            pod.running or pod.uid in sight.coming,
+            pod.admitted,
+            pod.terminating,
+            sight.looks[pod.uid].reading if pod.uid in sight.looks else None,
+        )
+        for name, pods in sight.pods.items()
+        for pod in pods
+    ]
+
+
+def _sample(sight: Sight) -> tuple[Sample, Sequence[Pooled], dict[str, dict[str, int]]]:
+    databases = _databases(sight)
+    uses, caps, partial = {}, {}, set()
+    for pooled in databases:
+        entries = [item.entry for item in pooled.consumers]
+        shown = [sight.looks[pod.uid].pools for pod in sight.pods[pooled.name] if pod.uid in sight.looks]
+        uses[pooled.name] = lending.uses(entries, shown)
+        if len(shown) < len(sight.pods[pooled.name]):
+            partial.add(pooled.name)
+        caps[pooled.name] = {
+            entry: sum(item.caps.get(entry, 0) for item in sight.records[pooled.name].allotments.values())
+            for entry in entries
+        }
+    return Sample(sight.at, uses, frozenset(partial)), databases, caps

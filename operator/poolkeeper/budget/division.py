@@ -1,0 +1,294 @@
+"""The budget's arithmetic: what a server has for poolers, and how it is divided down to one entry of one pod.
+
+Pure, and without memory: the same input gives the same caps. It knows nothing of the order in which caps may
+change hands (protocol.py), nor of what was measured when. All amounts are server connections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+Caps = Mapping[str, int]
+"""`max_db_connections` by entry; never 0, which PgBouncer takes for unlimited. An entry that isn't there has
+no line in the pod's [databases], hence neither clients nor connections."""
+_NAMED = 3
+"""So many names are given in a message."""
+
+
+SERVER = "max_connections of the server"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server as measured. `others`: the most connections lately that are no pooler's."""
+
+    max_connections: int
+    superuser_reserved: int
+    reserved: int
+    """`reserved_connections`, which PostgreSQL has since 16."""
+    others: int
+
+    def usable(self, reserve: int) -> int:
+        """What the poolers on it may hold together, if `reserve` more are to stay free. Not below 0."""
+        taken = self.superuser_reserved + self.reserved + reserve + self.others
+        return max(0, self.max_connections - taken)
+
+    def arithmetic(self, reserve: int) -> str:
+        """How usable() comes about, for people."""
+        parts = (
+            (self.superuser_reserved, "superuser_reserved_connections"),
+            (self.reserved, "reserved_connections"),
+            (reserve, "spec.budget.reserve"),
+            (self.others, "held by others"),
+        )
+        less = "".join(f" - {amount} ({name})" for amount, name in parts if amount)
+        return f"{self.max_connections} (max_connections){less} = {self.usable(reserve)}"
+
+
+@dataclass(frozen=True)
+class Party:
+    """One of those among whom connections are divided: at least `floor`, at most `ceiling`, and by weight."""
+
+    name: str
+    weight: int = 100
+    floor: int = 0
+    ceiling: int | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What some parties may have together, such as those of one role with a CONNECTION LIMIT."""
+
+    members: frozenset[str]
+    connections: int
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A consumer of one PooledDatabase, as the division needs it.
+
+    `limit` (spec.consumers[].limits.maxConnections) is the most that it may have over all pods and both
+    entries. `sessions` is the cap of its session entry on each pod; 0: it has none. A session can't be moved or
+    ended without its client noticing, so this number does not vary with what others need.
+    """
+
+    entry: str
+    session_entry: str
+    weight: int = 100
+    limit: int | None = None
+    sessions: int = 1
+    ceiling: int | None = None
+    """The most for its main entry over all pods, now: what it doesn't use is lent to others (lending.py)."""
+
+    @property
+    def floor(self) -> int:
+        """What it needs on each pod."""
+        return 1 + self.sessions
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (self.entry, self.session_entry) if self.sessions else (self.entry,)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Caps by pod and entry; who got nothing; how many pods can be served; and, in words, what doesn't fit."""
+
+    caps: Mapping[str, Caps] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    """Entries for which there is no room."""
+    pods: int = 0
+    """The most pods that all entries fit on, at least 1, once nothing is leaving: more are not worth having."""
+    problems: tuple[str, ...] = ()
+    bottleneck: str = SERVER
+    """What would have to be larger for a larger share."""
+
+
+def apportion(total: int, parties: Sequence[Party], limits: Iterable[Limit] = ()) -> dict[str, int]:
+    """Divide `total` among the parties, one connection after the other to whom it is due most (the divisor
+    method of Sainte-Laguë). So one connection more or less moves one connection, and a party that comes or goes
+    moves none between the others.
+
+    Floors come first, in the order of `parties`: who comes too late gets 0. What nobody may have is left.
+    """
+    groups = tuple(limits)
+    left = [limit.connections for limit in groups]
+    within = {
+        party.name: [index for index, limit in enumerate(groups) if party.name in limit.members]
+        for party in parties
+    }
+    given = dict.fromkeys(within, 0)
+
+    def take(party: Party, amount: int) -> bool:
+        nonlocal total
+        if amount > total or any(left[index] < amount for index in within[party.name]):
+            return False
+        total -= amount
+        given[party.name] += amount
+        for index in within[party.name]:
+            left[index] -= amount
+        return True
+
+    admitted = [party for party in parties if take(party, party.floor)]
+    due = [
+        (_claim(party, party.floor), party.name, party) for party in admitted if _may_grow(party, party.floor)
+    ]
+    heapq.heapify(due)
+    while due and total:
+        _, name, party = heapq.heappop(due)
+        if take(party, 1) and _may_grow(party, given[name]):
+            heapq.heappush(due, (_claim(party, given[name]), name, party))
+    return given
+
+
+def _claim(party: Party, given: int) -> Fraction:
+    """The smaller, the sooner it is the party's turn."""
+    return Fraction(2 * given + 1, party.weight)
+
+
+def _may_grow(party: Party, given: int) -> bool:
+    return party.weight > 0 and (party.ceiling is None or given < party.ceiling)
+
+
+def party(name: str, weight: int, most: int | None, pods: int, consumers: Sequence[Consumer]) -> Party:
+    """A PooledDatabase as one of those that share a server: it needs its entries' floors on one pod. `most` is
+    spec.budget.maxConnections; it takes no more either than its consumers may have together."""
+    if pods == 0 or not consumers:
+        return Party(name, weight, 0, 0)
+    limits = [_ceiling(item, pods) for item in consumers]
+    known = [limit + pods * item.sessions for limit, item in zip(limits, consumers, strict=True) if limit]
+    ceilings = [sum(known)] if len(known) == len(limits) else []
+    ceilings += [] if most is None else [most]
+    floor = sum(item.floor for item in consumers)
+    return Party(name, weight, floor, min(ceilings) if ceilings else None)
+
+
+def divide(
+    share: int,
+    admitted: Sequence[str],
+    waiting: Sequence[str],
+    consumers: Sequence[Consumer],
+    in_force: frozenset[str] = frozenset(),
+    leaving: int = 0,
+    bottleneck: str = SERVER,
+) -> Division:
+    """Divide a PooledDatabase's share, less what its `leaving` pods still hold, among its pods and entries.
+
+    `admitted` pods serve already. The entries that are `in_force` on them keep their floors on each, even where
+    the share has fallen below that: clients would be thrown out. `waiting` pods come in while every floor fits,
+    in their order. New entries come in likewise: in the order of `consumers`, session entries last. The
+    `bottleneck` is what the remedies name that would have to be larger.
+    """
+    most = max(1, share // max(1, sum(item.floor for item in consumers)))
+    share -= leaving
+    kept = _that_fit(share, max(1, len(admitted)), consumers, in_force)
+    per_pod = sum(item.floor for item in kept)
+    room = max(0, share // per_pod - len(admitted)) if per_pod else len(waiting) if not consumers else 0
+    pods = [*admitted, *waiting[:room]]
+    spare = max(0, share - per_pod * len(pods))
+    parties = [
+        Party(item.entry, item.weight, len(pods), _ceiling(item, len(pods)))
+        for item in sorted(kept, key=lambda item: item.entry)
+    ]
+    totals = apportion(len(pods) * len(kept) + spare, parties)
+    caps: dict[str, dict[str, int]] = {pod: {} for pod in pods}
+    for item in kept:
+        for pod, cap in _spread(item.entry, totals[item.entry], pods).items():
+            caps[pod][item.entry] = cap
+            if item.sessions:
+                caps[pod][item.session_entry] = item.sessions
+    present = {name for item in kept for name in item.entries}
+    left_out = tuple(name for item in consumers for name in item.entries if name not in present)
+    return Division(
+        caps,
+        left_out,
+        most,
+        (
+            *_of_pods(share, per_pod, len(pods), len(admitted) + len(waiting), bottleneck),
+            *_of_entries(left_out, bottleneck),
+            *_of_limits(kept, len(pods)),
+        ),
+        bottleneck,
+    )
+
+
+def _ceiling(consumer: Consumer, pods: int) -> int | None:
+    """Of its main entry, at least 1 on each pod."""
+    known = [] if consumer.ceiling is None else [consumer.ceiling]
+    known += [] if consumer.limit is None else [consumer.limit - consumer.sessions * pods]
+    return max(pods, min(known)) if known else None
+
+
+def _that_fit(share: int, pods: int, consumers: Sequence[Consumer], in_force: frozenset[str]) -> list[Consumer]:
+    """The consumers whose floors fit on so many pods, without sessions where those don't fit."""
+    floors = {item.entry: 1 for item in consumers} | {
+        item.session_entry: item.sessions for item in consumers if item.sessions
+    }
+    chosen = in_force & floors.keys()
+    left = share - pods * sum(floors[name] for name in chosen)
+    for name, floor in floors.items():  # the main entries first
+        if name not in chosen and pods * floor <= left:
+            chosen |= {name}
+            left -= pods * floor
+    return [
+        replace(item, sessions=item.sessions if item.session_entry in chosen else 0)
+        for item in consumers
+        if item.entry in chosen
+    ]
+
+
+def _spread(entry: str, total: int, pods: Sequence[str]) -> dict[str, int]:
+    """An entry's connections over the pods, evenly. Who gets one of the remainder follows from a digest of both
+    names, so that one connection more or less changes one pod's cap, and not always the same pods have more."""
+    base, remainder = divmod(total, len(pods)) if pods else (0, 0)
+    ranked = sorted(pods, key=lambda pod: hashlib.sha256(f"{entry}\n{pod}".encode()).digest())
+    return {pod: base + (rank < remainder) for rank, pod in enumerate(ranked)}
+
+
+_REMEDY = (
+    "remove consumers, set limits.sessionConnections to 0 for those that use no session, lower"
+    " spec.pooler.replicas, or raise "
+)
+
+
+def _of_pods(share: int, per_pod: int, pods: int, present: int, bottleneck: str) -> tuple[str, ...]:
+    needed = pods * per_pod
+    if needed > share:
+        return (
+            f"{pods} pooler pods need {needed} connections, since each entry keeps its least on each pod, and"
+            f" the share is {share}: {needed - share} more are held than there should be; {_REMEDY}"
+            f"{bottleneck}",
+        )
+    if present > pods and per_pod:
+        return (
+            f"{present - pods} of {present} pooler pods wait: a share of {share} connections is enough for"
+            f" {pods}, with at least {per_pod} on each; {_REMEDY}{bottleneck}",
+        )
+    return ()
+
+
+def _of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[str, ...]:
+    if not left_out:
+        return ()
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    return (
+        f"no connection is left for the entries {', '.join(left_out[:_NAMED])}{more}; {_REMEDY}{bottleneck}",
+    )
+
+
+def _of_limits(kept: Sequence[Consumer], pods: int) -> tuple[str, ...]:
+    broken = [
+        (item, pods * item.floor) for item in kept if (item.limit or pods * item.floor) < pods * item.floor
+    ]
+    if not broken:
+        return ()
+    item, least = broken[0]
+    more = f", and {len(broken) - 1} more are like it" if len(broken) > 1 else ""
+    return (
+        f"limits.maxConnections is {item.limit} for the consumer with the entry {item.entry}{more}, and the"
+        f" least on {pods} pods is {least}; raise it to {least}, or lower spec.pooler.replicas",
+    )

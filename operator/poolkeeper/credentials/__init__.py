@@ -1,0 +1,1 @@
+"""Certificates, logins and their verifiers. Randomness enters in mint alone."""

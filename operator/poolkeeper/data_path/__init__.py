@@ -1,0 +1,1 @@
+"""Whether statements get through the poolers. Pure."""

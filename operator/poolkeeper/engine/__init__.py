@@ -1,0 +1,1 @@
+"""What is known of PgBouncer's releases: versions, faults, settings. Pure."""

@@ -1,0 +1,1 @@
+"""Keepers: what an app pod gets, and the Secret that they mount. Pure."""

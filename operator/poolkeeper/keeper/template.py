@@ -1,0 +1,51 @@
+"""What the injection of a keeper has to know: written on the keeper's Secret, read at the admission of a pod.
+
+The admission of a pod reads that one Secret and nothing else, so that every replica of the operator can serve
+it, also one that has observed nothing yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from poolkeeper.spec.types import AUTHS, TRUST
+
+
+@dataclass(frozen=True)
+class KeeperTemplate:
+    """One database's keeper. `database` and `session_database` are the names that apps connect to; the second
+    is empty where the consumer has no session endpoint."""
+
+    image: str
+    image_pull_policy: str
+    resources: Mapping[str, Any] | None
+    database: str
+    session_database: str
+    auth: str = TRUST
+    image_pull_secrets: tuple[str, ...] = ()
+
+
+def dump(template: KeeperTemplate) -> str:
+    """The template as text for an annotation. The same template gives the same text."""
+    return json.dumps(asdict(template), sort_keys=True, separators=(",", ":"))
+
+
+def parse(text: str) -> KeeperTemplate:
+    """Read what dump() wrote. Raises ValueError for anything else."""
+    match json.loads(text):
+        case {
+            "image": str(image),
+            "image_pull_policy": str(policy),
+            "resources": (dict() | None) as resources,
+            "database": str(database),
+            "session_database": str(session),
+            **rest,
+        }:
+            # What is missing was written by a version of the operator that did not know it.
+            auth, secrets = rest.get("auth", TRUST), rest.get("image_pull_secrets", [])
+            if auth in AUTHS and isinstance(secrets, list) and all(isinstance(name, str) for name in secrets):
+                return KeeperTemplate(image, policy, resources, database, session, auth, tuple(secrets))
+    raise ValueError("it is not a keeper's template")

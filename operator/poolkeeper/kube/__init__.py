@@ -1,0 +1,1 @@
+"""The API server: the only Kubernetes I/O."""

@@ -1,0 +1,137 @@
+"""Leader election by a Lease: every replica watches, only the leader works.
+
+The protocol is client-go's: a candidate takes over when the lease has not changed for its duration by the
+candidate's own clock, and every write carries the resource version it rests on. (The official client's own
+lock, kubernetes.aio 37.0, can't create its Lease and sets no limit on its requests.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from poolkeeper.kube.client import Cluster, ClusterError, Conflict
+from poolkeeper.observed.refs import Ref
+from poolkeeper.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 8
+"""A leader that was killed is replaced within this and one retry."""
+RENEW_SECONDS = 5.5
+"""A leader that could not renew for so long stops: with a request's time on top, before anybody else starts."""
+RETRY_SECONDS = 1.0
+_REQUEST_SECONDS = 2.0
+_FIRST_SECOND = 1_767_225_600
+"""Of 2026: the API server keeps the count in 32 bits."""
+
+
+class LostLease(Exception):
+    """The lease could not be renewed in time: another replica may lead, so this process has to end."""
+
+
+class Election:
+    """One candidate for one lease."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._identity = settings.identity
+        self._ref = Ref("Lease", settings.namespace, settings.lease)
+        self._seen: tuple[str, float] = ("", 0.0)
+        """Resource version seen last and when, on the monotonic clock."""
+        self._leads = False
+        self.term = 0
+        """How often the lease had been taken when this process took it: more than for every process before."""
+
+    async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Wait for the lease, run `work` while holding it, release it at the end. Raises LostLease."""
+        while not await self._hold():  # noqa: ASYNC110
+            await asyncio.sleep(RETRY_SECONDS)
+        log.info("%s leads", self._identity)
+        working = asyncio.create_task(work())
+        renewing = asyncio.create_task(self._renew())
+        try:
+            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (renewing, working):
+                if task.done():
+                    await task
+        finally:
+            working.cancel()
+            renewing.cancel()
+            await asyncio.gather(working, renewing, return_exceptions=True)
+            await self._release()
+
+    async def _renew(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await asyncio.sleep(RETRY_SECONDS)
+                    while not await self._hold():  # noqa: ASYNC110
+                        await asyncio.sleep(RETRY_SECONDS)
+            except TimeoutError:
+                raise LostLease(f"{self._ref} could not be renewed for {RENEW_SECONDS:g} s") from None
+
+    async def _hold(self) -> bool:
+        """Take or renew the lease; False if another holds it or the API server does not answer."""
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                lease = await self._cluster.get(self._ref)
+                if lease is not None and not self._may_take(lease):
+                    return False
+                mine = self._lease(lease)
+                await (self._cluster.post(mine) if lease is None else self._cluster.put(mine))
+                if not self._leads:
+                    self._leads, self.term = True, mine["spec"]["leaseTransitions"]
+        except Conflict:
+            return False
+        except (ClusterError, TimeoutError) as error:
+            log.warning("%s: %s", self._ref, str(error) or "no answer")
+            return False
+        return True
+
+    def _may_take(self, lease: dict[str, Any]) -> bool:
+        version = lease["metadata"]["resourceVersion"]
+        if version != self._seen[0]:
+            self._seen = (version, time.monotonic())
+        spec = lease.get("spec", {})
+        holder = spec.get("holderIdentity") or self._identity
+        duration = spec.get("leaseDurationSeconds", LEASE_SECONDS)
+        return bool(holder == self._identity or time.monotonic() - self._seen[1] >= duration)
+
+    async def _release(self) -> None:
+        """Let the next replica take over at once; best effort, the lease runs out anyway."""
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                lease = await self._cluster.get(self._ref)
+                if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                    lease["spec"]["holderIdentity"] = ""
+                    await self._cluster.put(lease)
+        except (ClusterError, TimeoutError) as error:
+            log.warning("%s was not released: %s", self._ref, error)
+
+    def _lease(self, before: dict[str, Any] | None) -> dict[str, Any]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = dict((before or {}).get("spec", {}))
+        if not self._leads or spec.get("holderIdentity") != self._identity:
+            # A container that was restarted takes it anew, too, and a lease that was deleted doesn't begin at 0
+            # again: by the number an operator knows what later ones have stored.
+            spec["acquireTime"] = now
+            spec["leaseTransitions"] = max(
+                spec.get("leaseTransitions", 0) + 1, 0 if before else int(time.time()) - _FIRST_SECOND
+            )
+        spec |= {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": LEASE_SECONDS,
+            "renewTime": now,
+        }
+        metadata = before["metadata"] if before else {"namespace": self._ref.namespace, "name": self._ref.name}
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": metadata,
+            "spec": spec,
+        }

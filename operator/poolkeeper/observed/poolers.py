@@ -1,0 +1,83 @@
+"""Pooler pods, their Deployment, and what their server connections went through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from poolkeeper.observed.upstream import Whereabouts
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The pooler Deployment's own word on its progress; `failure` quotes what refuses its pods, else empty."""
+
+    observed: bool
+    updated_replicas: int
+    replicas: int
+    failure: str
+    most_pods: int | None = None
+    """So many pods the budget had room for when it was written last; None: more than it has."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pooler pod. `generation` is the configuration it was last told to show (our annotation)."""
+
+    name: str
+    uid: str
+    ip: str
+    ready: bool
+    terminating: bool
+    restarts: int
+    generation: str
+    problem: str
+    """Why its container does not run (`ImagePullBackOff: ...`), or empty."""
+    running: bool = False
+    """Its PgBouncer runs, whether or not clients may come."""
+    admitted: bool = False
+    """Its readiness gate is open. It never closes again."""
+    stopped: bool = False
+    """Its containers have ended for good."""
+    peer: int | None = None
+    """Its peer_id, by which poolers pass on a cancel request that belongs to another of them."""
+    lines: str = ""
+    """The configuration of its own that it has (our annotation)."""
+    includes: bool = False
+    """It includes its table of caps."""
+    allotment: str = ""
+    """The revision of the table that it was last told to show (our annotation)."""
+    grace: float = 0.0
+    """Seconds from its deletion until it is killed, if it is terminating."""
+    killed_at: datetime | None = None
+    image: str = ""
+    """The image that its PgBouncer was made of, as its spec names it."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A pooler whose connections were led to where the upstream is: how long that took since it was seen, and
+    how many were still elsewhere when it was given up."""
+
+    whereabouts: Whereabouts
+    seconds: float
+    left: int
+
+
+@dataclass(frozen=True)
+class RenewalCause:
+    """Why server connections were renewed, or have to be: a value of the annotation poolkeeper.io/reconnect,
+    and the fingerprint of a schema. Empty where there was none yet."""
+
+    request: str = ""
+    schema: str = ""
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A pooler that has renewed its server connections: how long that took, and how many were left when it was
+    given up."""
+
+    cause: RenewalCause
+    seconds: float
+    left: int

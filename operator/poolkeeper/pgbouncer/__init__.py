@@ -1,0 +1,1 @@
+"""PgBouncer: the files that it reads, and its console."""

@@ -1,0 +1,212 @@
+"""Where the upstream is, and whether server connections have to leave where it was. Pure.
+
+A failover shows in two ways: the host's name resolves to another address, or the Service that it names gets
+other endpoints behind the same address. Connections that are open stay where they are in both cases, which may
+be a standby by then. The status keeps what the poolers were last brought to: a crash forgets nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.observed.upstream import Whereabouts
+from poolkeeper.plan.reloads import serves
+from poolkeeper.plan.wanted import Wanted
+from poolkeeper.plan.world import World
+
+LOOKUP_SECONDS = 2.0
+"""How long PgBouncer keeps an address, unless a parameter says otherwise (desired/pgbouncer_ini.py)."""
+LONGEST_LOOKUP_SECONDS = 60.0
+"""A longer dns_max_ttl is not waited for: PgBouncer leaves the old address itself when it looks again."""
+MOST = 64
+"""A name with more addresses is no primary; its comings and goings are not followed."""
+CALM_SECONDS = 600.0
+FREE_DEPARTURES = 3
+FIRST_PATIENCE_SECONDS = 5.0
+LAST_PATIENCE_SECONDS = 600.0
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class ServiceName(NamedTuple):
+    """Names a Service."""
+
+    namespace: str
+    name: str
+
+
+class Place(NamedTuple):
+    """What to observe of an upstream: `lookup` is the name to resolve, `service` the Service that it may be."""
+
+    host: str
+    lookup: str
+    service: ServiceName | None
+
+
+def place(host: str, namespace: str) -> Place | None:
+    """What to observe for an upstream of a PooledDatabase in `namespace`. None for an IP address.
+
+    Poolers complete names from their own namespace, the operator from another one: so a bare name is completed
+    here. Of two labels the second is a namespace or a domain; a Service, where there is one, wins at the
+    poolers as well. What is below a Service (`pg-0.pg.data.svc`) is a pod, and has its own address in DNS.
+    """
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return None
+    labels = host.lower().rstrip(".").split(".")
+    if len(labels) == 1:
+        labels.append(namespace)
+        lookup = f"{host}.{namespace}.svc"
+    else:
+        lookup = host
+    names_service = len(labels) == 2 or labels[2] == "svc"
+    service = ServiceName(labels[1], labels[0])
+    sound = names_service and all(_LABEL.fullmatch(label) for label in service)
+    return Place(host, lookup, service if sound else None)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one source told of one name over time; `addresses` is what it comes to.
+
+    An address that is missing in an answer has left at once. But some names answer with another address every
+    time, on purpose: from the fourth departure within ten minutes on, an address has left only when it was
+    missing for 5, 10, 20, ... seconds. After ten quiet minutes that is forgotten.
+    """
+
+    seen: Mapping[str, float] = field(default_factory=dict)
+    """When each address was last in an answer (seconds of a steady clock)."""
+    last: frozenset[str] = frozenset()
+    departures: int = 0
+    restless: float = 0.0
+    """When an address last left, or came back before it had left."""
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        return frozenset(self.seen)
+
+    def take(self, answer: frozenset[str], now: float) -> Answers:
+        """Take in an answer. An empty one says nothing: a failover in progress looks like that."""
+        if not answer or len(answer) > MOST:
+            return self
+        departures = 0 if now - self.restless > CALM_SECONDS else self.departures
+        late = max(0, departures - FREE_DEPARTURES)
+        patience = min(FIRST_PATIENCE_SECONDS * 2 ** min(late, 16), LAST_PATIENCE_SECONDS)
+        if departures < FREE_DEPARTURES:
+            patience = 0.0
+        seen = {address: at for address, at in self.seen.items() if now - at < patience}
+        if len(seen.keys() | answer) > MOST:
+            seen = {}
+        seen |= dict.fromkeys(answer, now)
+        left = self.seen.keys() - seen.keys()
+        came_back = (answer - self.last) & self.seen.keys()
+        return Answers(
+            seen,
+            answer,
+            departures + bool(left),
+            now if left or came_back else self.restless,
+        )
+
+
+@dataclass(frozen=True)
+class Reconnect:
+    """A pooler whose server connections have to leave where the upstream was."""
+
+    uid: str
+    name: str
+    access: ConsoleAccess
+    whereabouts: Whereabouts
+    left: frozenset[str] = field(compare=False)
+    """Addresses that are the upstream's no more."""
+    behind_service: bool
+    """Endpoints of a Service changed, whose own address may be all that the console shows."""
+    lookup_seconds: float
+    """How long PgBouncer may still use an address that it knows."""
+    serves: bool = field(compare=False)
+
+    def stale(self, address: str) -> bool:
+        """Whether a server connection to this address goes to where the upstream was."""
+        known = self.whereabouts.addresses
+        return address in self.left or bool(known and address not in known | self.whereabouts.endpoints)
+
+
+def reconnects(wanted: Wanted, world: World) -> tuple[Reconnect, ...]:
+    """The poolers that may have connections to where the upstream was."""
+    before, now = recorded(wanted, world), _seen(wanted, world)
+    if before is None or now is None or wanted.logins.console is None:
+        return ()
+    gone = left(before, now)
+    if not gone:
+        return ()
+    config = wanted.configuration
+    kept = config.settings.get("dns_max_ttl", "") if config is not None else ""
+    lookup = min(float(kept), LONGEST_LOOKUP_SECONDS) if kept else LOOKUP_SECONDS
+    return tuple(
+        Reconnect(
+            pod.uid,
+            pod.name,
+            wanted.console_at(pod.ip),
+            now,
+            gone,
+            bool(gone & before.endpoints),
+            lookup,
+            serves(pod),
+        )
+        for pod in world.pods
+        if pod.ip and not _moved(pod.uid, now, world)
+    )
+
+
+def to_record(wanted: Wanted, world: World) -> Whereabouts | None:
+    """What the status is to say: what the poolers were brought to. None for an upstream that can't move."""
+    before, now = recorded(wanted, world), _seen(wanted, world)
+    if before is None or now is None:
+        return before or now
+    if any(item.serves for item in reconnects(wanted, world)):
+        return before
+    return replace(
+        now, addresses=now.addresses or before.addresses, endpoints=now.endpoints or before.endpoints
+    )
+
+
+def recorded(wanted: Wanted, world: World) -> Whereabouts | None:
+    """What the status says, if it is about the host in use."""
+    stands = world.resource.status.get("upstream") if world.resource is not None else None
+    if not stands or wanted.target is None or stands["host"] != wanted.target.host:
+        return None
+    return Whereabouts(
+        stands["host"], frozenset(stands.get("addresses", ())), frozenset(stands.get("endpoints", ()))
+    )
+
+
+def listed(addresses: Iterable[str]) -> str:
+    """For a message."""
+    return ", ".join(sorted(addresses)) or "no address"
+
+
+def _seen(wanted: Wanted, world: World) -> Whereabouts | None:
+    """What is known of the host in use, if anything is."""
+    now = world.whereabouts
+    if now is None or wanted.target is None or now.host != wanted.target.host:
+        return None
+    return now if now.addresses or now.endpoints else None
+
+
+def left(before: Whereabouts, now: Whereabouts) -> frozenset[str]:
+    """What is gone. A source that is silent says nothing about it."""
+    addresses = before.addresses - now.addresses if now.addresses else frozenset()
+    endpoints = before.endpoints - now.endpoints if now.endpoints else frozenset()
+    return addresses | endpoints
+
+
+def _moved(uid: str, now: Whereabouts, world: World) -> bool:
+    moved = world.moved.get(uid)
+    return moved is not None and moved.whereabouts == now

@@ -1,0 +1,378 @@
+"""From what is observed to what to do next: plan(world) -> Plan. Pure, and idempotent.
+
+A Plan holds the next group of steps only. The shell executes them, observes again and asks again, until a
+plan is settled: so the order below is the whole protocol, and a crash between two groups is nothing special.
+
+1. finalizer, marks on source Secrets, then logins    nothing may exist that can't be cleaned up or repaired
+2. the poolers and what is around them; what is not wanted any more goes
+3. configuration shown by every ready pod; the upstream probed
+4. consumers' Secrets                              a login is handed out once the running poolers know it
+5. status; keepers, and poolers that leave, are seen to beside all this
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from poolkeeper import names
+from poolkeeper.budget import allotments
+from poolkeeper.budget.request import Order
+from poolkeeper.consumers import consent, entries
+from poolkeeper.credentials.logins import Login
+from poolkeeper.desired import secrets
+from poolkeeper.kube.events import Event
+from poolkeeper.observed.poolers import Pod
+from poolkeeper.observed.refs import Key, Owner, Ref
+from poolkeeper.pgbouncer.clients import KeeperConsole
+from poolkeeper.plan import addresses, pause_orders
+from poolkeeper.plan.addresses import Place, Reconnect
+from poolkeeper.plan.keeper_rollout import Restart, restarts
+from poolkeeper.plan.ownership import desired_digest
+from poolkeeper.plan.pause_orders import Pausing, pausing
+from poolkeeper.plan.reloads import (
+    Leaving,
+    Reload,
+    admissible,
+    keepers_behind,
+    leaving,
+    moving,
+    poolers_behind,
+    retiring,
+    serves,
+)
+from poolkeeper.plan.renewal import Renewal, renewals
+from poolkeeper.plan.status import status
+from poolkeeper.plan.wanted import Wanted, want, without_spec
+from poolkeeper.plan.world import Child, World
+from poolkeeper.settings import Settings
+from poolkeeper.spec.parse import PooledDatabase, SpecError
+from poolkeeper.upstream.target import Target
+
+Object = dict[str, Any]
+
+RECHECK_SECONDS = 5.0
+"""How soon what no event will tell is looked at again: a missing Secret, a refusal, a console that differs."""
+
+WATCH_SECONDS = 2.0
+"""How soon a workload that is being restarted is looked at again."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A login through a pooler pod, whose network may reach what the operator's does not."""
+
+    pod: Pod
+    login: Login
+    entry: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The next group of steps, all of which may run side by side. Empty but for `status`: settled."""
+
+    create: tuple[Object, ...] = ()
+    """Objects that do not exist as far as is known: an existing one that is not ours stays untouched."""
+    apply: tuple[Object, ...] = ()
+    delete: tuple[tuple[Ref, str], ...] = ()
+    """With the UID as precondition."""
+    finalizer: bool | None = None
+    """True: add ours. False: take it off."""
+    mark: tuple[str, ...] = ()
+    unmark: tuple[str, ...] = ()
+    tables: Object | None = None
+    """The pods' tables of caps, where they don't have the present lines of the entries."""
+    pod_lines: tuple[tuple[Pod, str], ...] = ()
+    """Pods to be given configuration of their own."""
+    admit: tuple[Pod, ...] = ()
+    """Pods that clients may come to from now on."""
+    reload: tuple[Reload, ...] = ()
+    keepers: tuple[Reload, ...] = ()
+    """Likewise keepers. They are seen to beside the runs: there are many, and some can't be reached."""
+    leaving: tuple[Leaving, ...] = ()
+    """Pooler pods to be drained, beside the runs as well."""
+    moving: tuple[KeeperConsole, ...] = ()
+    """The keepers that may have to leave them."""
+    pausing: Pausing | None = None
+    """A planned pause, which is seen to beside the runs too."""
+    observe: Place | None = None
+    """The upstream whose failovers are to be noticed."""
+    reconnect: tuple[Reconnect, ...] = ()
+    """Poolers to be led to where the upstream is now, beside the runs too."""
+    renew: tuple[Renewal, ...] = ()
+    """Poolers to renew their server connections, beside the runs too."""
+    look: tuple[Owner, ...] = ()
+    """Controllers of app pods whose workloads have to be read."""
+    retire: Pod | None = None
+    """A pooler pod to be evicted, once all else is reported."""
+    restart: Restart | None = None
+    """The workload of app pods to be restarted. Like the keepers' own, this holds nothing else up."""
+    budget: Order | None = None
+    """What it asks of the budget; None: what runs is left as it is."""
+    probe: Target | None = None
+    trial: Trial | None = None
+    """What to try where the operator itself can't reach the upstream."""
+    events: tuple[Event, ...] = ()
+    status: Mapping[str, Any] | None = None
+    """The status to write, None where it is right already."""
+    requeue: float | None = None
+    """Seconds after which to look again although no event asked for it."""
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is left to do but to report."""
+        return (
+            not (
+                self.create
+                or self.apply
+                or self.delete
+                or self.mark
+                or self.unmark
+                or self.tables
+                or self.pod_lines
+                or self.admit
+                or self.reload
+                or self.probe
+            )
+            and self.finalizer is None
+        )
+
+
+def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
+    """The next steps for one PooledDatabase."""
+    resource = world.resource
+    if resource is None:
+        return Plan(delete=_all_children(world))
+    if resource.deleting:
+        return replace(_teardown(world), pausing=pausing(without_spec(key, world), world, now, begin=False))
+    if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
+        return Plan()  # nothing can be made there any more; the resource's own deletion follows
+    if isinstance(resource.spec, SpecError):
+        running = without_spec(key, world)
+        revoked = _revoked(key, world)
+        if revoked:
+            return _beside(Plan(delete=revoked), running, world, now)
+        reported, events = status.of_invalid_spec(resource, resource.spec, running, world, now)
+        steps = Plan(status=reported, events=events, requeue=pause_orders.requeue(world, now))
+        return _beside(steps, running, world, now)
+    database = resource.spec
+    wanted = want(database, world, settings, now)
+    for group in (_foundations, _poolers, _proofs, _consumers):
+        steps = group(database, wanted, world)
+        if not steps.settled:
+            return _beside(steps, wanted, world, now)
+        if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
+            break  # logins that could not be stored would be others in every run: nobody may see them
+    reported, events = status.of(database, wanted, world, now)
+    behind, rollout = keepers_behind(wanted, world), restarts(wanted, world)
+    recheck = WATCH_SECONDS if rollout.waiting else _requeue(wanted, world)
+    settled = Plan(
+        keepers=behind,
+        look=rollout.look,
+        restart=rollout.next,
+        retire=retiring(world),
+        status=reported,
+        events=events,
+        requeue=_sooner(recheck, pause_orders.requeue(world, now)),
+    )
+    return _beside(settled, wanted, world, now, pause=not behind)
+
+
+def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: bool = False) -> Plan:
+    """With what goes on beside the runs, whatever group of steps is next; `pause`: a pause may begin."""
+    going = leaving(wanted, world, now)
+    host = wanted.target.host if wanted.target is not None else None
+    return replace(
+        steps,
+        leaving=going,
+        moving=moving(wanted, world) if going else (),
+        pausing=pausing(wanted, world, now, begin=pause),
+        budget=wanted.budget,
+        observe=addresses.place(host, wanted.namespace) if host is not None else None,
+        reconnect=addresses.reconnects(wanted, world),
+        renew=renewals(wanted, world),
+    )
+
+
+def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    """The logins come last: with them an upstream that was just proved right is stored, in the same write."""
+    resource = world.resource
+    assert resource is not None
+    unproved = wanted.logins.upstream is None
+    first = Plan(
+        finalizer=None if resource.finalized else True,
+        mark=tuple(
+            sorted(
+                name
+                for name in world.sources
+                if name not in world.marked and Ref("Secret", database.namespace, name) not in world.refusals
+            )
+        ),
+        unmark=tuple(sorted(world.marked - database.upstream.secret_names())),
+        probe=_to_probe(wanted, world) if unproved else None,
+        trial=_trial(wanted, world) if unproved else None,
+    )
+    return first if not first.settled else _drift((secrets.logins(database, wanted.logins),), world)
+
+
+def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    """The poolers; with them the consumers' Secrets where no running pooler has to learn of them first."""
+    objects = wanted.poolers if poolers_behind(wanted, world) else wanted.poolers + wanted.bindings
+    unwanted = _unwanted(database, wanted, world)
+    removed = [
+        status.consumer_removed(ref, uid)
+        for ref, uid in unwanted
+        if world.children[ref].role == names.ROLE_CONSUMER and _is_ours(world.children[ref], world)
+    ]
+    lacking = [
+        (pod, wanted.pod_lines[pod.uid])
+        for pod in world.pods
+        if pod.uid in wanted.pod_lines and wanted.pod_lines[pod.uid] != pod.lines and not pod.terminating
+    ]
+    return replace(
+        _drift(objects, world),
+        delete=unwanted,
+        tables=_tables(database, wanted, world),
+        pod_lines=tuple(lacking),
+        events=tuple(removed),
+    )
+
+
+def _tables(database: PooledDatabase, wanted: Wanted, world: World) -> Object | None:
+    """The budget decides on the caps (workers/servers/loop.py); what stands beside them is decided here."""
+    if wanted.configuration is None or world.stored is None:
+        return None
+    name, lines = names.config_name(database.name), wanted.configuration.lines
+    stored = world.stored
+    before = world.files[Ref("Secret", database.namespace, name)]
+    if allotments.current(before, stored.record, lines):
+        return None
+    files = allotments.files(stored.record, stored.server, lines, before)
+    return allotments.body(database.namespace, name, stored, files)
+
+
+def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    return Plan(
+        admit=admissible(wanted, world),
+        reload=poolers_behind(wanted, world),
+        probe=_to_probe(wanted, world),
+        trial=_trial(wanted, world),
+    )
+
+
+def _to_probe(wanted: Wanted, world: World) -> Target | None:
+    """The target to log in to now: it is new, or its turn has come, and no login to it is under way."""
+    resolved, probe = wanted.resolved, world.probe
+    if resolved is None or resolved == world.probing:
+        return None
+    return resolved if probe is None or probe.target != resolved or world.probe_due else None
+
+
+def _consumers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
+    return _drift(wanted.bindings, world)
+
+
+def _trial(wanted: Wanted, world: World) -> Trial | None:
+    pod = next((pod for pod in world.pods if serves(pod)), None)
+    consumer = next(iter(wanted.consumers.granted), None)
+    if pod is None or consumer is None or wanted.target is None or wanted.target != wanted.resolved:
+        return None
+    login = wanted.logins.consumers[entries.login_name(consumer)]
+    return Trial(pod, login, entries.entry_name(wanted.target.database, consumer))
+
+
+def _drift(objects: tuple[Object, ...], world: World) -> Plan:
+    create: list[Object] = []
+    apply: list[Object] = []
+    for obj in objects:
+        ref = Ref(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
+        child = world.children.get(ref)
+        if ref in world.refusals or (child is not None and not _is_ours(child, world)):
+            continue
+        if child is None:
+            create.append(obj)
+        elif desired_digest(obj) not in (child.digest, child.applied):
+            apply.append(_with_uid(obj, child.uid))
+    return Plan(create=tuple(create), apply=tuple(apply))
+
+
+def _with_uid(obj: Object, uid: str) -> Object:
+    """The UID as precondition: an apply must not bring back, or change, what took the object's place."""
+    return {**obj, "metadata": {**obj["metadata"], "uid": uid}}
+
+
+def _is_ours(child: Child, world: World) -> bool:
+    return world.resource is not None and child.owner_uid == world.resource.uid
+
+
+def _unwanted(database: PooledDatabase, wanted: Wanted, world: World) -> tuple[tuple[Ref, str], ...]:
+    """Our objects that nothing asks for. While the target is unknown nothing of the last good state goes,
+    except what consent no longer covers: that is decided without the target."""
+    kept = {
+        Ref(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
+        for obj in wanted.poolers + wanted.bindings
+    } | {Ref("Secret", database.namespace, names.logins_name(database.name))}
+    allowed = {
+        (item.namespace, name)
+        for item in wanted.consumers.granted
+        for name in names.consumer_secrets(item.secret_name)
+    }
+    own = {
+        (database.namespace, name)
+        for name in (
+            names.config_name(database.name),
+            names.logins_name(database.name),
+            names.pooler_name(database.name),
+        )
+    }
+    return tuple(
+        (ref, child.uid)
+        for ref, child in sorted(world.children.items())
+        if (ref not in kept or not _is_ours(child, world))
+        and ref not in world.refusals
+        and (wanted.configuration is not None or (ref.namespace, ref.name) not in allowed | own)
+    )
+
+
+def _revoked(key: Key, world: World) -> tuple[tuple[Ref, str], ...]:
+    """Our Secrets where consent is gone: a namespace's word counts whatever state the spec is in."""
+    return tuple(
+        (ref, child.uid)
+        for ref, child in sorted(world.children.items())
+        if ref not in world.refusals
+        and ref.namespace != key.namespace
+        and consent.decide(key.namespace, world.namespaces.get(ref.namespace), ref.namespace) is not None
+    )
+
+
+def _teardown(world: World) -> Plan:
+    """Delete everything, wait until the pods have ended (their grace bounds it), then let the resource go.
+
+    While there are pods, what they hold of the server stays stored, for others to reckon with, and how to get
+    to their consoles.
+    """
+    stays = (names.ROLE_CONFIG, names.ROLE_LOGINS) if world.pods else ()
+    deleted = tuple((ref, uid) for ref, uid in _all_children(world) if world.children[ref].role not in stays)
+    if deleted or world.marked:
+        return Plan(delete=deleted, unmark=tuple(sorted(world.marked)))
+    if world.pods or world.children:  # a child that is left was refused to be deleted
+        return Plan(requeue=RECHECK_SECONDS)
+    assert world.resource is not None
+    return Plan(finalizer=False if world.resource.finalized else None)
+
+
+def _all_children(world: World) -> tuple[tuple[Ref, str], ...]:
+    return tuple((ref, child.uid) for ref, child in sorted(world.children.items()) if ref not in world.refusals)
+
+
+def _requeue(wanted: Wanted, world: World) -> float | None:
+    shown_wrong = any(shown.problem for shown in world.shown.values())
+    if wanted.fault is not None or world.refusals or shown_wrong:
+        return RECHECK_SECONDS
+    return world.next_probe_seconds
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((seconds for seconds in (one, other) if seconds is not None), default=None)

@@ -1,0 +1,1 @@
+"""The status of a PooledDatabase: one module for each condition. Pure."""

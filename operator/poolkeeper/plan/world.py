@@ -1,0 +1,99 @@
+"""What was observed of one PooledDatabase: the input of plan().
+
+The store builds it from the watches, the API server's answers, the pods' consoles and the upstream. Nothing
+here knows where the values came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from poolkeeper.budget.allotments import Stored
+from poolkeeper.budget.seen import BudgetSeen
+from poolkeeper.credentials.logins import Logins
+from poolkeeper.observed.apps import AppPod, Workload
+from poolkeeper.observed.consoles import PauseSeen, Shown
+from poolkeeper.observed.namespaces import Namespace
+from poolkeeper.observed.poolers import Moved, Pod, Renewed, Rollout
+from poolkeeper.observed.refs import ApiRefusal, Owner, Ref
+from poolkeeper.observed.upstream import Probe, Whereabouts
+from poolkeeper.spec.parse import PooledDatabase, SpecError
+from poolkeeper.upstream.target import Target
+
+
+@dataclass(frozen=True)
+class Child:
+    """An object that carries our labels; `digest` covers the fields we own (see ownership.py)."""
+
+    uid: str
+    owner_uid: str
+    role: str
+    digest: bytes
+    applied: bytes = b""
+    """Digest of what we applied, where the API server says the same in other words: both are right."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """The PooledDatabase itself: its metadata, its parsed spec or what is wrong with it, its last status."""
+
+    uid: str
+    generation: int
+    deleting: bool
+    finalized: bool
+    """Our finalizer is on it."""
+    spec: PooledDatabase | SpecError
+    status: Mapping[str, Any]
+    reconnect: str = ""
+    """The annotation poolkeeper.io/reconnect."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything plan() may look at for one PooledDatabase. `resource` is None if it does not exist."""
+
+    resource: Resource | None
+    children: Mapping[Ref, Child] = field(default_factory=dict)
+    pods: tuple[Pod, ...] = ()
+    app_pods: tuple[AppPod, ...] = ()
+    """Those that ask for the database of one of the consumers."""
+    workloads: Mapping[Owner, Workload | ApiRefusal | None] = field(default_factory=dict)
+    """What was read of the workloads behind the app pods; None where there is none."""
+    workloads_due: frozenset[Owner] = frozenset()
+    """Those of them to be read again before anything is made of them."""
+    rollout: Rollout | None = None
+    namespaces: Mapping[str, Namespace] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Data of the Secrets that the upstream names, by name; a Secret that does not exist is absent."""
+    managed: frozenset[str] = frozenset()
+    """Names of those that turned out to be Secrets of the operator's own; their data are not in `sources`."""
+    marked: frozenset[str] = frozenset()
+    """Names of Secrets in this namespace that carry our source label because of this PooledDatabase."""
+    logins: Logins = field(default_factory=Logins)
+    """The stored logins, completed by freshly minted ones where a consumer has none yet."""
+    shown: Mapping[str, Shown] = field(default_factory=dict)
+    """By pod UID, or AppPod.process()."""
+    paused: Mapping[str, PauseSeen] = field(default_factory=dict)
+    """By pod UID, while a pause goes on."""
+    probe: Probe | None = None
+    probe_due: bool = False
+    """The last probe is older than its interval."""
+    probing: Target | None = None
+    """What a probe that is under way logs in to; its answer starts another run."""
+    next_probe_seconds: float | None = None
+    whereabouts: Whereabouts | None = None
+    """Of the host that is observed; None until something is known."""
+    moved: Mapping[str, Moved] = field(default_factory=dict)
+    """By pod UID."""
+    schema: str = ""
+    """Fingerprint of the schema that server connections are to be renewed for, empty while it is not known."""
+    renewed: Mapping[str, Renewed] = field(default_factory=dict)
+    """By pod UID."""
+    budget: BudgetSeen | None = None
+    stored: Stored | None = None
+    """What is stored of the budget; None as long as the poolers' Secret doesn't exist."""
+    files: Mapping[Ref, Mapping[str, str]] = field(default_factory=dict)
+    """What is in the Secrets that pods mount: the poolers' one and those of keepers."""
+    refusals: Mapping[Ref, ApiRefusal] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""What was seen last of everything that is watched."""

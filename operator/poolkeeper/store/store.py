@@ -1,0 +1,508 @@
+"""What the watches, the API server's answers, the consoles and the upstreams told last.
+
+Holds digests and the few fields that planning needs instead of whole objects, since thousands of
+PooledDatabases must fit. Observing answers which keys are concerned; an observation that changes nothing
+concerns nobody, so the echo of our own write starts no work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from poolkeeper import names
+from poolkeeper.budget import allotments
+from poolkeeper.budget.allotments import Stored
+from poolkeeper.budget.seen import BudgetSeen
+from poolkeeper.credentials.logins import Logins, from_secret
+from poolkeeper.observed.apps import AppPod, Workload
+from poolkeeper.observed.consoles import PauseSeen, Shown
+from poolkeeper.observed.namespaces import Namespace
+from poolkeeper.observed.poolers import Moved, Pod, Renewed, Rollout
+from poolkeeper.observed.refs import ApiRefusal, Key, Owner, Ref
+from poolkeeper.observed.upstream import Probe, Whereabouts
+from poolkeeper.pgbouncer.configuration import rules_of
+from poolkeeper.plan.ownership import desired_digest, live_digest
+from poolkeeper.plan.world import Child, Resource, World
+from poolkeeper.settings import Settings
+from poolkeeper.spec.parse import PooledDatabase, SpecError, parse
+from poolkeeper.store import reading
+from poolkeeper.store.app_pods import AppPods, asked
+from poolkeeper.store.sources import Sources
+from poolkeeper.store.workloads import KnownWorkloads
+
+Object = Mapping[str, Any]
+Keys = frozenset[Key]
+
+PROBE_SECONDS = 60.0
+"""How often an upstream is logged in to, with few PooledDatabases."""
+PROBES_PER_SECOND = 10.0
+"""With many, so many logins a second are enough."""
+FIRST_RETRY_SECONDS = 2.0
+KEEPER_RETRY_SECONDS = 10.0
+"""How soon a keeper that could not be reached, or differs, is tried again."""
+REMEMBERED_PODS = 4096
+_NOBODY: Keys = frozenset()
+
+
+class Store:
+    """The mutable memory of the shell; `world` cuts the immutable part of one key out of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._versions: dict[Ref, int] = {}
+        self._resources: dict[Key, Resource] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._children: dict[Key, dict[Ref, Child]] = defaultdict(dict)
+        self._owners: dict[Ref, Key] = {}
+        self._pods: dict[Key, dict[Ref, Pod]] = defaultdict(dict)
+        self._app_pods = AppPods()
+        self._workloads = KnownWorkloads()
+        self._rollouts: dict[Key, Rollout] = {}
+        self._logins: dict[Key, Logins] = {}
+        self._files: dict[Key, dict[Ref, dict[str, str]]] = defaultdict(dict)
+        self._sources = Sources()
+        self._shown: dict[str, tuple[Shown, float]] = {}
+        """By World.shown's key, with the monotonic time."""
+        self._paused: dict[str, PauseSeen] = {}
+        """By pod UID."""
+        self._probes: dict[Key, tuple[Probe, float, float]] = {}
+        """Outcome, monotonic time, seconds until the next."""
+        self._whereabouts: dict[Key, tuple[Whereabouts, float]] = {}
+        """With the monotonic time of its last change."""
+        self._moved: dict[str, Moved] = {}
+        self._schemas: dict[Key, str] = {}
+        self._renewed: dict[str, Renewed] = {}
+        self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
+        self._stored: dict[Key, Stored] = {}
+        self._budgets: dict[Key, BudgetSeen] = {}
+        self._stopped: deque[str] = deque(maxlen=REMEMBERED_PODS)
+        """UIDs of pooler pods that are gone and had ended before."""
+
+    # Observations of the cluster
+
+    def observe(self, obj: Object, *, deleted: bool = False) -> Keys:
+        """Take in one object as a watch, a list or an answer shows it. Returns the keys it concerns."""
+        metadata = obj["metadata"]
+        ref = Ref(obj["kind"], metadata.get("namespace", ""), metadata["name"])
+        version = int(metadata["resourceVersion"])
+        if version < self._versions.get(ref, 0) or (version == self._versions.get(ref) and not deleted):
+            return _NOBODY
+        if deleted:
+            self._versions.pop(ref, None)
+            if ref.kind == "Pod" and ref in self._owners and reading.stopped(obj):
+                self._stopped.append(metadata["uid"])
+            return self._forget(ref)
+        self._versions[ref] = version
+        if ref.kind == names.KIND:
+            return self._observe_resource(ref, obj)
+        if ref.kind == "Namespace":
+            return self._observe_namespace(ref, obj)
+        if ref.kind == "Pod":
+            return self._observe_pod(ref, obj)
+        if metadata.get("labels", {}).get(names.ROLE_LABEL) == names.ROLE_SOURCE:
+            return self._forget(ref, but_source=True) | self._observe_source(ref, obj)
+        return self._observe_child(ref, obj)
+
+    def applied(self, body: Object, answer: Object) -> None:
+        """Take in the answer to a write of ours. What the API server made of it is what we get, also where it
+        is not what we wrote: writing it again would change nothing, for ever."""
+        self.observe(answer)
+        metadata = answer["metadata"]
+        ref = Ref(answer["kind"], metadata["namespace"], metadata["name"])
+        child = self._children.get(self._owners[ref], {}).get(ref) if ref in self._owners else None
+        wanted = desired_digest(body)
+        if child is not None and child.digest != wanted and child.digest == live_digest(answer, names.MANAGER):
+            self._children[self._owners[ref]][ref] = replace(child, applied=wanted)
+
+    async def replace(
+        self, kind: str, pages: AsyncIterator[tuple[list[Any], int]], namespace: str | None = None
+    ) -> Keys:
+        """Take in a complete list of a kind: what it lacks is gone, unless it was seen later than the list.
+
+        `namespace` where the list is of that one only.
+        """
+        seen: set[Ref] = set()
+        concerned: set[Key] = set()
+        versions: list[int] = []
+        async for objects, version in pages:
+            versions.append(version)
+            for obj in objects:
+                metadata = obj["metadata"]
+                seen.add(Ref(kind, metadata.get("namespace", ""), metadata["name"]))
+                concerned |= self.observe(obj)
+        for ref in [ref for ref in self._versions if ref.kind == kind and ref not in seen]:
+            if namespace not in (None, ref.namespace):
+                continue
+            if self._versions[ref] <= min(versions, default=0):
+                concerned |= self.forget(ref)
+        return frozenset(concerned)
+
+    def forget(self, ref: Ref, uid: str | None = None) -> Keys:
+        """An object that was found to be gone; with `uid`, not one that took its place meanwhile."""
+        owner = self._owners.get(ref)
+        known: Child | Pod | AppPod | None = self._app_pods.get(ref)
+        if owner is not None:
+            known = self._children.get(owner, {}).get(ref) or self._pods.get(owner, {}).get(ref) or known
+        if uid is not None and known is not None and known.uid != uid:
+            return _NOBODY
+        self._versions.pop(ref, None)
+        return self._forget(ref)
+
+    def _observe_resource(self, ref: Ref, obj: Object) -> Keys:
+        key = Key(ref.namespace, ref.name)
+        metadata = obj["metadata"]
+        spec: PooledDatabase | SpecError
+        try:
+            spec = parse(obj)
+        except SpecError as error:
+            spec = error
+        before = self._resources.get(key)
+        self._resources[key] = Resource(
+            uid=metadata["uid"],
+            generation=int(metadata.get("generation", 0)),
+            deleting="deletionTimestamp" in metadata,
+            finalized=names.FINALIZER in metadata.get("finalizers", ()),
+            spec=spec,
+            status=obj.get("status") or {},
+            reconnect=reading.reconnect(obj),
+        )
+        reads = frozenset() if isinstance(spec, SpecError) else spec.upstream.secret_names()
+        self._sources.reads(key, frozenset() if self._resources[key].deleting else reads)
+        return _NOBODY if before == self._resources[key] else frozenset({key})
+
+    def _observe_namespace(self, ref: Ref, obj: Object) -> Keys:
+        namespace = reading.namespace(obj)
+        before = self._namespaces.get(ref.name)
+        self._namespaces[ref.name] = namespace
+        return _NOBODY if before == namespace else self._consumers_of(ref.name, before, namespace)
+
+    def _consumers_of(self, name: str, *states: Namespace | None) -> Keys:
+        labels = [state.labels for state in states if state is not None]
+        return frozenset(
+            key
+            for key, resource in self._resources.items()
+            if isinstance(resource.spec, PooledDatabase)
+            and any(
+                rule.namespace == name
+                or (rule.selector is not None and any(rule.selector.matches(item) for item in labels))
+                for rule in resource.spec.consumers
+            )
+        )
+
+    def _observe_pod(self, ref: Ref, obj: Object) -> Keys:
+        key = reading.owner(obj)
+        if key is None or not reading.is_pooler(obj):
+            return self._observe_app_pod(ref, obj)
+        moved = self._forget_app_pod(ref)
+        pod = reading.pod(obj)
+        before = self._pods[key].get(ref)
+        self._pods[key][ref] = pod
+        self._owners[ref] = key
+        return moved if before == pod else moved | {key}
+
+    def _observe_app_pod(self, ref: Ref, obj: Object) -> Keys:
+        pod, before = reading.app_pod(obj), self._app_pods.get(ref)
+        if pod == before:
+            return _NOBODY
+        concerned = self._forget_app_pod(ref, but_shown=pod is not None)
+        if pod is None:
+            return concerned
+        self._app_pods.put(ref, pod)
+        return concerned | self._askers_owners(pod)
+
+    def _askers_owners(self, pod: AppPod) -> Keys:
+        return frozenset(self._owners[secret] for secret in asked(pod) if secret in self._owners)
+
+    def _forget_app_pod(self, ref: Ref, *, but_shown: bool = False) -> Keys:
+        pod = self._app_pods.drop(ref)
+        if pod is None:
+            return _NOBODY
+        for keeper in () if but_shown else pod.keepers:
+            self._shown.pop(pod.process(keeper), None)
+        return self._askers_owners(pod)
+
+    def _app_pods_of(self, key: Key) -> tuple[AppPod, ...]:
+        """Those that ask for the Secret of one of its consumers."""
+        children = self._children.get(key, {})
+        return self._app_pods.asking(
+            ref for ref, child in children.items() if child.role == names.ROLE_CONSUMER
+        )
+
+    def _observe_source(self, ref: Ref, obj: Object) -> Keys:
+        changed = self._sources.put(ref, reading.data(obj))
+        return self._sources.readers(ref) if changed else _NOBODY
+
+    def _observe_child(self, ref: Ref, obj: Object) -> Keys:
+        metadata = obj["metadata"]
+        key = reading.owner(obj)
+        previous = self._owners.get(ref)
+        moved = self._forget(ref) if previous is not None and previous != key else _NOBODY
+        if key is None:
+            return moved
+        labels = metadata.get("labels") or {}
+        role = labels.get(names.ROLE_LABEL, "")
+        child = Child(
+            uid=metadata["uid"],
+            owner_uid=labels.get(names.OWNER_UID_LABEL, ""),
+            role=role,
+            digest=live_digest(obj, names.MANAGER),
+        )
+        before = self._children[key].get(ref)
+        if before is not None and before.digest == child.digest:
+            child = replace(child, applied=before.applied)
+        changed = before != child
+        self._children[key][ref] = child
+        self._owners[ref] = key
+        if ref.kind == "Deployment":
+            rollout = reading.rollout(obj)
+            changed |= self._rollouts.get(key) != rollout
+            self._rollouts[key] = rollout
+        own_logins = Ref("Secret", key.namespace, names.logins_name(key.name))
+        if role == names.ROLE_LOGINS and ref == own_logins:
+            # Running poolers know the console's login, and keepers trust the authorities: when they were spoilt
+            # by hand, those that are remembered go back into the Secret.
+            found, known = from_secret(reading.data(obj)), self.logins(key)
+            self._logins[key] = replace(
+                found,
+                console=found.console or known.console,
+                authorities=found.authorities or known.authorities,
+            )
+        if ref.kind == "Secret" and role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
+            self._files[key][ref] = reading.texts(obj)
+        if ref == _config(key) and role == names.ROLE_CONFIG:
+            record, server = allotments.parse(self._files[key][ref])
+            version, rules = metadata["resourceVersion"], rules_of(self._files[key][ref])
+            stored = Stored(record, server, metadata["uid"], version, rules)
+            changed |= key not in self._stored or self._stored[key].record != record
+            self._stored[key] = stored
+        return moved | (frozenset({key}) if changed else _NOBODY)
+
+    def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
+        if ref.kind == names.KIND:
+            key = Key(ref.namespace, ref.name)
+            self._probes.pop(key, None)
+            self._refusals.pop(key, None)
+            self._whereabouts.pop(key, None)
+            self._schemas.pop(key, None)
+            self._workloads.drop(key)
+            self._budgets.pop(key, None)
+            # They outlive their Secret, which is made again with the same logins, but not the resource.
+            self._logins.pop(key, None)
+            self._sources.reads(key, frozenset())
+            return frozenset({key}) if self._resources.pop(key, None) is not None else _NOBODY
+        if ref.kind == "Namespace":
+            before = self._namespaces.pop(ref.name, None)
+            return self._consumers_of(ref.name, before)
+        concerned: set[Key] = set(self._forget_app_pod(ref))
+        if not but_source and self._sources.drop(ref):
+            concerned |= self._sources.readers(ref)
+        key_of = self._owners.pop(ref, None)
+        if key_of is None:
+            return frozenset(concerned)
+        if ref.kind == "Pod":
+            pod = self._pods[key_of].pop(ref, None)
+            if pod is not None:
+                self._shown.pop(pod.uid, None)
+                self._paused.pop(pod.uid, None)
+                self._moved.pop(pod.uid, None)
+                self._renewed.pop(pod.uid, None)
+            if not self._pods[key_of]:
+                del self._pods[key_of]
+        else:
+            self._children[key_of].pop(ref, None)
+            if not self._children[key_of]:
+                del self._children[key_of]
+            if ref.kind == "Deployment":
+                self._rollouts.pop(key_of, None)
+            self._files[key_of].pop(ref, None)
+            if ref == _config(key_of):
+                self._stored.pop(key_of, None)
+            if not self._files[key_of]:
+                del self._files[key_of]
+        return frozenset(concerned | {key_of})
+
+    # Observations of poolers, upstreams and refusals
+
+    def show(self, process: str, shown: Shown) -> None:
+        """What a console showed; `process` is a key of World.shown."""
+        self._shown[process] = (shown, time.monotonic())
+
+    def unshow(self, process: str) -> None:
+        """Nobody knows what it shows now: it has to be looked at again."""
+        self._shown.pop(process, None)
+
+    def see_pause(self, uid: str, seen: PauseSeen) -> bool:
+        """What a pooler showed of a pause; whether that is news."""
+        news = self._paused.get(uid) != seen
+        self._paused[uid] = seen
+        return news
+
+    def forget_pause(self, uid: str) -> None:
+        """The pause is over."""
+        self._paused.pop(uid, None)
+
+    def probed(self, key: Key, probe: Probe) -> None:
+        """The outcome of a login to the upstream. Failures are tried again soon, then ever later."""
+        before = self._probes.get(key)
+        interval = max(PROBE_SECONDS, len(self._resources) / PROBES_PER_SECOND)
+        if not probe.reachable:
+            again = before is not None and not before[0].reachable and before[0].target == probe.target
+            interval = min(before[2] * 2, interval / 2) if again and before else FIRST_RETRY_SECONDS
+            if before is not None and before[0].target == probe.target:
+                # A server that can't be reached for a while is of no other version for that.
+                probe = replace(probe, server_version=before[0].server_version)
+        self._probes[key] = (probe, time.monotonic(), interval)
+
+    def locate(self, key: Key, whereabouts: Whereabouts) -> Keys:
+        """Where the upstream's host was found to be. Returns the key if that is news."""
+        known = self._whereabouts.get(key)
+        if known is not None and known[0] == whereabouts:
+            return _NOBODY
+        self._whereabouts[key] = (whereabouts, time.monotonic())
+        return frozenset({key})
+
+    def moved(self, key: Key, pod: str, whereabouts: Whereabouts, left: int) -> None:
+        """A pooler, by its UID, was led to where the upstream is; `left` connections are still elsewhere."""
+        seen = self._whereabouts.get(key)
+        seconds = time.monotonic() - seen[1] if seen is not None else 0.0
+        self._moved[pod] = Moved(whereabouts, seconds, left)
+
+    def schema(self, key: Key, fingerprint: str) -> Keys:
+        """What schema server connections are to be renewed for. Returns the key if that is news."""
+        if self._schemas.get(key) == fingerprint:
+            return _NOBODY
+        self._schemas[key] = fingerprint
+        return frozenset({key})
+
+    def renew(self, pod: str, renewed: Renewed) -> None:
+        """A pooler, by its UID, has renewed its server connections."""
+        self._renewed[pod] = renewed
+
+    def budgeted(self, key: Key, seen: BudgetSeen) -> Keys:
+        """What the budget came to. Returns the key if that is news."""
+        if self._budgets.get(key) == seen:
+            return _NOBODY
+        self._budgets[key] = seen
+        return frozenset({key})
+
+    def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
+        """The API server refused a write."""
+        self._refusals[key][ref] = refusal
+
+    def begin(self, key: Key) -> dict[Ref, ApiRefusal]:
+        """Start a run: what failed in the run before is tried once more. Returns the refusals that stood."""
+        refused = self._refusals.pop(key, {})
+        for pod in self.pods(key):
+            self._try_again(pod.uid, 0.0)
+        app_pods = self._app_pods_of(key)
+        for app_pod in app_pods:
+            for keeper in app_pod.keepers:
+                # They are looked at beside the runs, and a look starts one: without a pause it would go on so.
+                self._try_again(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
+        self._workloads.begin(key, {pod.owner for pod in app_pods})
+        return refused
+
+    def _try_again(self, process: str, pause: float) -> None:
+        shown, at = self._shown.get(process, (None, 0.0))
+        if shown is not None and shown.problem and time.monotonic() - at >= pause:
+            del self._shown[process]
+
+    def work(self, key: Key, owner: Owner, workload: Workload | ApiRefusal | None) -> None:
+        """What the workload behind an app pod's controller is like now."""
+        self._workloads.put(key, owner, workload)
+
+    def verify_consoles(self) -> None:
+        """Forget what consoles showed, so that every pod is looked at once more."""
+        self._shown.clear()
+
+    # Reading
+
+    def keys(self) -> Keys:
+        """Every PooledDatabase, and every owner of objects that may be left behind."""
+        return frozenset(self._resources) | frozenset(self._children)
+
+    def pods(self, key: Key) -> tuple[Pod, ...]:
+        """The pooler pods of a PooledDatabase."""
+        return tuple(self._pods.get(key, {}).values())
+
+    def ended(self, uid: str) -> bool:
+        """Whether a pooler pod is gone, and was seen to have ended."""
+        return uid in self._stopped
+
+    def stored(self, key: Key) -> Stored | None:
+        """What is stored of the budget, None as long as the poolers' Secret doesn't exist."""
+        return self._stored.get(key)
+
+    def allotted_files(self, key: Key) -> Mapping[str, str]:
+        """What is in the Secret that the poolers mount."""
+        return self._files.get(key, {}).get(_config(key), {})
+
+    def budget(self, key: Key) -> BudgetSeen | None:
+        """What the budget came to."""
+        return self._budgets.get(key)
+
+    def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
+        """Data of a marked Secret."""
+        return self._sources.get(Ref("Secret", namespace, name))
+
+    def resource(self, key: Key) -> Resource | None:
+        """The PooledDatabase as it was last seen."""
+        return self._resources.get(key)
+
+    def logins(self, key: Key) -> Logins:
+        """The stored logins of a PooledDatabase."""
+        return self._logins.get(key, Logins())
+
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """Every namespace that may be read; without that right, the watched ones as if without consent."""
+        if self._settings.reads_namespaces:
+            return self._namespaces
+        return {
+            name: Namespace(labels={}, accept_from="", terminating=False)
+            for name in self._settings.watch_namespaces
+        }
+
+    def world(self, key: Key, logins: Logins) -> World:
+        """Everything known about one key; the caller adds what it reads on demand."""
+        probe, age, interval = None, 0.0, None
+        if key in self._probes:
+            probe, at, interval = self._probes[key]
+            age = time.monotonic() - at
+        pods = self.pods(key)
+        app_pods = self._app_pods_of(key)
+        processes = [pod.uid for pod in pods]
+        processes += [pod.process(keeper) for pod in app_pods for keeper in pod.keepers]
+        return World(
+            resource=self.resource(key),
+            children=dict(self._children.get(key, {})),
+            pods=pods,
+            app_pods=app_pods,
+            workloads=self._workloads.of(key),
+            workloads_due=self._workloads.due(key),
+            rollout=self._rollouts.get(key),
+            namespaces=self.namespaces(),
+            marked=self._sources.marked(key),
+            logins=logins,
+            budget=self.budget(key),
+            stored=self.stored(key),
+            files=dict(self._files.get(key, {})),
+            shown={process: self._shown[process][0] for process in processes if process in self._shown},
+            paused={pod.uid: self._paused[pod.uid] for pod in pods if pod.uid in self._paused},
+            probe=probe,
+            probe_due=interval is not None and age >= interval,
+            next_probe_seconds=None if interval is None else max(interval - age, 0.1),
+            whereabouts=self._whereabouts[key][0] if key in self._whereabouts else None,
+            moved={pod.uid: self._moved[pod.uid] for pod in pods if pod.uid in self._moved},
+            schema=self._schemas.get(key, ""),
+            renewed={pod.uid: self._renewed[pod.uid] for pod in pods if pod.uid in self._renewed},
+            refusals=dict(self._refusals.get(key, {})),
+        )
+
+
+def _config(key: Key) -> Ref:
+    """The Secret that the poolers mount."""
+    return Ref("Secret", key.namespace, names.config_name(key.name))

@@ -1,0 +1,158 @@
+"""Where the upstream is and how to log in there, put together from the spec and its Secrets.
+
+Pure: it gets the data of the Secrets and opens no connection. Whatever is wrong with a Secret becomes a
+TargetError, whose reason and message go to a condition; a message never holds a value of a Secret.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from poolkeeper.spec.fields import DATABASE, HOST, Text
+from poolkeeper.spec.parse import SecretKeyRef, SpecError, Tls, Upstream
+from poolkeeper.spec.values import forbidden_character
+from poolkeeper.upstream import uri
+
+DEFAULT_SSLMODE = "require"
+VERIFYING = ("verify-ca", "verify-full")
+
+# PgBouncer 1.26 cuts off a longer user or password of a database entry without an error.
+_MAX_USER_BYTES = 127
+_MAX_PASSWORD_BYTES = 2047
+
+
+class TargetError(Exception):
+    """The upstream is unknown; `reason`: SecretMissing, SecretKeyMissing, InvalidValue or InvalidUri."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Target:
+    """One upstream login. `ca` is a PEM text that the server's certificate is verified against."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str = field(repr=False)
+    sslmode: str
+    ca: str | None = field(repr=False)
+
+
+def resolve(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
+    """Read the upstream's Secrets (name -> data, already base64-decoded); raises TargetError."""
+    target = _by_host(upstream, secrets) if upstream.uri is None else _by_uri(upstream, upstream.uri, secrets)
+    if target.sslmode in VERIFYING and target.ca is None:
+        raise TargetError(
+            "InvalidUri",
+            f"the URL asks for sslmode={target.sslmode} but there is no CA to verify against;"
+            " name the Secret with the CA certificate in spec.upstream.tls.caSecretRef",
+        )
+    return target
+
+
+def _by_host(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
+    reference = upstream.credentials
+    if reference is None or upstream.host is None or upstream.database is None:
+        raise ValueError("an upstream without a URL has a host, a database and credentials")
+    user = SecretKeyRef(reference.name, reference.username_key)
+    password = SecretKeyRef(reference.name, reference.password_key)
+    return Target(
+        host=upstream.host,
+        port=upstream.port,
+        database=upstream.database,
+        user=_login_part(_one_line(user, secrets), _MAX_USER_BYTES, _where(user)),
+        password=_login_part(_one_line(password, secrets), _MAX_PASSWORD_BYTES, _where(password)),
+        sslmode=upstream.tls.mode or DEFAULT_SSLMODE,
+        ca=_ca(upstream.tls, secrets),
+    )
+
+
+def _by_uri(upstream: Upstream, reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
+    where = _where(reference)
+    ca = _ca(upstream.tls, secrets)
+    try:
+        parts = uri.split(_one_line(reference, secrets))
+        sslmode = uri.sslmode(parts.query, has_ca=ca is not None, overridden=upstream.tls.mode is not None)
+    except uri.UriError as error:
+        raise TargetError("InvalidUri", f"{where}: {error}") from None
+    # A percent-encoded line feed only shows after decoding.
+    for name, value in (
+        ("user", parts.user),
+        ("password", parts.password),
+        ("database", parts.database),
+        ("host", parts.host),
+    ):
+        _refuse_control_characters(value, f"{where}, the URL's {name}")
+    return Target(
+        host=_fits(HOST, parts.host, f"{where}, the URL's host"),
+        port=parts.port,
+        database=_fits(DATABASE, parts.database, f"{where}, the URL's database"),
+        user=_login_part(parts.user, _MAX_USER_BYTES, f"{where}, the URL's user"),
+        password=_login_part(parts.password, _MAX_PASSWORD_BYTES, f"{where}, the URL's password"),
+        sslmode=upstream.tls.mode or sslmode or DEFAULT_SSLMODE,
+        ca=ca,
+    )
+
+
+def _ca(tls: Tls, secrets: Mapping[str, Mapping[str, bytes]]) -> str | None:
+    if tls.ca is None:
+        return None
+    pem = _text(tls.ca, secrets)
+    if "-----BEGIN CERTIFICATE-----" not in pem:
+        raise TargetError("InvalidValue", f"{_where(tls.ca)} holds no certificate; put the CA there as PEM")
+    return pem
+
+
+def _where(reference: SecretKeyRef) -> str:
+    return f"key {reference.key} of Secret {reference.name}"
+
+
+def _text(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> str:
+    data = secrets.get(reference.name)
+    if data is None:
+        raise TargetError(
+            "SecretMissing",
+            f"Secret {reference.name} does not exist in this namespace; create it, or correct the name",
+        )
+    value = data.get(reference.key)
+    if value is None:
+        raise TargetError("SecretKeyMissing", f"{_where(reference)} is missing; set it")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise TargetError("InvalidValue", f"{_where(reference)} is not UTF-8; write it as UTF-8 text") from None
+
+
+def _one_line(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> str:
+    """The value without one line end, which `kubectl create secret --from-file` takes over from editors."""
+    value = _text(reference, secrets)
+    value = value.removesuffix("\r\n") if value.endswith("\r\n") else value.removesuffix("\n")
+    if not value:
+        raise TargetError("SecretKeyMissing", f"{_where(reference)} is empty; set it")
+    _refuse_control_characters(value, _where(reference))
+    return value
+
+
+def _refuse_control_characters(value: str, where: str) -> None:
+    if found := forbidden_character(value):
+        raise TargetError("InvalidValue", f"{where} holds the control character {found}; remove it")
+
+
+def _login_part(value: str, max_bytes: int, where: str) -> str:
+    if len(value.encode()) > max_bytes:
+        raise TargetError(
+            "InvalidValue",
+            f"{where} is longer than the {max_bytes} bytes that PgBouncer takes; use a shorter one",
+        )
+    return value
+
+
+def _fits(kind: Text, value: str, where: str) -> str:
+    try:
+        return kind.check(value, where)
+    except SpecError as error:
+        raise TargetError("InvalidUri", f"{where} {error.problem}; {error.remedy}") from None

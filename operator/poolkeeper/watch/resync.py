@@ -1,0 +1,73 @@
+"""The resync: list everything, take it in, and have every key worked on.
+
+It comes before the first run, since kopf does not tell when its own listing is complete, and then every ten
+minutes: it repairs what no event told (a watch that fell behind, an event that was lost).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+from poolkeeper import names
+from poolkeeper.kube.client import RESOURCES, Cluster, ClusterError
+from poolkeeper.observed.refs import Key
+from poolkeeper.queue import Queue
+from poolkeeper.settings import Settings
+from poolkeeper.store.store import Store
+from poolkeeper.watch import watches
+
+log = logging.getLogger(__name__)
+
+PERIOD_SECONDS = 600.0
+RETRY_SECONDS = 2.0
+
+
+async def work(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
+    """What the leader does: resync, reconcile, resync ever again. Runs until cancelled."""
+    await _resync(cluster, store, queue, settings)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(queue.run())
+        group.create_task(_tell_settled(queue))
+        group.create_task(_resync_periodically(cluster, store, queue, settings))
+
+
+async def _tell_settled(queue: Queue[Key]) -> None:
+    """Log when the work that the first resync asked for is done."""
+    while not queue.idle:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    log.info("every PooledDatabase is reconciled once")
+
+
+async def _resync_periodically(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
+    while True:
+        await asyncio.sleep(PERIOD_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
+        store.verify_consoles()
+        await _resync(cluster, store, queue, settings)
+
+
+async def _resync(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
+    kinds = [names.KIND, *watches.SELECTORS, *(["Namespace"] if settings.reads_namespaces else [])]
+    while True:
+        try:
+            for kind in kinds:
+                await store.replace(kind, _pages(cluster, kind, settings))
+        except ClusterError as error:
+            log.warning("resync: %s; trying again in %g s", error.message, RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            log.info("resync: %d PooledDatabases", len(store.keys()))
+            queue.add(store.keys())
+            return
+
+
+async def _pages(
+    cluster: Cluster, kind: str, settings: Settings
+) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
+    everywhere = not settings.watch_namespaces or not RESOURCES[kind].namespaced
+    for namespace in [None] if everywhere else settings.watch_namespaces:
+        async for page in watches.pages(cluster, kind, namespace):
+            yield page

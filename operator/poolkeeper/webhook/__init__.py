@@ -1,0 +1,1 @@
+"""The admission webhook, which injects keepers into app pods."""

@@ -1,0 +1,135 @@
+"""The answer to an admission review of a pod: its keepers, or why it can't have them.
+
+Thin over keeper/injection.py. Reads the keeper Secrets that the pod names, in the pod's own namespace, and
+nothing else, so that every replica can answer, leader or not.
+https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+from poolkeeper.keeper import injection, template
+from poolkeeper.keeper.injection import Injection, Refusal
+from poolkeeper.keeper.template import KeeperTemplate
+from poolkeeper.kube import events
+from poolkeeper.kube.events import Event
+from poolkeeper.names import (
+    ACCEPT_FROM_ANNOTATION,
+    DATABASE_LABEL,
+    KEEPER_ANNOTATION,
+    ROLE_KEEPER,
+    ROLE_LABEL,
+    keeper_name,
+)
+from poolkeeper.observed.refs import Ref
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+_PATCHED = (
+    ("metadata", ("annotations",)),
+    ("spec", ("initContainers", "containers", "volumes", "imagePullSecrets")),
+)
+"""All that an injection changes."""
+_SPEAKER = "poolkeeper: "
+_WARNING_LIMIT = 240
+"""Characters; the API server cuts longer ones."""
+
+
+class Access(Protocol):
+    """As much of cluster.Cluster as is needed here and by the server."""
+
+    async def get(self, ref: Ref) -> Object | None: ...
+
+    async def post(self, body: Mapping[str, Any]) -> Object: ...
+
+
+async def review(body: Mapping[str, Any], cluster: Access) -> Object:
+    """Answer one AdmissionReview. Raises KeyError or TypeError for what is none, ClusterError if a Secret
+    can't be read: then the webhook's failurePolicy decides."""
+    request = body["request"]
+    pod, namespace = request["object"], request["namespace"]
+    answer: Object = {"uid": request["uid"], "allowed": True}
+    try:
+        names = injection.databases(pod)
+        if names:
+            done = _inject(pod, {name: await _template(cluster, namespace, name) for name in names})
+            answer["warnings"] = [_cut(f"{_SPEAKER}{warning}") for warning in done.warnings]
+            patch = _patch(pod, done.pod)
+            if patch:
+                answer["patchType"] = "JSONPatch"
+                answer["patch"] = base64.b64encode(json.dumps(patch).encode()).decode()
+    except Refusal as refusal:
+        shown = pod["metadata"].get("name") or pod["metadata"].get("generateName", "")
+        log.info("pod %s/%s is refused: %s", namespace, shown, refusal)
+        message = f"{_SPEAKER}{refusal}"
+        answer |= {"allowed": False, "status": {"code": 403, "reason": "Forbidden", "message": message}}
+    return {"apiVersion": body["apiVersion"], "kind": "AdmissionReview", "response": answer}
+
+
+def event(body: Mapping[str, Any], answer: Object, now: datetime) -> Object | None:
+    """What the answer warns of, as an Event on the pod's owner: a ReplicaSet or Job shows no warnings. The pod
+    has no name yet; for the same pods of the same owner it is the same Event. None for a dry run."""
+    request, warnings = body["request"], answer["response"].get("warnings")
+    owners = request["object"]["metadata"].get("ownerReferences") or ()
+    owner = next((item for item in owners if item.get("controller")), None)
+    if not warnings or owner is None or request.get("dryRun"):
+        return None
+    text = "; ".join(warning.removeprefix(_SPEAKER) for warning in warnings)
+    name = hashlib.sha256(f"{owner['uid']}/{text}".encode()).hexdigest()[:16]
+    about = {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    return events.body(
+        Event(name, "Warning", "VariablesKept", text), {**about, "namespace": request["namespace"]}, now
+    )
+
+
+def _inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> Injection:
+    """The API server validates a pod only after this: it may lack what every pod has."""
+    try:
+        return injection.inject(pod, templates)
+    except KeyError as error:
+        raise Refusal(f"a part of the pod lacks its {error}; add it") from None
+
+
+async def _template(cluster: Access, namespace: str, name: str) -> KeeperTemplate:
+    secret = await cluster.get(Ref("Secret", namespace, keeper_name(name)))
+    if secret is None:
+        raise Refusal(
+            f"label {DATABASE_LABEL} asks for database {name!r}, which namespace {namespace} does not have "
+            f"(no Secret {keeper_name(name)}); a PooledDatabase has to list {namespace} with secretName {name} "
+            "in its spec.consumers, with spec.keeper.enabled, and from another namespace than its own "
+            f"{namespace} has to accept it with the annotation {ACCEPT_FROM_ANNOTATION}; the Secret follows, "
+            "and this is tried again"
+        )
+    metadata = secret["metadata"]
+    try:
+        if (metadata.get("labels") or {}).get(ROLE_LABEL) != ROLE_KEEPER:
+            raise ValueError("it is not labelled as one")
+        return template.parse((metadata.get("annotations") or {}).get(KEEPER_ANNOTATION, ""))
+    except ValueError as error:
+        raise Refusal(
+            f"Secret {namespace}/{keeper_name(name)} is not a keeper's ({error}); delete it if it is nobody's, "
+            "and the operator makes it anew"
+        ) from None
+
+
+def _patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Object]:
+    """The difference as a JSON patch (RFC 6902), whose `add` also replaces."""
+    return [
+        {"op": "add", "path": f"/{part}/{field}", "value": after[part][field]}
+        for part, fields in _PATCHED
+        for field in fields
+        if after[part].get(field) != before[part].get(field)
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WARNING_LIMIT else text[: _WARNING_LIMIT - 1] + "…"

@@ -1,0 +1,140 @@
+"""The HTTPS server that the API server asks about app pods (review.py), and the renewal of its certificate.
+
+aiohttp, which kopf and the client library bring along. kopf's own server would not do: it starts only when kopf
+has scanned the whole cluster's API, closes its port in order to take up a renewed certificate, and can neither
+leave a failure to the webhook's failurePolicy nor choose what a refusal is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import ssl
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from poolkeeper.credentials.certificates import Certificate
+from poolkeeper.kube.client import Cluster, ClusterError, Conflict
+from poolkeeper.settings import Settings, Webhook
+from poolkeeper.webhook import certificate as webhook_certificate
+from poolkeeper.webhook import review
+
+log = logging.getLogger(__name__)
+
+PATH = "/pods"
+READY_PATH = "/readyz"
+CHECK_SECONDS = 30.0
+"""A renewed certificate is served, and a caBundle changed by others set right, after so long."""
+RETRY_SECONDS = 2.0
+ANSWER_SECONDS = 4.0
+"""Less than the configuration's timeout, so that the API server hears why."""
+_BODY_LIMIT = 4 * 2**20
+_SHUTDOWN_SECONDS = 5.0
+
+
+async def serve(cluster: Cluster, settings: Settings, webhook: Webhook) -> None:
+    """Answer until cancelled; the port opens with the first certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    source = _Provided(webhook) if webhook.certificate_directory else _Own(cluster, settings, webhook)
+    await _renew(source, context)
+    runner = web.AppRunner(application(cluster), shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=webhook.port, ssl_context=context).start()
+        log.info("pods are admitted on port %d", webhook.port)
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await _renew(source, context)
+    finally:
+        await runner.cleanup()
+
+
+def application(cluster: review.Access) -> web.Application:
+    """The server's two paths."""
+    telling: set[asyncio.Task[None]] = set()
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.Response(text="ready")
+
+    async def pods(request: web.Request) -> web.Response:
+        # Anything but an answer means that the webhook failed: its failurePolicy decides.
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                body = await request.json()
+                answer = await review.review(body, cluster)
+            event = review.event(body, answer, datetime.now(UTC))
+            if event is not None:  # beside the answer, which nobody should wait for
+                telling.add(task := asyncio.create_task(_tell(cluster, event)))
+                task.add_done_callback(telling.discard)
+            return web.json_response(answer)
+        except (json.JSONDecodeError, LookupError, TypeError) as error:
+            raise web.HTTPBadRequest(text=f"not an admission review of a pod: {error!r}") from error
+        except (ClusterError, TimeoutError) as error:
+            text = str(error) or f"no answer from the API server within {ANSWER_SECONDS:g} s"
+            log.warning("admission: %s", text)
+            raise web.HTTPServiceUnavailable(text=text) from error
+
+    made = web.Application(client_max_size=_BODY_LIMIT)
+    made.add_routes([web.get(READY_PATH, ready), web.post(PATH, pods)])
+    return made
+
+
+async def _tell(cluster: review.Access, event: dict[str, Any]) -> None:
+    try:
+        await cluster.post(event)
+    except Conflict:
+        pass  # told before, of another pod
+    except ClusterError as error:
+        log.warning("Event %s: %s", event["metadata"]["name"], error.message)
+
+
+class _Own:
+    """The operator's own certificate."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, webhook: Webhook) -> None:
+        self._cluster, self._settings, self._webhook = cluster, settings, webhook
+        self._served: Certificate | None = None
+
+    async def load(self, context: ssl.SSLContext) -> None:
+        """Raises ClusterError."""
+        now = datetime.now(UTC)
+        certificate = await webhook_certificate.current(self._cluster, self._settings, self._webhook, now)
+        if certificate != self._served:
+            with tempfile.TemporaryDirectory(prefix="poolkeeper-") as directory:  # mode 0700
+                files = Path(directory, "tls.crt"), Path(directory, "tls.key")
+                files[0].write_text(certificate.certificate)
+                files[1].write_text(certificate.key)
+                context.load_cert_chain(files[0], files[1])
+            self._served = certificate
+
+
+class _Provided:
+    """Files of a mounted Secret, kept current by others."""
+
+    def __init__(self, webhook: Webhook) -> None:
+        self._files = [Path(webhook.certificate_directory, name) for name in ("tls.crt", "tls.key")]
+        self._served = b""
+
+    async def load(self, context: ssl.SSLContext) -> None:
+        """Raises OSError; ssl.SSLError, which is one, where the two don't fit."""
+        digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in self._files)).digest()
+        if digest != self._served:
+            context.load_cert_chain(self._files[0], self._files[1])
+            self._served = digest
+
+
+async def _renew(source: _Own | _Provided, context: ssl.SSLContext) -> None:
+    """Have the context show the current certificate to whoever connects from now on; try until it does."""
+    while True:
+        try:
+            return await source.load(context)
+        except (ClusterError, OSError) as error:
+            log.warning("certificate of the admission webhook: %s; trying again in %g s", error, RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)

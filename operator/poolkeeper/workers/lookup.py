@@ -1,0 +1,210 @@
+"""Where upstreams are: their names are looked up again and again, the endpoints of their Services are watched.
+
+One task per name and one watch per Service, whoever uses them; there is no watch over all EndpointSlices of the
+cluster. What can't be learned (a name that does not resolve, a Service that may not be read) stays unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from poolkeeper.kube.client import Cluster, ClusterError, Expired, Refused
+from poolkeeper.observed.refs import Key
+from poolkeeper.observed.upstream import Whereabouts
+from poolkeeper.plan.addresses import Answers, Place, ServiceName
+from poolkeeper.queue import Queue
+from poolkeeper.settings import Settings
+from poolkeeper.store.store import Store
+
+log = logging.getLogger(__name__)
+
+LOOKUP_SECONDS = 1.0
+"""How often a name is looked up, with few of them."""
+LOOKUPS_PER_SECOND = 10.0
+"""With many, so many a second are enough."""
+ANSWER_SECONDS = 1.0
+"""A name whose first answer takes longer counts as unknown until then."""
+LOOKUPS = 8
+"""At one time. They have threads of their own: a resolver that is silent must not hold up anything else."""
+PAUSE_SECONDS = 0.1
+RETRY_SECONDS = 2.0
+REFUSED_SECONDS = 600.0
+"""Before a Service that may not be read is tried again."""
+TICK_SECONDS = 1.0
+
+_SLICE = "EndpointSlice"
+_SERVICE_LABEL = "kubernetes.io/service-name"
+
+NameT = TypeVar("NameT", bound=Hashable)
+Resolve = Callable[[str], frozenset[str]]
+"""Answers with the addresses of a name, none where it has none or nobody knows. Blocks."""
+
+
+def resolve(name: str) -> frozenset[str]:
+    """By the resolver of the operator's pod."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return frozenset()
+    return frozenset(str(item[4][0]) for item in found)
+
+
+@dataclass
+class _Source:
+    """A name or a Service that is observed for somebody."""
+
+    task: asyncio.Task[None] | None = None
+    users: set[Key] = field(default_factory=set)
+    seen: Answers = field(default_factory=Answers)
+    answered: bool = False
+    """Something is known of it, if only that nothing can be learned."""
+
+
+class UpstreamWatch:
+    """Observes what observe() asks for; news go to the store, and the keys that they concern to the queue."""
+
+    def __init__(
+        self, cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings, resolver: Resolve = resolve
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._queue = queue
+        self._settings = settings
+        self._resolve = resolver
+        self._threads = ThreadPoolExecutor(LOOKUPS, "lookup")
+        self._places: dict[Key, Place] = {}
+        self._names: dict[str, _Source] = {}
+        self._services: dict[ServiceName, _Source] = {}
+
+    def observe(self, key: Key, place: Place | None) -> None:
+        """Observe this for a PooledDatabase, and nothing else; None: nothing."""
+        before = self._places.get(key)
+        if before == place:
+            return
+        if before is not None:
+            del self._places[key]
+            _leave(self._names, before.lookup, key)
+            if before.service is not None:
+                _leave(self._services, before.service, key)
+        if place is None:
+            return
+        self._places[key] = place
+        name = self._names.setdefault(place.lookup, _Source())
+        name.users.add(key)
+        name.task = name.task or asyncio.create_task(self._look_up(place.lookup, name))
+        if place.service is not None:
+            service = self._services.setdefault(place.service, _Source())
+            service.users.add(key)
+            service.task = service.task or asyncio.create_task(self._follow(place.service, service))
+        self._tell((key,))  # others may have asked before
+
+    async def _look_up(self, name: str, source: _Source) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.run_in_executor(self._threads, self._resolve, name)
+            _, late = await asyncio.wait({asked}, timeout=ANSWER_SECONDS)
+            if late:  # nobody waits for what may take half a minute
+                self._take(source, frozenset())
+            self._take(source, await asked)
+            await asyncio.sleep(max(LOOKUP_SECONDS, len(self._names) / LOOKUPS_PER_SECOND))
+
+    async def _follow(self, service: ServiceName, source: _Source) -> None:
+        """Watch the endpoints of one Service, until cancelled."""
+        if not self._settings.watches(service.namespace):
+            self._take(source, frozenset())
+            return
+        while True:
+            pause = PAUSE_SECONDS
+            try:
+                await self._watch(service, source)
+            except Expired:
+                pass
+            except Refused as error:
+                log.warning("endpoints of Service %s/%s: %s", *service, error.message)
+                pause = REFUSED_SECONDS
+            except ClusterError as error:
+                log.info("endpoints of Service %s/%s: %s", *service, error.message)
+                pause = RETRY_SECONDS
+            except Exception:
+                log.exception("endpoints of Service %s/%s", *service)
+                pause = RETRY_SECONDS
+            if not source.answered:
+                self._take(source, frozenset())
+            await asyncio.sleep(pause)
+
+    async def _watch(self, service: ServiceName, source: _Source) -> None:
+        """List its EndpointSlices, then take in their changes for as long as the API server tells them."""
+        selector = f"{_SERVICE_LABEL}={service.name}"
+        slices: dict[str, frozenset[str]] = {}
+        version = ""
+        async for items, listed in self._cluster.pages(_SLICE, service.namespace, selector):
+            slices |= {item["metadata"]["name"]: ready(item) for item in items}
+            version = str(listed)
+        ticking = asyncio.create_task(self._tick(source, slices))
+        try:
+            while True:
+                self._take(source, frozenset().union(*slices.values()))
+                async for event, item in self._cluster.watch(_SLICE, service.namespace, selector, version):
+                    version = item["metadata"]["resourceVersion"]
+                    if event == "BOOKMARK":
+                        continue
+                    slices.pop(item["metadata"]["name"], None)
+                    if event != "DELETED":
+                        slices[item["metadata"]["name"]] = ready(item)
+                    self._take(source, frozenset().union(*slices.values()))
+                await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            ticking.cancel()
+
+    async def _tick(self, source: _Source, slices: dict[str, frozenset[str]]) -> None:
+        """Endpoints that flap are held for a while, and nothing tells when that is over."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._take(source, frozenset().union(*slices.values()))
+
+    def _take(self, source: _Source, answer: frozenset[str]) -> None:
+        before, answered = source.seen.addresses, source.answered
+        source.seen = source.seen.take(answer, asyncio.get_running_loop().time())
+        source.answered = True
+        if source.seen.addresses != before or not answered:
+            self._tell(source.users)
+
+    def _tell(self, keys: Iterable[Key]) -> None:
+        """Both sources, as soon as both have answered: it makes one status of what would be two."""
+        for key in tuple(keys):
+            place = self._places[key]
+            name = self._names[place.lookup]
+            service = self._services[place.service] if place.service is not None else _NO_SERVICE
+            if name.answered and service.answered:
+                found = Whereabouts(place.host, name.seen.addresses, service.seen.addresses)
+                self._queue.add(self._store.locate(key, found))
+
+
+def ready(endpoints: dict[str, Any]) -> frozenset[str]:
+    """The addresses of an EndpointSlice to which new connections are led."""
+    if endpoints.get("addressType") == "FQDN":
+        return frozenset()
+    return frozenset(
+        address
+        for endpoint in endpoints.get("endpoints") or ()
+        if (endpoint.get("conditions") or {}).get("ready") is not False
+        for address in endpoint["addresses"]
+    )
+
+
+_NO_SERVICE = _Source(answered=True)
+
+
+def _leave(sources: dict[NameT, _Source], name: NameT, key: Key) -> None:
+    source = sources[name]
+    source.users.discard(key)
+    if not source.users:
+        del sources[name]
+        if source.task is not None:
+            source.task.cancel()

@@ -1,0 +1,186 @@
+"""Pausing and resuming at the poolers' consoles, beside the runs, for as long as a pause goes on.
+
+Each transaction entry is paused by itself, for three reasons, all tried on PgBouncer 1.26.1. Sessions then go
+on. SHOW DATABASES tells what is paused, so that every look can mend what differs. And a process that is
+shutting down refuses a RESUME of everything, but not that of an entry. Such a process takes no new connection
+in, which is why the one to its console is kept from the beginning.
+
+A pause goes on although the console that asked for it is gone, and over a RELOAD; it ends with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from poolkeeper.names import CONSOLE_DATABASE
+from poolkeeper.observed.consoles import PauseSeen
+from poolkeeper.observed.refs import Key
+from poolkeeper.pgbouncer import console
+from poolkeeper.pgbouncer.clients import present
+from poolkeeper.pgbouncer.console import Console, ConsoleError, Row
+from poolkeeper.plan.pause_orders import HeldPooler, Pausing
+from poolkeeper.queue import Queue
+from poolkeeper.store.store import Store
+from poolkeeper.workers import upstream
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.4
+CONSOLE_SECONDS = 3.0
+PATIENCE_SECONDS = 0.2
+"""How long one entry's transactions are waited for before the next entry's turn comes."""
+WARM_SECONDS = 1.0
+CONCURRENCY = 4
+"""Entries of one pooler that are paused at one time. Each may open one connection to the database first."""
+CONCLUSIVE_LOOKS = 2
+"""So many looks in a row have to find nothing paused: a command that was given up may still be on its way."""
+
+
+class Pauser:
+    """The pauses under way: one task for each pooler pod, fed with the latest orders."""
+
+    def __init__(self, store: Store, queue: Queue[Key]) -> None:
+        self._store = store
+        self._queue = queue
+        self._orders: dict[Key, Pausing] = {}
+        self._tasks: dict[Key, dict[str, asyncio.Task[None]]] = {}
+        self._changed: dict[Key, asyncio.Event] = {}
+
+    def order(self, key: Key, pausing: Pausing | None) -> None:
+        """Have the poolers paused or resumed from now on; None: the pause is over, and was seen to be."""
+        known = self._orders.pop(key, None)
+        tasks = self._tasks.setdefault(key, {})
+        poolers = set() if pausing is None else {pooler.uid for pooler in pausing.poolers}
+        for uid in tasks.keys() - poolers:
+            tasks.pop(uid).cancel()
+            self._store.forget_pause(uid)
+        if pausing is None:
+            del self._tasks[key]
+            self._changed.pop(key, None)
+            return
+        begun = known is not None and known.begin
+        self._orders[key] = replace(pausing, begin=pausing.begin or begun)
+        if known != self._orders[key]:
+            if key in self._changed:
+                self._changed[key].set()
+            self._changed[key] = asyncio.Event()
+        for uid in poolers:
+            if uid not in tasks or tasks[uid].done():
+                tasks[uid] = asyncio.create_task(self._attend(key, uid))
+
+    async def _attend(self, key: Key, uid: str) -> None:
+        """See to one pooler until cancelled."""
+        while True:
+            problem = ""
+            try:
+                async with console.connect(self._pooler(key, uid).access, CONSOLE_SECONDS) as opened:
+                    await self._keep_looking(key, uid, opened)
+            except ConsoleError as error:
+                problem = error.message
+            except KeyError as error:
+                problem = f"its console's tables lack {error}; it is no pooler"
+            except Exception:
+                log.exception("%s/%s: pause at pooler pod %s", key.namespace, key.name, uid)
+                problem = "the operator failed here; its log says why"
+            if problem:
+                self._note(key, uid, PauseSeen(problem=problem))
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _keep_looking(self, key: Key, uid: str, opened: Console) -> None:
+        """Until the pooler is to end and nobody is connected to it any more."""
+        free = 0
+        while True:
+            changed, hold = self._changed[key], self._holds(key, uid)
+            before = _transactions(await opened.show("DATABASES"))
+            if hold and self._orders[key].begin:
+                await self._pause(key, uid, opened, [name for name, row in before.items() if _free(row)])
+            elif not hold:
+                free = free + 1 if all(map(_free, before.values())) else 0
+                await _resume(opened, [name for name, row in before.items() if not _free(row)])
+            now = _transactions(await opened.show("DATABASES"))
+            self._note(key, uid, _seen(now.items(), hold, free >= CONCLUSIVE_LOOKS))
+            if self._pooler(key, uid).leaving and not present(await opened.show("CLIENTS")):
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), LOOK_SECONDS)
+
+    async def _pause(self, key: Key, uid: str, opened: Console, names: list[str]) -> None:
+        """Each of these entries, several at a time."""
+        if not names:
+            return
+        pools = await opened.show("POOLS")
+        known = {pool["database"] for pool in pools if pool["cl_active"] != "0"}
+        left = iter(names)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(CONCURRENCY, len(names))):
+                group.create_task(self._pause_some(key, uid, left, known))
+
+    async def _pause_some(self, key: Key, uid: str, names: Iterator[str], known: set[str]) -> None:
+        for first in names:
+            name: str | None = first
+            with contextlib.suppress(ConsoleError):  # the next look finds what is not paused yet
+                async with console.connect(self._pooler(key, uid).access, CONSOLE_SECONDS) as opened:
+                    while name is not None and self._holds(key, uid):
+                        if name not in known:
+                            await self._warm(key, uid, name)
+                        # It is paused at once. The answer comes when its transactions have ended, and may
+                        # take too long: this connection is of no use then.
+                        await opened.execute(f"PAUSE {_quoted(name)}", PATIENCE_SECONDS)
+                        name = next(names, None)
+
+    async def _warm(self, key: Key, uid: str, entry: str) -> None:
+        """Log in once through an entry that nobody is connected to. PgBouncer learns there what a server tells
+        its clients; without that knowledge a paused entry lets logins wait, until the client gives up."""
+        login = self._orders[key].logins.get(entry)
+        access = self._pooler(key, uid).access
+        if login is not None:
+            await upstream.trial_login(access.ip, access.port, login, entry, WARM_SECONDS)
+
+    def _pooler(self, key: Key, uid: str) -> HeldPooler:
+        return next(pooler for pooler in self._orders[key].poolers if pooler.uid == uid)
+
+    def _holds(self, key: Key, uid: str) -> bool:
+        return self._orders[key].hold and datetime.now(UTC) < self._pooler(key, uid).until
+
+    def _note(self, key: Key, uid: str, seen: PauseSeen) -> None:
+        if self._store.see_pause(uid, seen):
+            self._queue.add((key,))
+
+
+async def _resume(opened: Console, names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            await opened.execute(f"RESUME {_quoted(name)}")
+        except ConsoleError as error:
+            if error.reason != console.COMMAND_FAILED:  # else it isn't paused, or is gone: the next look tells
+                raise
+
+
+def _transactions(rows: Iterable[Row]) -> dict[str, Row]:
+    """The rows of SHOW DATABASES by entry, but for the console and for sessions."""
+    return {
+        row["name"]: row for row in rows if row["name"] != CONSOLE_DATABASE and row["pool_mode"] != "session"
+    }
+
+
+def _free(row: Row) -> bool:
+    return row["paused"] == "0"
+
+
+def _seen(entries: Iterable[tuple[str, Row]], hold: bool, resumed: bool) -> PauseSeen:
+    """An entry is held back once it is paused and has no server connection left."""
+    lacking = [name for name, row in entries if _free(row) or row["current_connections"] != "0"]
+    return PauseSeen(
+        held=hold and not lacking,
+        waits_for=lacking[0] if hold and lacking else "",
+        resumed=not hold and resumed,
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,71 @@
+"""One task for each pooler pod whose server connections have to move or to be renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+from poolkeeper.observed.refs import Key
+from poolkeeper.pgbouncer.console import ConsoleError
+from poolkeeper.queue import Queue
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+
+
+class AtPooler(Protocol):
+    """What is to be done at one pooler; equal ones are the same work."""
+
+    @property
+    def uid(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def serves(self) -> bool: ...
+
+
+ItemT = TypeVar("ItemT", bound=AtPooler)
+
+
+class PoolerTasks(Generic[ItemT]):
+    """The tasks under way. `work` gets the PooledDatabase, the item, and whether a task for an earlier item was
+    interrupted just now; it puts what it did into the store."""
+
+    def __init__(self, queue: Queue[Key], work: Callable[[Key, ItemT, bool], Awaitable[None]]) -> None:
+        self._queue = queue
+        self._work = work
+        self._tasks: dict[Key, dict[str, tuple[ItemT, asyncio.Task[None]]]] = {}
+
+    def order(self, key: Key, wanted: Iterable[ItemT]) -> None:
+        """Have this done at the poolers of a PooledDatabase, and nothing else.
+
+        A task that is under way goes on, unless another item has taken its place."""
+        known = self._tasks.pop(key, {})
+        tasks: dict[str, tuple[ItemT, asyncio.Task[None]]] = {}
+        for item in wanted:
+            before, task = known.pop(item.uid, (None, None))
+            if task is not None and before == item and not task.done():
+                tasks[item.uid] = (item, task)
+                continue
+            interrupted = task is not None and task.cancel()
+            tasks[item.uid] = (item, asyncio.create_task(self._run(key, item, interrupted)))
+        for _, task in known.values():
+            task.cancel()
+        if tasks:
+            self._tasks[key] = tasks
+
+    async def _run(self, key: Key, item: ItemT, interrupted: bool) -> None:
+        try:
+            await self._work(key, item, interrupted)
+        except (ConsoleError, KeyError, ValueError) as error:
+            log.warning("%s/%s: pooler %s: %s", key.namespace, key.name, item.name, error)
+            # Of one that doesn't serve nothing else is expected, and nothing waits for it.
+            if item.serves:
+                self._queue.add_later(key, RETRY_SECONDS)
+        except Exception:
+            log.exception("%s/%s: server connections of pooler %s", key.namespace, key.name, item.name)
+        else:
+            self._queue.add((key,))

@@ -1,0 +1,203 @@
+"""The budget at work: looks at poolers and their servers, and stores what budget_protocol.step() says.
+
+One task for each cluster of data. It measures a server over a standing connection and asks the poolers'
+consoles over others (poll.py); with every look it works out anew who should have what, so there is
+nothing to remember over a restart. It alone changes Records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+
+from poolkeeper.budget import servers
+from poolkeeper.budget.allotments import Stored
+from poolkeeper.budget.request import Order
+from poolkeeper.budget.seen import BudgetSeen
+from poolkeeper.budget.servers import Identity
+from poolkeeper.observed.poolers import Pod
+from poolkeeper.observed.refs import Key
+from poolkeeper.queue import Queue
+from poolkeeper.store.store import Store
+from poolkeeper.workers import upstream
+from poolkeeper.workers.servers.meters import given
+from poolkeeper.workers.servers.poll import ServerWatch
+from poolkeeper.workers.upstream import MEASURE_SECONDS, Unmeasured
+
+log = logging.getLogger(__name__)
+
+IDENTIFY_SECONDS = 60.0
+"""How often it is looked where a PooledDatabase's upstream is, if it is not the one that the server is measured
+by."""
+RETRY_SECONDS = 5.0
+
+
+class Budgets:
+    """The servers that PooledDatabases are on, each seen to by a task."""
+
+    def __init__(self, store: Store, queue: Queue[Key], watch: Callable[[], ServerWatch]) -> None:
+        self._store = store
+        self._queue = queue
+        self._watch = watch
+        self._orders: dict[Key, Order] = {}
+        self._seen: dict[Key, tuple[Order, tuple[Pod, ...], Stored | None]] = {}
+        self._identities: dict[Key, Identity] = {}
+        self._tried: dict[Key, float] = {}
+        self._doubted: set[Key] = set()
+        self._identifying: dict[Key, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """By system."""
+        self._wake: dict[str, asyncio.Event] = {}
+
+    def order(self, key: Key, order: Order | None) -> None:
+        """Have a PooledDatabase seen to so from now on; None: what it has stays as it is."""
+        if order is None:
+            if self._orders.pop(key, None) is not None:
+                self._seen.pop(key, None)
+                self._tried.pop(key, None)
+                self._rouse(self._identities.pop(key).system if key in self._identities else "")
+            return
+        pods, stored = self._store.pods(key), self._store.stored(key)
+        before = self._orders.get(key)
+        self._orders[key] = order
+        if not pods and (stored is None or not stored.record.allotments):
+            return  # nothing is asked of a server that nobody uses
+        if before is not None and before.target != order.target:
+            self._identities.pop(key, None)
+        if before is not None and before.whereabouts != order.whereabouts:
+            self._doubted.add(key)
+        if key not in self._identities and key not in self._identifying:
+            task = self._identifying[key] = asyncio.create_task(self._identify(key))
+            task.add_done_callback(lambda _: self._identifying.pop(key))
+        if self._seen.get(key) != (order, pods, stored):
+            self._seen[key] = (order, pods, stored)
+            if key in self._identities:
+                self._rouse(self._identities[key].system)
+
+    # Which server
+
+    async def _identify(self, key: Key) -> None:
+        """Find out which server a PooledDatabase is on; until it is known its poolers wait."""
+        while key in self._orders:
+            order = self._orders[key]
+            try:
+                await self._look_where(key)
+            except Unmeasured as error:
+                system = self._presumed(key, order)
+                if system:
+                    now = asyncio.get_running_loop().time()
+                    self._identities[key] = Identity(system, "", now, now)
+                else:
+                    waiting = tuple(pod.name for pod in self._store.pods(key) if not pod.admitted)
+                    seen = BudgetSeen(problem=str(error), waiting=waiting)
+                    self._queue.add(self._store.budgeted(key, seen))
+            except Exception:
+                log.exception("%s/%s: measuring its server", key.namespace, key.name)
+            if key in self._identities:
+                self._attend_to(self._identities[key].system)
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _presumed(self, key: Key, order: Order) -> str:
+        """The server that a PooledDatabase was on when it was last measured. If it never was, but its spec says
+        how much it may take, one of its own; else nothing."""
+        stored = self._store.stored(key)
+        if stored is not None and stored.server:
+            return stored.server
+        return given(order) if order.pooled.most is not None else ""
+
+    async def _look_where(self, key: Key) -> None:
+        """Raises Unmeasured."""
+        self._doubted.discard(key)
+        self._tried[key] = asyncio.get_running_loop().time()
+        async with upstream.measuring(self._orders[key].target, MEASURE_SECONDS) as meter:
+            self._met(key, *await meter.identify())
+
+    def _met(self, key: Key, system: str, instance: str) -> None:
+        if key not in self._orders:  # no more
+            return
+        now = asyncio.get_running_loop().time()
+        known = self._identities.get(key) or Identity(system, instance, now, now)
+        self._identities[key] = known.seen(system, instance, now)
+        if known.system != system:
+            self._rouse(known.system)
+            self._attend_to(system)
+
+    def _attend_to(self, system: str) -> None:
+        if system not in self._tasks:
+            self._wake[system] = asyncio.Event()
+            self._tasks[system] = asyncio.create_task(self._attend(system))
+        self._rouse(system)
+
+    def _rouse(self, system: str) -> None:
+        if system in self._wake:
+            self._wake[system].set()
+
+    # One cluster of data
+
+    async def _attend(self, system: str) -> None:
+        """See to the servers of a system for as long as anybody uses one."""
+        async with contextlib.aclosing(self._watch()) as watch:
+            while members := self._members(system):
+                self._wake[system].clear()
+                pause = RETRY_SECONDS
+                try:
+                    await watch.keep(members)
+                    await self._look_again(members)
+                    keys = {self._orders[key].pooled.name: key for key in self._members(system)}
+                    groups = servers.apart({name: self._identities[key] for name, key in keys.items()})
+                    orders = [{keys[name]: self._orders[keys[name]] for name in group} for group in groups]
+                    frozen = self._frozen(system)
+                    pauses = await asyncio.gather(
+                        *(
+                            watch.look(system, group, self._instances(group), frozen, self._met)
+                            for group in orders
+                        )
+                    )
+                    pause = min(pauses, default=0.0)
+                except Exception:
+                    log.exception("the server %s", system)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake[system].wait(), pause)
+            del self._tasks[system], self._wake[system]
+
+    def _members(self, system: str) -> tuple[Key, ...]:
+        return tuple(
+            key
+            for key, identity in sorted(self._identities.items())
+            if identity.system == system and key in self._orders
+        )
+
+    def _instances(self, keys: Iterable[Key]) -> dict[Key, str]:
+        return {key: self._identities[key].instance for key in keys}
+
+    def _frozen(self, system: str) -> tuple[Key, ...]:
+        """PooledDatabases that hold connections of the system although nothing is known of what they want:
+        their spec is invalid, or they are being deleted."""
+        return tuple(
+            key
+            for key in sorted(self._store.keys() - self._identities.keys())
+            if (stored := self._store.stored(key)) is not None
+            and stored.server == system
+            and stored.record.allotments
+        )
+
+    async def _look_again(self, members: Iterable[Key]) -> None:
+        """Where there is doubt whether two are on the same server, or nobody looked for long."""
+        now = asyncio.get_running_loop().time()
+        known = {key: self._identities[key] for key in members}
+        latest = max((identity.since for identity in known.values()), default=now)
+        due = [
+            key
+            for key, identity in known.items()
+            if key in self._doubted
+            or (
+                (identity.at < latest or not identity.instance or now - identity.at > IDENTIFY_SECONDS)
+                and now - self._tried.get(key, -RETRY_SECONDS) >= RETRY_SECONDS
+            )
+        ]
+        for outcome in await asyncio.gather(*map(self._look_where, due), return_exceptions=True):
+            if outcome is not None and not isinstance(outcome, Unmeasured):
+                raise outcome

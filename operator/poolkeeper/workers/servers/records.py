@@ -1,0 +1,66 @@
+"""Reads and writes the Records, so that no two operators can give away the same connections.
+
+What is to be in them others say (budget/protocol.py, which tells why it has to be written so).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from poolkeeper import names
+from poolkeeper.budget import allotments
+from poolkeeper.budget.allotments import Stored
+from poolkeeper.budget.protocol import Record
+from poolkeeper.kube.client import Cluster, Conflict, Refused, Retry
+from poolkeeper.observed.refs import Key, Ref
+from poolkeeper.queue import Queue
+from poolkeeper.store.store import Store
+
+log = logging.getLogger(__name__)
+
+TERM_WRITES = 2**20
+"""More writes than one leader leaves without an answer."""
+
+
+class Records:
+    """The Records of this operator, in the Secrets that poolers mount."""
+
+    def __init__(self, cluster: Cluster, store: Store, queue: Queue[Key], term: Callable[[], int]) -> None:
+        """`term` rises with every change of leader."""
+        self._cluster = cluster
+        self._store = store
+        self._queue = queue
+        self._term = term
+        self._unanswered = 0
+
+    def epoch(self) -> int:
+        """Higher than that of every operator before, and than this one's own as long as a write of it without
+        an answer may still take effect."""
+        return self._term() * TERM_WRITES + self._unanswered
+
+    def of(self, key: Key) -> Record:
+        """What is stored for a PooledDatabase, as last seen."""
+        stored = self._store.stored(key)
+        return Record(0) if stored is None else stored.record
+
+    async def write(self, key: Key, stored: Stored, files: Mapping[str, str]) -> bool:
+        """Store `files` (budget/allotments.py) in place of what is `stored`. False if somebody else has written
+        since, or if it is refused; raises Retry if nobody knows."""
+        ref = Ref("Secret", key.namespace, names.config_name(key.name))
+        try:
+            answer = await self._cluster.apply(
+                allotments.body(ref.namespace, ref.name, stored, files), names.BUDGET_MANAGER
+            )
+        except Conflict:
+            found = await self._cluster.get(ref)
+            self._queue.add(self._store.forget(ref) if found is None else self._store.observe(found))
+            return False
+        except Refused as error:
+            log.error("%s: refused: %s", ref, error.message)
+            return False
+        except Retry:
+            self._unanswered += 1
+            raise
+        self._queue.add(self._store.observe(answer))
+        return True

@@ -1,0 +1,102 @@
+"""Notices changes of the schemas of the databases that PooledDatabases are on.
+
+PgBouncer keeps prepared statements on its server connections. After a change of a table's columns PostgreSQL
+refuses to run those that return them until they are prepared anew, which a client can't make PgBouncer do. So
+the poolers renew their server connections (plan/renewal.py); this module says when.
+
+One standing connection for each PooledDatabase, as the upstream's own role, which needs no right beyond those
+that every role has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+
+from poolkeeper.data_path.schema import Schema
+from poolkeeper.observed.refs import Key
+from poolkeeper.queue import Queue
+from poolkeeper.store.store import Store
+from poolkeeper.workers.upstream import Meter, Unmeasured
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.9
+"""How often a database is asked at most."""
+COST = 20
+"""Reading a schema takes one part in so many of the time at most."""
+LATEST = 5
+"""How many readings show the cost of one: the quickest of them, since a busy machine makes some slower."""
+RETRY_SECONDS = 3.0
+
+
+@dataclass
+class _Seen:
+    """What is known of one database. While PostgreSQL's `snapshot` stays the same, nothing was committed.
+
+    Another `meter` may lead to another server."""
+
+    meter: Meter | None = None
+    snapshot: str = ""
+    fingerprint: str = ""
+    schema: Schema = field(default_factory=Schema)
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
+    """Seconds of the latest readings."""
+    problem: str = ""
+    due: float = 0.0
+    task: asyncio.Task[None] | None = None
+
+
+class SchemaWatch:
+    """The databases of the PooledDatabases on one cluster of data. To be closed in the end, by keep()."""
+
+    def __init__(self, store: Store, queue: Queue[Key]) -> None:
+        self._store = store
+        self._queue = queue
+        self._seen: dict[Key, _Seen] = {}
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """Forget all but these."""
+        for key in self._seen.keys() - set(keys):
+            task = self._seen.pop(key).task
+            if task is not None:
+                task.cancel()
+
+    def poll(self, key: Key, connected: Callable[[], Awaitable[Meter]]) -> None:
+        """Have a database asked whether its schema has changed, if it is its turn. Waits for nothing: a change
+        goes to the store. `connected` answers with the connection, or raises Unmeasured."""
+        seen = self._seen.setdefault(key, _Seen())
+        if asyncio.get_running_loop().time() >= seen.due and (seen.task is None or seen.task.done()):
+            seen.task = asyncio.create_task(self._poll(key, seen, connected))
+
+    async def _poll(self, key: Key, seen: _Seen, connected: Callable[[], Awaitable[Meter]]) -> None:
+        loop = asyncio.get_running_loop()
+        began, pause, problem = loop.time(), RETRY_SECONDS, ""
+        try:
+            pause = max(POLL_SECONDS, await self._read(seen, await connected()) * COST)
+        except Unmeasured as error:
+            pause = max(RETRY_SECONDS, (loop.time() - began) * COST)
+            problem = str(error)
+        except Exception:
+            log.exception("%s/%s: reading the schema", key.namespace, key.name)
+        if problem and problem != seen.problem:
+            log.info("%s/%s: reading the schema: %s", key.namespace, key.name, problem)
+        seen.problem = problem
+        seen.due = loop.time() + pause
+        if seen.fingerprint:
+            seen.schema = seen.schema.see(seen.fingerprint, loop.time())
+            self._queue.add(self._store.schema(key, seen.schema.fingerprint))
+
+    async def _read(self, seen: _Seen, meter: Meter) -> float:
+        """Read the schema, if anything was committed since the last time; answers with the seconds it takes."""
+        snapshot = await meter.snapshot()
+        if (meter, snapshot) == (seen.meter, seen.snapshot):
+            return 0.0
+        began = asyncio.get_running_loop().time()
+        seen.fingerprint = await meter.schema()
+        seen.meter, seen.snapshot = meter, snapshot
+        seen.took.append(asyncio.get_running_loop().time() - began)
+        return min(seen.took)

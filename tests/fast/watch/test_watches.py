@@ -1,0 +1,144 @@
+"""The watches over children: what is taken in, and what happens when the API server cuts them off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from poolkeeper import names
+from poolkeeper.kube.client import Expired, Retry
+from poolkeeper.observed.refs import Key
+from poolkeeper.queue import Queue
+from poolkeeper.settings import Settings
+from poolkeeper.store.store import Store
+from poolkeeper.watch import watches
+
+KEY = Key("data", "shop")
+SETTINGS = Settings(namespace="poolkeeper", identity="test", watch_namespaces=("data",))
+
+
+def secret(name: str, version: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "namespace": "data",
+            "name": name,
+            "uid": f"uid-of-{name}",
+            "resourceVersion": str(version),
+            "labels": {names.ROLE_LABEL: names.ROLE_CONSUMER, names.OWNER_UID_LABEL: "uid"},
+            "annotations": {names.OWNER_ANNOTATION: "data/shop"},
+        },
+    }
+
+
+class FakeCluster:
+    """Tells what it is scripted to, for Secrets; every other kind is silent."""
+
+    def __init__(self, *script: list[Any]) -> None:
+        self.script = list(script)
+        self.watched: list[str] = []
+        self.listed: list[dict[str, Any]] = []
+        self.lists = 0
+        self.over = asyncio.Event()
+
+    async def version(self, kind: str, namespace: str | None) -> str:
+        return "10" if self.lists == 0 else "90"
+
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str
+    ) -> AsyncIterator[tuple[list[Any], int]]:
+        assert (kind, namespace, selector) == ("Secret", "data", names.ROLE_LABEL)
+        self.lists += 1
+        yield self.listed, 100
+
+    async def watch(
+        self, kind: str, namespace: str | None, selector: str, version: str
+    ) -> AsyncIterator[tuple[str, Any]]:
+        if kind != "Secret":
+            await asyncio.Event().wait()
+        self.watched.append(version)
+        if not self.script:
+            self.over.set()
+            await asyncio.Event().wait()
+        for step in self.script.pop(0):
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(watches, "RETRY_SECONDS", 0)
+
+
+async def follow(cluster: FakeCluster) -> tuple[Store, Queue[Key]]:
+    """Watch until the script is over."""
+
+    async def work(key: Key) -> None:
+        raise AssertionError("nobody works here")
+
+    store: Store = Store(SETTINGS)
+    queue = Queue(work, 1)
+    task = asyncio.create_task(watches.watch(cluster, store, queue, SETTINGS))  # type: ignore[arg-type]
+    await asyncio.wait({task, asyncio.ensure_future(cluster.over.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    assert not task.done(), task
+    task.cancel()
+    return store, queue
+
+
+def children(store: Store) -> set[str]:
+    return {ref.name for ref in store.world(KEY, store.logins(KEY)).children}
+
+
+async def test_events_reach_the_store_and_the_queue() -> None:
+    cluster = FakeCluster(
+        [("ADDED", secret("a", 11)), ("ADDED", secret("b", 12)), ("DELETED", secret("a", 13))]
+    )
+    store, queue = await follow(cluster)
+    assert children(store) == {"b"}
+    assert not queue.idle
+    assert cluster.watched == ["10", "13"]
+
+
+async def test_bookmarks_move_the_version_and_nothing_else() -> None:
+    cluster = FakeCluster([("BOOKMARK", {"metadata": {"resourceVersion": "50"}})])
+    _, queue = await follow(cluster)
+    assert cluster.watched == ["10", "50"]
+    assert queue.idle
+
+
+async def test_a_lost_connection_goes_on_where_it_was() -> None:
+    cluster = FakeCluster([("ADDED", secret("a", 11)), Retry("gone")], [("ADDED", secret("b", 12))])
+    store, _ = await follow(cluster)
+    assert cluster.watched == ["10", "11", "12"]
+    assert children(store) == {"a", "b"}
+    assert cluster.lists == 0
+
+
+async def test_an_expired_version_lists_and_forgets_what_the_list_lacks() -> None:
+    cluster = FakeCluster([("ADDED", secret("a", 11)), Expired("Expired", "too old")])
+    cluster.listed = [secret("b", 60)]
+    store, _ = await follow(cluster)
+    assert children(store) == {"b"}
+    assert cluster.watched == ["10", "10"]
+
+
+async def test_pods_are_watched_by_either_label_and_listed_by_both() -> None:
+    """A list replaces what is known of a kind: with poolers alone, every app pod would be forgotten."""
+    asked: list[str] = []
+
+    class Listing:
+        async def pages(
+            self, kind: str, namespace: str | None, selector: str
+        ) -> AsyncIterator[tuple[list[Any], int]]:
+            asked.append(selector)
+            yield [selector], 1
+
+    found = [page async for page, _ in watches.pages(Listing(), "Pod", None)]  # type: ignore[arg-type]
+    assert found == [[names.ROLE_LABEL], [names.DATABASE_LABEL]]
+    assert [page async for page, _ in watches.pages(Listing(), names.KIND, None)] == [[""]]  # type: ignore[arg-type]
