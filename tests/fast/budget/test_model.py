@@ -253,7 +253,7 @@ def test_a_protocol_that_gets_nowhere_is_found_out(name: str, monkeypatch: pytes
     function, broken, world = LAZY[name]
     first = start(world)
     monkeypatch.setattr(protocol, function, broken)
-    monkeypatch.setattr("tests.fast.test_budget_model.start", lambda _: first)
+    monkeypatch.setattr("tests.fast.budget.test_model.start", lambda _: first)
     with pytest.raises(Broken, match=r"wait|uses|has"):
         explore(replace(world), unsettled)
 
