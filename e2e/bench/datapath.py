@@ -48,7 +48,7 @@ def run(seconds: int = SECONDS) -> list[Figure]:
             changed = changes(reports["recovery"])
             verdict = judge(reports, changed, began)
             verdict.unexplained += len(failures)
-            _tell(events, pods, failures, verdict)
+            _tell(events, pods, failures, verdict, began)
             _tell_slow(events, changed, began)
             place.wait_settled(_READY_SECONDS)
             left = stuck(place)
@@ -81,7 +81,11 @@ def _reports(clients: Mapping[str, Run]) -> tuple[dict[str, Report], list[str]]:
 
 
 def _tell(
-    events: soak_events.Events, pods: soak_events.Pods, failures: Sequence[str], verdict: Verdict
+    events: soak_events.Events,
+    pods: soak_events.Pods,
+    failures: Sequence[str],
+    verdict: Verdict,
+    began: float,
 ) -> None:
     """What a figure doesn't say."""
     acts = ", ".join(f"{count} x {name}" for name, count in events.done.items())
@@ -89,19 +93,25 @@ def _tell(
     print("\n".join([*failures, *events.errors]))
     for several in verdict.findings.values():
         print(f"{len(several)} x, the first of them:")
-        print("\n".join(sorted(several)[:_EXAMPLES]))
+        for finding in sorted(several)[:_EXAMPLES]:
+            at = float(finding.split()[0])
+            print(f"{finding}; meanwhile {_meanwhile(events, began, at - _BEFORE_SECONDS, at)}")
 
 
 def _tell_slow(events: soak_events.Events, changed: Sequence[Change], began: float) -> None:
     """Schema changes that were felt for too long, and what went on then."""
     for change in changed:
         if change.recovery > RECOVERY_SECONDS:
-            since, until = change.committed - _BEFORE_SECONDS, change.committed + change.recovery
-            meanwhile = [f"{name} at {at - began:.1f}" for at, name in events.log if since <= at <= until]
+            at = change.committed - began
+            meanwhile = _meanwhile(events, began, at - _BEFORE_SECONDS, at + change.recovery)
             print(
-                f"{change.committed - began:8.2f} s  schema change: {change.recovery:.1f} s, {change.failures} "
-                f"failures; {', '.join(meanwhile)}"
+                f"{at:8.2f} s  schema change: {change.recovery:.1f} s, {change.failures} failures; {meanwhile}"
             )
+
+
+def _meanwhile(events: soak_events.Events, began: float, since: float, until: float) -> str:
+    """The events between two times, in seconds after the beginning."""
+    return ", ".join(f"{name} at {at - began:.1f}" for at, name in events.log if since <= at - began <= until)
 
 
 def figures(

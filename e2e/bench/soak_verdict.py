@@ -84,8 +84,11 @@ def _judge_connection(
         ):
             stale[change.committed] += 1
         else:
+            since = (
+                f"{at - change.committed:.1f} s after the last schema change: " if change is not None else ""
+            )
             verdict.unexplained += 1
-            verdict.add(at - began, name, text)
+            verdict.add(at - began, name, since + text)
     verdict.explained += stale.total()
     verdict.repeated += sum(count - 1 for count in stale.values())
 
