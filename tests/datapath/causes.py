@@ -40,7 +40,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
         r"truth::.*(storm|renewed|acts\[others|on_both)|thousands_of_prepared|-mixed|sqlx-.*-copy",
     ),
     ("refused-statement-kept", r"-mixed|truth::.*renewed"),
-    ("stale-plans", r"test_a_changed_table"),
+    ("stale-plans", r"test_a_changed_table|test_what_one_server_connection_refused"),
     ("changed-columns", r"columns_changed|a_refused_statement_ends"),
     ("cancels-lost", r"a_cancel_(ends_what|that_follows)|takes_cancels|every_cancel|-mixed"),
     ("flush-holds-server", r"a_flush_of_nothing"),

@@ -251,6 +251,47 @@ def test_a_statement_whose_columns_changed_is_refused_to_those_that_know_the_oth
     assert stuck([pooler, tier]) == []
 
 
+def backend(client: wire.Connection) -> str:
+    """The process of the server connection that the client's new transaction holds."""
+    client.run("BEGIN")
+    ((process,),) = rows(client.run("SELECT pg_backend_pid()"))
+    assert process is not None
+    return process
+
+
+@pytest.mark.smoke
+def test_what_one_server_connection_refused_is_prepared_again_on_the_others(
+    server: Postgres, pooler: Tier
+) -> None:
+    """So a client is refused once after a change, and not once by each server connection."""
+    server.execute("DROP TABLE IF EXISTS changing", "shop")
+    server.execute("CREATE TABLE changing AS SELECT 1 AS id", "shop")
+    server.execute("GRANT SELECT ON changing TO shop_owner", "shop")
+    replace_servers(pooler)
+    with ExitStack() as stack:
+        asking, *holders = [stack.enter_context(pooler.transaction.connect()) for _ in range(1 + POOL)]
+        asking.send(wire.parse("kept", "TABLE changing"), wire.SYNC)
+        asking.until_ready()
+        processes = [backend(holder) for holder in holders]
+        for holder in holders:
+            holder.send(wire.parse("kept", "TABLE changing"), *EXECUTE)
+            assert not refused(holder.until_ready())
+            holder.run("COMMIT")
+        asking.send(*EXECUTE)
+        assert not refused(asking.until_ready())
+        server.execute("ALTER TABLE changing ADD COLUMN more int", "shop")
+        refusals = []
+        for free in processes:
+            held = {backend(holder): holder for holder in holders}
+            held.pop(free).run("COMMIT")
+            asking.send(*EXECUTE)
+            refusals.append(refused(asking.until_ready()))
+            for holder in held.values():
+                holder.run("COMMIT")
+    assert refusals == [True] + [False] * (POOL - 1)
+    assert stuck([pooler]) == []
+
+
 def test_a_refused_statement_ends_the_transaction_that_it_is_in(server: Postgres, pooler: Tier) -> None:
     """And nothing behind it in its batch is carried out, as after any other error."""
     server.execute("DROP TABLE IF EXISTS changing", "shop")
