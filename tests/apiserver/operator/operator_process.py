@@ -130,7 +130,7 @@ class Operator:
         return namespace in self._environment["POOLKEEPER_WATCH_NAMESPACES"].split(",")
 
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 def _kubeconfig(port: int) -> dict[str, Any]:

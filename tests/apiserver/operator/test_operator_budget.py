@@ -35,6 +35,7 @@ USABLE = 60 - 3 - 5 - 1
 """max_connections, superuser_reserved_connections, spec.budget.reserve, and the operator's own connection."""
 QUIET_SECONDS = 30.0
 AT_ONCE = 6
+ATTEMPTS = 3
 SETTLE_SECONDS = 60.0
 
 
@@ -324,9 +325,18 @@ def still(lane: Lane) -> bool:
 
 
 def run(site: Site, server: Postgres, directory: Path, cell: Cell) -> None:
+    """One cell; again in another lane where a machine too busy to answer ended the operator."""
+    for _ in range(ATTEMPTS):
+        cell.trouble = ""
+        lane = Lane(site, "budget")
+        operator = site.operator(lane.namespaces)
+        attempt(lane, operator, server, directory, cell)
+        if not cell.trouble or "could not be renewed" not in operator.said():
+            return
+
+
+def attempt(lane: Lane, operator: Operator, server: Postgres, directory: Path, cell: Cell) -> None:
     """Each takes few connections of the server, since several run at once."""
-    lane = Lane(site, "budget")
-    operator = site.operator(lane.namespaces)
     operator.start()
     try:
         place = Place(lane, operator, server, directory / lane.name)
