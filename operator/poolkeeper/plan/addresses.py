@@ -20,7 +20,7 @@ from poolkeeper.plan.wanted import Wanted
 from poolkeeper.plan.world import World
 
 LOOKUP_SECONDS = 2.0
-"""How long PgBouncer keeps an address, unless a parameter says otherwise (desired/pgbouncer_ini.py)."""
+"""How long PgBouncer keeps an address, unless a parameter says otherwise (pgbouncer/ini.py)."""
 LONGEST_LOOKUP_SECONDS = 60.0
 """A longer dns_max_ttl is not waited for: PgBouncer leaves the old address itself when it looks again."""
 MOST = 64
