@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run until a signal ends it (exit 0), or the lease is lost (exit 1)."""
+    """Run until a signal ends the process (exit 0) or the lease is lost (exit 1)."""
     try:
         own = settings.from_environment(os.environ)
     except settings.SettingsError as error:
@@ -32,7 +32,7 @@ def main() -> None:
     logging.basicConfig(
         level=own.log_level, format="%(asctime)s %(levelname)-7s %(name)s %(message)s", stream=sys.stderr
     )
-    for noisy in ("kopf", "aiohttp.access"):  # the second tells of every health probe
+    for noisy in ("kopf", "aiohttp.access"):  # the second logs every health probe
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         asyncio.run(_run(own))
@@ -59,7 +59,7 @@ async def _run(own: settings.Settings) -> None:
         for task in done:
             await task
     finally:
-        # The leader first: in its end kopf cancels every younger task, the release of the lease included.
+        # The leader first: when kopf ends, it cancels every younger task, the release of the lease included.
         for task in reversed(tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -68,7 +68,7 @@ async def _run(own: settings.Settings) -> None:
 
 
 async def _signalled(watching: asyncio.Event) -> None:
-    """Wait for a signal to end. kopf takes SIGTERM and SIGINT for itself at its start: this takes them back."""
+    """Wait for a signal to end. kopf takes over SIGTERM and SIGINT at its start: this takes them back."""
     await watching.wait()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -92,7 +92,7 @@ async def _watch(
 
 
 async def _installed(cluster: Cluster, own: settings.Settings) -> None:
-    """Wait for the CRD: kopf never looks again for a kind that it doesn't find at its start."""
+    """Wait for the CRD: if kopf doesn't find a kind at its start, it never searches for it again."""
     while True:
         try:
             await cluster.version(names.KIND, next(iter(own.watch_namespaces), None))

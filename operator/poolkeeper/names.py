@@ -1,7 +1,7 @@
-"""Names, labels and annotations of everything the operator makes.
+"""Names, labels and annotations of everything the operator creates.
 
-Kubernetes limits what a name may be (RFC 1123 labels of 63 characters for Services and label values,
-253 for most objects), so every derived name is cut with a hash of the whole where it would not fit.
+Kubernetes limits names (RFC 1123 labels of 63 characters for Services and label values, 253 for most objects).
+So a derived name that would not fit is cut and ends with a hash of the whole name.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ KIND = "PooledDatabase"
 PLURAL = "pooleddatabases"
 
 MANAGER = "poolkeeper"
-"""Field manager of everything the operator applies."""
+"""Field manager of everything that the operator applies."""
 FINALIZER_MANAGER = "poolkeeper-finalizer"
 """Field manager of the finalizer alone, so that applying it never touches another field of the resource."""
 SOURCE_MANAGER = "poolkeeper-source"
-"""Field manager of the one label that marks a Secret which the operator reads."""
+"""Field manager of the one label that marks a source Secret, which the operator reads."""
 
 BUDGET_MANAGER = "poolkeeper-budget"
-"""Field manager of what the poolers' Secret holds of the budget, which others must not bring back."""
+"""Field manager of the budget's data in the poolers' Secret, which other writes must not restore."""
 
 APP_USER = "app"
-"""The user name that apps send to their keeper. It must differ from every login of the poolers: PgBouncer keeps
-one record per user name, for clients and servers alike."""
+"""The user name that apps send to their keeper. It must differ from every pooler login: PgBouncer keeps one
+record per user name, for clients and servers alike."""
 CONSOLE_DATABASE = "pgbouncer"
 CONFIG_DIRECTORY = "/etc/poolkeeper"
 """Where poolers and keepers find their files."""
@@ -37,38 +37,38 @@ OWNER_LABEL = f"{GROUP}/owner"
 OWNER_NAMESPACE_LABEL = f"{GROUP}/owner-namespace"
 OWNER_UID_LABEL = f"{GROUP}/owner-uid"
 ROLE_LABEL = f"{GROUP}/role"
-"""On every object the operator watches: what the object is for. The watches select by its presence."""
+"""On every object that the operator watches: the object's role. The watches select by the label's presence."""
 OWNER_ANNOTATION = f"{GROUP}/owner"
+"""`namespace/name` of the PooledDatabase in full, since a label value holds 63 characters only."""
 RECONNECT_ANNOTATION = f"{GROUP}/reconnect"
 """On a PooledDatabase: each new value is a request to renew server connections."""
-"""`namespace/name` of the PooledDatabase in full, since a label value holds 63 characters only."""
 ACCEPT_FROM_ANNOTATION = f"{GROUP}/accept-from"
 GENERATION_ANNOTATION = f"{GROUP}/config-generation"
-"""On a pooler pod: the configuration it is to show. A change makes kubelet refresh its volumes at once."""
+"""On a pooler pod: the configuration it has to show. A change makes kubelet refresh its volumes at once."""
 KEEPER_GENERATION_ANNOTATION = f"{GROUP}/{{container}}-generation"
 """The same on an app pod, one for each of its keepers."""
 RESTART_ANNOTATION = f"{GROUP}/restart-digest"
-"""On the pod template: digest of the settings that PgBouncer reads at its start only."""
+"""On the pod template: digest of the settings that PgBouncer reads only at its start."""
 
 PEER_ANNOTATION = f"{GROUP}/peer"
-"""On a pooler pod: the lines of PgBouncer's configuration that are its own; the pod reads them as a file."""
+"""On a pooler pod: its own lines of PgBouncer's configuration; the pod reads them as a file."""
 ALLOTMENT_ANNOTATION = f"{GROUP}/allotment"
-"""On a pooler pod: the revision of its table of caps. A change makes kubelet bring it at once."""
+"""On a pooler pod: the revision of its table of caps. A change makes kubelet deliver the table at once."""
 GATE = f"{GROUP}/within-budget"
-"""Readiness gate of pooler pods: the pod has its share of the server's connections, so clients may come."""
+"""Readiness gate of pooler pods: the pod has its share of the server's connections, so clients may connect."""
 DATABASE_LABEL = f"{GROUP}/database"
-"""On an app pod, by its owner: the consumer's Secret whose database it wants a keeper for."""
+"""On an app pod, set by its owner: the consumer's Secret whose database the pod needs a keeper for."""
 DATABASES_ANNOTATION = f"{GROUP}/databases"
-"""On such a pod, by its owner: more of them."""
+"""On an app pod, set by its owner: more such Secrets."""
 KEEPER_ANNOTATION = f"{GROUP}/keeper"
-"""On a keeper's Secret: what injection has to know besides the Secret's name."""
+"""On a keeper's Secret: what injection needs in addition to the Secret's name."""
 
 RESTARTED_FOR_ANNOTATION = f"{GROUP}/restarted-for-{{}}"
-"""In an app's pod template: for which keeper the operator restarted it last, one for each consumer's Secret."""
+"""In an app's pod template: for which keeper the operator last restarted it, one for each consumer's Secret."""
 RESTARTED_FOR_LIMIT = 63 - len("restarted-for-")
-"""Characters that the Secret's name may have there."""
+"""Maximum length of the Secret's name there, in characters."""
 APP_PASSWORD_KEY = "app-password"  # noqa: S105
-"""In a keeper's Secret: what the app logs in with at a keeper that demands it. Containers refer to it."""
+"""In a keeper's Secret: the app's password at a keeper that demands one. Containers refer to it."""
 
 ROLE_SOURCE = "source"
 ROLE_POOLER = "pooler"
@@ -85,11 +85,11 @@ CONSOLE_LOGIN = "poolkeeper"
 
 _LABEL_LIMIT = 63
 _DEPLOYMENT_LIMIT = 52
-"""A Deployment's name with the pod-template hash and the pod's suffix must stay a label of 63 characters."""
+"""A Deployment's name with the pod-template hash and the pod's suffix must fit a label of 63 characters."""
 
 
 def fit(name: str, limit: int) -> str:
-    """`name` itself, or its beginning and eight hex digits of its SHA-256 where it is longer than `limit`."""
+    """`name` itself, or its beginning and eight hex digits of its SHA-256 if it is longer than `limit`."""
     if len(name) <= limit:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -105,7 +105,7 @@ def pooler_name(owner: str) -> str:
 
 
 def pooler_host(namespace: str, owner: str) -> str:
-    """Name of the pooler Service in URLs. Without the cluster's domain: every pod's resolver completes it."""
+    """Name of the pooler Service in URLs, without the cluster's domain: every pod's resolver completes it."""
     return f"{pooler_name(owner)}.{namespace}.svc"
 
 
@@ -115,17 +115,17 @@ def config_name(owner: str) -> str:
 
 
 def logins_name(owner: str) -> str:
-    """Name of the operator's own Secret that holds every login."""
+    """Name of the operator's own Secret, which holds every login."""
     return f"{pooler_name(owner)}-logins"
 
 
 def binding_name(secret_name: str) -> str:
-    """Name of the Service Binding Secret beside a consumer's Secret."""
+    """Name of the Service Binding Secret that goes with a consumer's Secret."""
     return f"{secret_name}-binding"
 
 
 def keeper_name(secret_name: str) -> str:
-    """Name of the Secret, beside a consumer's Secret, that its keepers mount."""
+    """Name of the Secret that goes with a consumer's Secret and that its keepers mount."""
     return f"{secret_name}-keeper"
 
 
@@ -135,13 +135,13 @@ def consumer_secrets(secret_name: str) -> tuple[str, str, str]:
 
 
 def owner_key(annotations: Mapping[str, str]) -> tuple[str, str] | None:
-    """(namespace, name) of the PooledDatabase that an object says it belongs to, or None."""
+    """(namespace, name) of the PooledDatabase that an object names as its owner, or None."""
     namespace, slash, name = annotations.get(OWNER_ANNOTATION, "").partition("/")
     return (namespace, name) if slash and namespace and name else None
 
 
 def child_labels(namespace: str, name: str, uid: str, role: str) -> dict[str, str]:
-    """Labels of one object that the operator makes for a PooledDatabase."""
+    """Labels of one object that the operator creates for a PooledDatabase."""
     return {
         MANAGED_BY: "poolkeeper",
         "app.kubernetes.io/name": "pgbouncer",

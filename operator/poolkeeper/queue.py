@@ -1,7 +1,7 @@
-"""The keyed work queue: a key waits at most once, is worked on at most once at a time, and is never lost.
+"""The keyed work queue: a key waits at most once, is worked on by one worker at a time, and is never lost.
 
 Level-triggered: adding a key says that something about it changed, not what. A key added while its work runs
-is worked on once more afterwards. Work that fails is tried again with growing delays.
+is worked on once more afterwards. Failed work is retried with growing delays.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAST_DELAY_SECONDS = 30.0
 
 
 class RetryLater(Exception):
-    """Work that should be tried again, `after` seconds if given; not a defect, so no traceback is logged."""
+    """Work that should be retried, `after` seconds if given; not a defect, so no traceback is logged."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -30,7 +30,8 @@ class RetryLater(Exception):
 
 
 class Queue(Generic[KeyT]):
-    """`work` gets a key and answers in how many seconds to look again, None for when something changes."""
+    """A queue of keys. `work` gets a key and returns in how many seconds to requeue it; None: when something
+    changes."""
 
     def __init__(self, work: Callable[[KeyT], Awaitable[float | None]], concurrency: int) -> None:
         self._work = work
@@ -44,7 +45,7 @@ class Queue(Generic[KeyT]):
         self._started: dict[KeyT, float] = {}
 
     def add(self, keys: Iterable[KeyT]) -> None:
-        """Have these keys worked on as soon as possible."""
+        """Queue these keys, to be worked on as soon as possible."""
         for key in keys:
             if key in self._running:
                 self._again.add(key)
@@ -54,11 +55,11 @@ class Queue(Generic[KeyT]):
                 self._ready.put_nowait(key)
 
     def caught_up(self, key: KeyT) -> None:
-        """The running work has just taken in all that is known: only what is added later needs another run."""
+        """Note that the running work has just read all that is known: only a later add() needs another run."""
         self._again.discard(key)
 
     def add_later(self, key: KeyT, seconds: float) -> None:
-        """Have a key worked on after a while, unless something asks for it sooner."""
+        """Queue a key after this many seconds, unless something else queues it sooner."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         known = self._timers.get(key)
@@ -69,7 +70,7 @@ class Queue(Generic[KeyT]):
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing runs; keys with a delay do not count."""
+        """Whether nothing waits and nothing runs; keys with a delay do not count."""
         return not self._waiting and not self._running
 
     def slowest_seconds(self) -> float:
@@ -99,7 +100,7 @@ class Queue(Generic[KeyT]):
                 self.add_later(key, delay)
 
     async def _attempt(self, key: KeyT) -> float | None:
-        """One run of the work; its own wish for a delay, or the backoff after a failure."""
+        """Run the work once; returns the delay that it asks for, or the backoff after a failure."""
         try:
             delay = await self._work(key)
         except RetryLater as error:

@@ -1,4 +1,4 @@
-"""One run for one PooledDatabase: gather, plan, execute, and again until the plan is settled."""
+"""One run for one PooledDatabase: gather, plan, execute, and repeat until the plan is settled."""
 
 from __future__ import annotations
 
@@ -45,35 +45,35 @@ log = logging.getLogger(__name__)
 Object = Mapping[str, Any]
 
 ROUNDS = 12
-"""More groups of steps than a plan has; a run that needs more goes on in the next one."""
+"""More groups of steps than a plan has; a run that needs more continues in the next one."""
 PROBE_PATIENCE_SECONDS = 0.3
-"""How long a run waits for the upstream's answer before it goes on without; the answer starts another run."""
+"""How long a run waits for the upstream's answer before it continues without; the answer starts another run."""
 RETIRE_AGAIN_SECONDS = 5.0
-"""How soon an eviction that was refused is tried again."""
+"""How long until a refused eviction is retried."""
 CONSOLE_SECONDS = 4.0
 UPSTREAM_SECONDS = 5.0
 
 
 @dataclass
 class _Run:
-    """What one run keeps from round to round."""
+    """The state that one run keeps from round to round."""
 
     refused_before: Mapping[Ref, ApiRefusal]
-    """What was refused in the run before."""
+    """The refusals of the previous run."""
     minted: dict[str, Login] = field(default_factory=dict)
     """Logins made in this run, by name; the plan stores them before it uses them."""
     minted_authorities: Authorities | None = None
     source_uids: dict[str, str] = field(default_factory=dict)
-    """Of source Secrets that were read because no watch shows them yet, by name."""
+    """UIDs of the source Secrets that were read because no watch shows them yet, by name."""
 
     def authorities(self) -> Authorities:
-        """The same ones in every round."""
+        """Authorities made in this run: the same ones in every round."""
         self.minted_authorities = self.minted_authorities or mint.authorities()
         return self.minted_authorities
 
 
 class Reconciler:
-    """Executes plans. Holds no state of its own but what is under way; what it learns goes to the store."""
+    """Executes plans. Its only state is the work under way; what it learns goes to the store."""
 
     def __init__(self, cluster: Cluster, store: Store, settings: Settings, term: Callable[[], int]) -> None:
         """`term` rises with every change of leader."""
@@ -89,7 +89,7 @@ class Reconciler:
         self._upstreams = UpstreamWatch(cluster, store, self.queue, settings)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Bring one PooledDatabase to what its spec asks for. Answers in how many seconds to look again."""
+        """Reconcile one PooledDatabase with its spec. Returns in how many seconds to requeue it."""
         run = _Run(self._store.begin(key))
         try:
             for _ in range(ROUNDS):
@@ -117,7 +117,7 @@ class Reconciler:
         except Retry as error:
             raise RetryLater(error.message, error.after) from error
         except Conflict as error:
-            # Our view was outdated; the watch, or a fresh look at the resource, tells what it is now.
+            # The store was outdated; the watch, or a fresh read of the resource, shows its current state.
             await self._look_again(key)
             raise RetryLater(error.message) from error
         raise RetryLater(f"not settled after {ROUNDS} rounds")
@@ -125,7 +125,7 @@ class Reconciler:
     # Gathering
 
     async def _gather(self, key: Key, run: _Run) -> World:
-        self.queue.caught_up(key)  # with the echoes of the round before
+        self.queue.caught_up(key)  # with the echoes of the previous round
         resource = self._store.resource(key)
         if resource is None or not isinstance(resource.spec, PooledDatabase):
             return self._store.world(key, self._store.logins(key))
@@ -134,7 +134,7 @@ class Reconciler:
         for name in resource.spec.upstream.secret_names():
             data = self._store.source(key.namespace, name)
             if data is None:
-                # Not marked yet, so no watch shows it: read it now, the plan marks it.
+                # Not marked yet, so no watch shows it: it is read now, and the plan marks it.
                 secret = await self._cluster.get(Ref("Secret", key.namespace, name))
                 if secret is None:
                     continue
@@ -152,7 +152,7 @@ class Reconciler:
         )
 
     def _complete(self, database: PooledDatabase, logins: Logins, run: _Run) -> Logins:
-        """The stored logins, with new ones for whoever has none."""
+        """The stored logins, with new ones for consumers that have none."""
 
         def made(name: str) -> Login:
             return run.minted.get(name) or run.minted.setdefault(name, mint.mint(name))
@@ -179,7 +179,7 @@ class Reconciler:
     async def _execute(self, key: Key, steps: Plan, run: _Run) -> None:
         resource = self._store.resource(key)
         if steps.delete and resource is None:
-            await self._look_again(key)  # what follows is destructive and rests on the resource's absence
+            await self._look_again(key)  # what follows is destructive and relies on the resource's absence
             if self._store.resource(key) is not None:
                 return
         if resource is not None:
@@ -207,7 +207,7 @@ class Reconciler:
     async def _create(self, key: Key, body: Object, refused_before: Mapping[Ref, ApiRefusal]) -> None:
         ref = _ref(body)
         refused = refused_before.get(ref)
-        # No write just to be refused again: look first whether the other object is gone.
+        # A write would just be refused again: check first whether the other object is gone.
         if refused and refused.reason == "Conflict" and await self._cluster.get(ref) is not None:
             self._store.refuse(key, ref, refused)
             return
@@ -221,7 +221,7 @@ class Reconciler:
             self._store.applied(body, answer)
 
     async def _met(self, key: Key, ref: Ref, body: Object) -> None:
-        """Something has the name already: ours, from an answer that was lost, or somebody else's."""
+        """Handle an object that has the name already: ours, if an answer was lost, or a foreign one."""
         found = await self._cluster.get(ref)
         if found is None:
             raise Retry(f"{ref} was there and is gone")
@@ -243,7 +243,7 @@ class Reconciler:
                 ),
             )
         elif names.owner_key(found["metadata"].get("annotations") or {}) != key:
-            # Ours, but its owner was edited away: no watch will lead it back to this key.
+            # Ours, but its owner annotation was edited: no watch event leads to this key.
             await self._apply(key, {**body, "metadata": {**body["metadata"], "uid": found["metadata"]["uid"]}})
 
     async def _apply(self, key: Key, body: Object, manager: str = names.MANAGER) -> None:
@@ -252,8 +252,8 @@ class Reconciler:
             answer = await self._cluster.apply(body, manager)
         except Refused as error:
             if "immutable" in error.message or (ref.kind == "Service" and "Duplicate value" in error.message):
-                # Ours by its labels, and of a shape that can't be changed in place (a port edited by hand stays
-                # in the list, which is keyed by port, and takes our port's name): made anew.
+                # Ours by its labels, but it can't be changed in place (a port edited by hand stays in the list,
+                # which is keyed by port, and takes our port's name): it is recreated.
                 await self._delete(key, ref, body["metadata"]["uid"])
                 return
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
@@ -272,15 +272,15 @@ class Reconciler:
         except Conflict:
             found = await self._cluster.get(ref)
             if found is not None and found["metadata"]["uid"] == uid:
-                raise  # it is the one that was meant, and still there
+                raise  # it is the intended object, and still there
         except Refused as error:
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
             return
-        # Another key may want an object of this name, and must hear that it is gone.
+        # Another key may want an object of this name, and has to be queued now that it is gone.
         self.queue.add(self._store.forget(ref, uid) - {key})
 
     async def _mark(self, key: Key, name: str, uid: str | None, *, marked: bool) -> None:
-        """Mark a source Secret or take the mark off; `uid` where it was read in this run."""
+        """Mark a source Secret or remove the mark; `uid` if the Secret was read in this run."""
         ref = Ref("Secret", key.namespace, name)
         if uid is None:
             secret = await self._cluster.get(ref)
@@ -317,7 +317,7 @@ class Reconciler:
         return await self._written(Ref("Pod", namespace, pod), uid, write)
 
     async def _written(self, pod: Ref, uid: str, write: Awaitable[Object]) -> bool:
-        """Take in what a write makes of a pod; False if it is gone."""
+        """Store the pod that a write returns; False if it is gone."""
         try:
             answer = await write
         except Conflict:
@@ -334,7 +334,7 @@ class Reconciler:
         self._store.show(reload.process, shown)
 
     async def _probe(self, key: Key, target: Target, steps: Plan) -> None:
-        """Log in to the upstream. A slow answer is not waited for: it starts another run."""
+        """Log in to the upstream. The run does not wait for a slow answer, which starts another run."""
         if key not in self._probes:
             task = asyncio.create_task(self._probe_upstream(key, target, steps))
             self._probes[key] = (target, task)
@@ -345,7 +345,7 @@ class Reconciler:
             task.add_done_callback(lambda _: self.queue.add((key,)))
 
     async def _probe_upstream(self, key: Key, target: Target, steps: Plan) -> None:
-        """From here and, where only the poolers' network reaches the upstream, through one of them."""
+        """Probe from here and, if only the poolers' network reaches the upstream, through a pooler."""
         seen = await upstream.probe(target, UPSTREAM_SECONDS)
         probe = Probe(target, seen.reachable, seen.reason, seen.message, seen.server_version)
         if not seen.reachable and not probe.rejected and steps.trial is not None:
@@ -370,7 +370,7 @@ class Reconciler:
             log.error("%s/%s: status refused: %s", key.namespace, key.name, error.message)
 
     async def _retire(self, key: Key, pod: Pod) -> None:
-        """Evict a pooler pod: it is drained as every pod that ends, and its Deployment makes another."""
+        """Evict a pooler pod: it is drained like every pod that ends, and its Deployment creates another."""
         try:
             await self._cluster.evict_pod(key.namespace, pod.name, pod.uid)
         except (Conflict, Refused, Retry) as error:
@@ -383,7 +383,7 @@ class Reconciler:
             await self._post(key, resource.uid, (status.pod_retired(pod),))
 
     async def _post(self, key: Key, uid: str, happened: Iterable[Event]) -> None:
-        """Post Events. One that exists was posted before a crash: its name follows from what happened."""
+        """Post Events. If one exists, it was posted before a crash: its name follows from what happened."""
         for event in happened:
             try:
                 await self._cluster.post(_event_body(key, uid, event))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 
 class SettingsError(Exception):
-    """A variable of the environment is missing or makes no sense; the text names it and the remedy."""
+    """An environment variable is missing or invalid; the text names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Webhook:
-    """The admission of app pods. `name` is that of the Service, in the operator's namespace, through which the
-    API server calls, and of the MutatingWebhookConfiguration. `certificate_directory` holds tls.crt and tls.key
-    that others provide; without one the operator makes its own."""
+    """The admission webhook for app pods. `name` is the name of the Service in the operator's namespace,
+    through which the API server calls, and of the MutatingWebhookConfiguration. `certificate_directory` holds
+    tls.crt and tls.key if they are provided from outside; without it the operator makes its own certificate."""
 
     name: str
     port: int = 9443
@@ -25,8 +25,8 @@ class Webhook:
 class Settings:
     """What the chart configures.
 
-    `watch_namespaces` empty means all. `reads_namespaces` tells whether the operator may read Namespaces:
-    without it, namespace selectors and consent across namespaces can't be decided and are refused. Without
+    An empty `watch_namespaces` means all. `reads_namespaces` says whether the operator may read Namespaces: if
+    it may not, namespace selectors and consent across namespaces can't be decided and are refused. Without
     `webhook` no pod gets a keeper.
     """
 

@@ -1,1 +1,1 @@
-"""Who may hold how many server connections, so that max_connections is never exceeded. Pure."""
+"""How many server connections each pooler may hold, so that max_connections is never exceeded. Pure."""

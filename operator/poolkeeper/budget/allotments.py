@@ -1,7 +1,7 @@
-"""What is stored of the budget in the Secret that pooler pods mount: a Record, and each pod's table of caps.
+"""The budget as stored in the Secret that pooler pods mount: a Record, and each pod's table of caps.
 
-Pure. A pod reads its own table alone, which it includes by the file's name (plan/peers.py), so a pod that has
-none has no entries, and can't hold a connection. https://www.pgbouncer.org/config.html#section-databases
+Pure. A pod reads only its own table, which it includes by the file's name (plan/peers.py). A pod without a
+table has no entries and can't hold a connection. https://www.pgbouncer.org/config.html#section-databases
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _TABLE_FILE = "caps-{}.ini"
 _CAP = " max_db_connections="
 _MARKER = re.compile(r"caps-([1-9][0-9]*)")
 MARKER_SETTING = "syslog_ident"
-"""Free text that PgBouncer shows, re-reads and, as long as nothing is logged to syslog, uses for nothing. It
-falls back to its default where no table is included."""
+"""Free text that PgBouncer shows and re-reads, and doesn't use as long as nothing is logged to syslog. If no
+table is included, it falls back to its default."""
 
 Row = Mapping[str, str]
 
@@ -30,8 +30,8 @@ Row = Mapping[str, str]
 @dataclass(frozen=True)
 class Stored:
     """A Record with the name of the server that its connections are on (servers.py), and the UID and resource
-    version of the Secret that it was read from. `rules` is the path of the rules for logins that are stored
-    beside it, empty if there are none."""
+    version of the Secret that it was read from. `rules` is the path of the login rules that are stored with
+    it, empty if there are none."""
 
     record: Record
     server: str
@@ -41,13 +41,13 @@ class Stored:
 
 
 def table_file(uid: str) -> str:
-    """Name of the file with the table of a pod."""
+    """Name of the file with a pod's table."""
     return _TABLE_FILE.format(uid)
 
 
 def files(record: Record, server: str, lines: Mapping[str, str], stored: Mapping[str, str]) -> dict[str, str]:
-    """The files by name. `lines` are the [databases] lines without caps, by entry; an entry that has none any
-    more, and is still to go, keeps the one that it has in the `stored` files."""
+    """The files by name. `lines` are the [databases] lines without caps, by entry. An entry that no longer
+    has a line, and is still to be removed, keeps its line from the `stored` files."""
     return {RECORD_FILE: _written(record, server), **_tables(record, lines, stored)}
 
 
@@ -75,8 +75,8 @@ def _lines(table: str) -> dict[str, str]:
 
 
 def table(allotment: Allotment, lines: Mapping[str, str]) -> str:
-    """A pod's table. Each entry is a pool of its own, since all clients of one become the same upstream user;
-    min_pool_size 0 keeps a pod that nobody uses from holding anything."""
+    """A pod's table. Each entry is one pool, since all its clients become the same upstream user. min_pool_size
+    0 keeps an unused pod from holding connections."""
     text = [f"{MARKER_SETTING} = caps-{allotment.revision}", "[databases]"]
     text += [
         f"{lines[entry]}{_CAP}{cap} pool_size={cap} min_pool_size=0 reserve_pool_size=0"
@@ -87,7 +87,7 @@ def table(allotment: Allotment, lines: Mapping[str, str]) -> str:
 
 
 def parse(stored: Mapping[str, str]) -> tuple[Record, str]:
-    """(Record, server) from the files; an empty Record from what is none of ours."""
+    """(Record, server) from the files; an empty Record from files that aren't Poolkeeper's."""
     try:
         whole = json.loads(stored[RECORD_FILE])
         pods = {
@@ -104,19 +104,19 @@ def parse(stored: Mapping[str, str]) -> tuple[Record, str]:
 
 
 def current(stored: Mapping[str, str], record: Record, lines: Mapping[str, str]) -> bool:
-    """Whether the stored tables are those of the Record that is stored with them, with these lines."""
+    """Whether the stored tables match the Record that is stored with them, and these lines."""
     return all(stored.get(name) == text for name, text in _tables(record, lines, stored).items())
 
 
 def kept(stored: Mapping[str, str], record: Record, server: str) -> dict[str, str]:
-    """The files with the tables as they are stored, where nobody knows the entries' lines."""
+    """The files with the tables as they are stored, if the entries' lines are unknown."""
     tables = {name: stored[name] for name in map(table_file, record.allotments) if name in stored}
     return {RECORD_FILE: _written(record, server), **tables}
 
 
 def body(namespace: str, name: str, stored: Stored, files: Mapping[str, str]) -> dict[str, Any]:
-    """What is applied to the Secret, all of the budget's `files` in it. The API server refuses it if somebody
-    wrote since `stored` was read."""
+    """The body to apply to the Secret, with all of the budget's `files`. The API server refuses it if the
+    Secret was written since `stored` was read."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -137,10 +137,11 @@ def revision(settings: Mapping[str, str]) -> int:
 
 
 def reading(settings: Mapping[str, str], databases: Iterable[Row], allotted: Caps | None) -> Reading:
-    """A Reading from the settings in force and, asked for after them, SHOW DATABASES.
+    """A Reading from the settings in force and a later SHOW DATABASES.
 
-    Of a table that was read in part only the marker may be right: unless the caps are those `allotted` too, the
-    revision counts for none. (Entries may be missing that have no line.) None: nothing is known to be allotted.
+    If PgBouncer read a table in part, only the marker may be right: unless the caps are those `allotted` too,
+    the revision counts as none. (Entries without a line may be missing.) If `allotted` is None, nothing is
+    known to be allotted.
     """
     rows = [row for row in databases if row["max_connections"] != "0"]
     caps = {row["name"]: int(row["max_connections"]) for row in rows}

@@ -1,7 +1,7 @@
-"""From one look at a server and its poolers to what should be there, and what is told of it. Pure.
+"""Turns one poll of a server and its poolers into the wanted caps and the budget report. Pure.
 
-It joins who is there (servers.py), who needs more (lending.py) and who gets what (targets.py) to the View
-that budget_protocol.step() decides on.
+It joins the server's connections (servers.py), the needs (lending.py) and the caps (targets.py) to the View
+that protocol.step() decides on.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from poolkeeper.budget.targets import Pooled, bottleneck, shares, target
 from poolkeeper.observed.poolers import Pod
 
 EXCESS_SECONDS = 5.0
-"""For so long more may be held than is usable before it is told: until then it is being given back."""
+"""How long poolers may hold more than is usable until it is reported: meanwhile they give it back."""
 SAMPLE_SECONDS = 0.7
-"""What is needed is not sampled more often."""
+"""How often needs are sampled at most."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, how many
-    clients are connected, by entry, the rows of SHOW SERVERS that are active, and the entries that are
-    paused."""
+    """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, the number of
+    connected clients by entry, the active rows of SHOW SERVERS, and the paused entries."""
 
     reading: Reading
     pids: frozenset[int]
@@ -41,43 +40,43 @@ class Look:
 
 @dataclass(frozen=True)
 class Sight:
-    """Everything that one look found. Names are those of PooledDatabases, `namespace/name`."""
+    """Everything that one poll found. Names are those of PooledDatabases, `namespace/name`."""
 
     at: float
     """Seconds on a monotonic clock."""
     orders: Mapping[str, Order]
     records: Mapping[str, Record]
-    """By name, of those too that nothing is known of but their Records."""
+    """By name, also of PooledDatabases of which only the Record is known."""
     pods: Mapping[str, Sequence[Pod]]
     """By name."""
     looks: Mapping[str, Look]
-    """By pod UID; all of them were taken before the measurement began."""
+    """By pod UID; all were taken before the measurement began."""
     ended: frozenset[str]
-    """UIDs of pods that are gone for good; known before the measurement began."""
+    """UIDs of pods that are gone for good, as known before the measurement began."""
     measured: Measured | None
     ours: Ours
     own: frozenset[int]
     """The operator's own backends."""
     coming: frozenset[str]
-    """UIDs of pods that will run in a moment, if nothing goes wrong: the others make room for them already."""
+    """UIDs of pods that will run in a moment, if nothing goes wrong: other pods make room for them already."""
     reserve: int
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What is kept of a server from look to look. An operator that starts with none of it learns it anew."""
+    """What is kept of a server from poll to poll. An operator that starts without it learns it again."""
 
     others: Others = field(default_factory=Others)
     server: Server | None = None
     """As last measured."""
     limits: tuple[Limit, ...] = ()
-    """CONNECTION LIMITs that PooledDatabases have in common, as last measured."""
+    """CONNECTION LIMITs that PooledDatabases share, as last measured."""
     need: Need = field(default_factory=Need)
     excess_since: float | None = None
 
 
 def remember(memory: Memory, sight: Sight) -> Memory:
-    """With one more look."""
+    """The memory after one more poll."""
     if sight.measured is not None:
         own = sum(backend.pid in sight.own for backend in sight.measured.backends)
         others = memory.others.advance(sight.ours, sight.measured, own, sight.at)
@@ -91,8 +90,8 @@ def remember(memory: Memory, sight: Sight) -> Memory:
 
 
 def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, Division], dict[str, int]]:
-    """(what step() decides on, the division and the share of each PooledDatabase). Without a measurement what
-    is there is left as it is."""
+    """(the View that step() decides on, the division and the share of each PooledDatabase). Without a
+    measurement all caps stay as they are."""
     usable = None
     divisions: dict[str, Division] = {}
     shared: dict[str, int] = {}
@@ -135,7 +134,7 @@ def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, 
 
 
 def account(system: str, problem: str, sight: Sight, memory: Memory, shared: Mapping[str, int]) -> Account:
-    """What is told of the server."""
+    """The server's part of the budget report."""
     since = memory.excess_since
     lasting = since is not None and sight.at - since > EXCESS_SECONDS
     excess = _excess(memory, sight) if lasting else 0
@@ -154,7 +153,7 @@ def _excess(memory: Memory, sight: Sight) -> int:
 
 
 def _databases(sight: Sight) -> tuple[Pooled, ...]:
-    """Those that have something come first: where there is too little they keep it."""
+    """PooledDatabases that have connections come first: if there are too few, they keep theirs."""
     return tuple(
         sorted(
             (order.pooled for order in sight.orders.values()),

@@ -1,7 +1,7 @@
 """The budget's arithmetic: what a server has for poolers, and how it is divided down to one entry of one pod.
 
-Pure, and without memory: the same input gives the same caps. It knows nothing of the order in which caps may
-change hands (protocol.py), nor of what was measured when. All amounts are server connections.
+Pure and stateless: the same input gives the same caps. It knows neither the order in which caps may change
+hands (protocol.py), nor what was measured when. All amounts are server connections.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 Caps = Mapping[str, int]
-"""`max_db_connections` by entry; never 0, which PgBouncer takes for unlimited. An entry that isn't there has
-no line in the pod's [databases], hence neither clients nor connections."""
+"""`max_db_connections` by entry; never 0, which PgBouncer takes for unlimited. An absent entry has no line
+in the pod's [databases], hence neither clients nor connections."""
 _NAMED = 3
-"""So many names are given in a message."""
+"""Maximum number of names in a message."""
 
 
 SERVER = "max_connections of the server"
@@ -24,7 +24,7 @@ SERVER = "max_connections of the server"
 
 @dataclass(frozen=True)
 class Server:
-    """A PostgreSQL server as measured. `others`: the most connections lately that are no pooler's."""
+    """A PostgreSQL server as measured. `others`: the most foreign connections lately (servers.py)."""
 
     max_connections: int
     superuser_reserved: int
@@ -33,12 +33,12 @@ class Server:
     others: int
 
     def usable(self, reserve: int) -> int:
-        """What the poolers on it may hold together, if `reserve` more are to stay free. Not below 0."""
+        """What the poolers on it may hold together if `reserve` more are to stay free; at least 0."""
         taken = self.superuser_reserved + self.reserved + reserve + self.others
         return max(0, self.max_connections - taken)
 
     def arithmetic(self, reserve: int) -> str:
-        """How usable() comes about, for people."""
+        """The calculation of usable(), as text."""
         parts = (
             (self.superuser_reserved, "superuser_reserved_connections"),
             (self.reserved, "reserved_connections"),
@@ -51,7 +51,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Party:
-    """One of those among whom connections are divided: at least `floor`, at most `ceiling`, and by weight."""
+    """A party to a division of connections: it gets at least `floor`, at most `ceiling`, and by weight."""
 
     name: str
     weight: int = 100
@@ -61,7 +61,7 @@ class Party:
 
 @dataclass(frozen=True)
 class Limit:
-    """What some parties may have together, such as those of one role with a CONNECTION LIMIT."""
+    """What several parties may have together, such as those of one role with a CONNECTION LIMIT."""
 
     members: frozenset[str]
     connections: int
@@ -71,9 +71,9 @@ class Limit:
 class Consumer:
     """A consumer of one PooledDatabase, as the division needs it.
 
-    `limit` (spec.consumers[].limits.maxConnections) is the most that it may have over all pods and both
-    entries. `sessions` is the cap of its session entry on each pod; 0: it has none. A session can't be moved or
-    ended without its client noticing, so this number does not vary with what others need.
+    `limit` (spec.consumers[].limits.maxConnections) is its maximum over all pods and both entries. `sessions`
+    is the cap of its session entry on each pod; 0: it has none. A session can't be moved or ended without its
+    client noticing, so this number does not vary with what other consumers need.
     """
 
     entry: str
@@ -82,11 +82,11 @@ class Consumer:
     limit: int | None = None
     sessions: int = 1
     ceiling: int | None = None
-    """The most for its main entry over all pods, now: what it doesn't use is lent to others (lending.py)."""
+    """Maximum of its main entry over all pods, for now: what it doesn't use is lent (lending.py)."""
 
     @property
     def floor(self) -> int:
-        """What it needs on each pod."""
+        """The connections that it needs on each pod."""
         return 1 + self.sessions
 
     @property
@@ -96,24 +96,25 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Division:
-    """Caps by pod and entry; who got nothing; how many pods can be served; and, in words, what doesn't fit."""
+    """Caps by pod and entry, unserved entries, how many pods can be served, and, in words, what doesn't fit."""
 
     caps: Mapping[str, Caps] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-    """Entries for which there is no room."""
+    """Unserved entries: there is no room for them."""
     pods: int = 0
-    """The most pods that all entries fit on, at least 1, once nothing is leaving: more are not worth having."""
+    """Maximum number of pods with room for every entry, at least 1, once none is leaving: more are no use."""
     problems: tuple[str, ...] = ()
     bottleneck: str = SERVER
     """What would have to be larger for a larger share."""
 
 
 def apportion(total: int, parties: Sequence[Party], limits: Iterable[Limit] = ()) -> dict[str, int]:
-    """Divide `total` among the parties, one connection after the other to whom it is due most (the divisor
-    method of Sainte-Laguë). So one connection more or less moves one connection, and a party that comes or goes
-    moves none between the others.
+    """Divide `total` among the parties, one connection at a time, to the party furthest below its share (the
+    divisor method of Sainte-Laguë). So one connection more or less moves one connection, and a party that comes
+    or goes moves none between the others.
 
-    Floors come first, in the order of `parties`: who comes too late gets 0. What nobody may have is left.
+    Floors come first, in the order of `parties`: a party whose floor no longer fits gets 0. Connections that no
+    party may have are left.
     """
     groups = tuple(limits)
     left = [limit.connections for limit in groups]
@@ -146,7 +147,7 @@ def apportion(total: int, parties: Sequence[Party], limits: Iterable[Limit] = ()
 
 
 def _claim(party: Party, given: int) -> Fraction:
-    """The smaller, the sooner it is the party's turn."""
+    """A party's place in line: the smallest is next."""
     return Fraction(2 * given + 1, party.weight)
 
 
@@ -155,8 +156,8 @@ def _may_grow(party: Party, given: int) -> bool:
 
 
 def party(name: str, weight: int, most: int | None, pods: int, consumers: Sequence[Consumer]) -> Party:
-    """A PooledDatabase as one of those that share a server: it needs its entries' floors on one pod. `most` is
-    spec.budget.maxConnections; it takes no more either than its consumers may have together."""
+    """A PooledDatabase as one party on a server: it needs its entries' floors on one pod. `most` is
+    spec.budget.maxConnections; nor does it take more than its consumers may have together."""
     if pods == 0 or not consumers:
         return Party(name, weight, 0, 0)
     limits = [_ceiling(item, pods) for item in consumers]
@@ -178,10 +179,10 @@ def divide(
 ) -> Division:
     """Divide a PooledDatabase's share, less what its `leaving` pods still hold, among its pods and entries.
 
-    `admitted` pods serve already. The entries that are `in_force` on them keep their floors on each, even where
-    the share has fallen below that: clients would be thrown out. `waiting` pods come in while every floor fits,
-    in their order. New entries come in likewise: in the order of `consumers`, session entries last. The
-    `bottleneck` is what the remedies name that would have to be larger.
+    `admitted` pods serve already. The entries that are `in_force` on them keep their floors on each pod even if
+    the share has fallen below that: otherwise clients would be thrown out. `waiting` pods are admitted in their
+    order, while every floor fits. New entries are added likewise: in the order of `consumers`, session entries
+    last. The `bottleneck` is what the remedies say to raise.
     """
     most = max(1, share // max(1, sum(item.floor for item in consumers)))
     share -= leaving
@@ -217,14 +218,14 @@ def divide(
 
 
 def _ceiling(consumer: Consumer, pods: int) -> int | None:
-    """Of its main entry, at least 1 on each pod."""
+    """The ceiling of a consumer's main entry, at least 1 on each pod."""
     known = [] if consumer.ceiling is None else [consumer.ceiling]
     known += [] if consumer.limit is None else [consumer.limit - consumer.sessions * pods]
     return max(pods, min(known)) if known else None
 
 
 def _that_fit(share: int, pods: int, consumers: Sequence[Consumer], in_force: frozenset[str]) -> list[Consumer]:
-    """The consumers whose floors fit on so many pods, without sessions where those don't fit."""
+    """The consumers whose floors fit on this many pods, without sessions if those don't fit."""
     floors = {item.entry: 1 for item in consumers} | {
         item.session_entry: item.sessions for item in consumers if item.sessions
     }
@@ -242,8 +243,9 @@ def _that_fit(share: int, pods: int, consumers: Sequence[Consumer], in_force: fr
 
 
 def _spread(entry: str, total: int, pods: Sequence[str]) -> dict[str, int]:
-    """An entry's connections over the pods, evenly. Who gets one of the remainder follows from a digest of both
-    names, so that one connection more or less changes one pod's cap, and not always the same pods have more."""
+    """Spread an entry's connections evenly over the pods. Which pods get the remainder follows from a digest of
+    both names, so that one connection more or less changes one pod's cap, and not always the same pods have
+    more."""
     base, remainder = divmod(total, len(pods)) if pods else (0, 0)
     ranked = sorted(pods, key=lambda pod: hashlib.sha256(f"{entry}\n{pod}".encode()).digest())
     return {pod: base + (rank < remainder) for rank, pod in enumerate(ranked)}

@@ -1,7 +1,7 @@
-"""Which PooledDatabases can lend connections to another one of their server.
+"""The PooledDatabases that can lend connections to another one on their server.
 
-Pure. Where a limit holds a PooledDatabase back, be it spec.budget.maxConnections or a CONNECTION LIMIT of its
-role or database, a connection that is lent from outside of that limit can't be taken.
+Pure. If a limit holds a PooledDatabase back, be it spec.budget.maxConnections or a CONNECTION LIMIT of its role
+or database, it can't take a connection that is lent from outside that limit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def lenders(
     caps: Mapping[str, Mapping[str, int]],
     limits: Iterable[Limit] = (),
 ) -> frozenset[str]:
-    """Names of the PooledDatabases whose consumers can lend to those of the `borrower`: all, but where limits
-    of the borrower are reached, only those under the same limits. `caps` are those of main entries, over all
+    """Names of the PooledDatabases whose consumers can lend to those of the `borrower`: all or, if the
+    borrower has reached limits, only those under the same limits. `caps` are those of main entries, over all
     pods.
     """
     by_name = {item.name: item for item in databases}
@@ -34,7 +34,7 @@ def lenders(
 
 
 def _taken(pooled: Pooled, caps: Mapping[str, int]) -> int:
-    """What it has, and what it keeps free for a pod that takes the place of its only one."""
+    """What a PooledDatabase has, and what it keeps free for the successor of its only pod."""
     least = sum(item.floor for item in pooled.consumers)
     free = least if pooled.replaceable else 0
     return sum(caps.values()) + pooled.pods * sum(item.sessions for item in pooled.consumers) + free

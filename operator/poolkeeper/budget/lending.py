@@ -1,11 +1,11 @@
-"""Who lends connections to whom on one server, by what the poolers' consoles show.
+"""Lending of connections between the entries on one server, by what the poolers' consoles show.
 
-While somebody waits, everybody who doesn't is held to what he used lately and some more; the division
-(division.py) then gives the rest to those who wait, by their weights. Whoever waits is never held to anything,
-so he has at least the share that his weight gives him; where all wait, shares are by weight alone.
+While an entry's clients wait, every entry without waiting clients is held to what it used lately and some more.
+The division (division.py) then gives the rest to the waiting entries, by weight. A waiting entry is never held
+to anything, so it has at least the share of its weight. If all wait, shares are by weight alone.
 
-Pure: only ceilings of consumers change, never floors, weights or limits, and nothing of the order in which
-connections change hands (protocol.py). Times are seconds of a monotonic clock.
+Pure: only ceilings of consumers change, never floors, weights or limits, nor the order in which connections
+change hands (protocol.py). Times are seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from poolkeeper.budget.lenders import lenders
 from poolkeeper.budget.targets import Pooled
 
 LEND_AFTER_SECONDS = 2.0
-"""Others lend to an entry whose clients have waited so long, while it uses at least half of its caps."""
+"""How long an entry's clients wait until other entries lend to it, while it uses at least half of its caps."""
 RETURN_AFTER_SECONDS = 1.0
-"""An entry that lends and whose clients have waited so long gets its own back; so does at once one whose
-clients wait while all that it has left is in use."""
+"""How long a lending entry's clients wait until it gets its own connections back. If they wait while all that
+it has left is in use, it gets them back at once."""
 LEND_EVERY_SECONDS = 10.0
-"""Nobody begins to lend, or lends more, sooner after the last change."""
+"""How long after the last change no entry begins to lend, or lends more."""
 RETURN_EVERY_SECONDS = 3.0
-"""Nothing goes back sooner after the last change: so there are 20 changes a minute at most."""
+"""How long after the last change nothing goes back: so there are 20 changes a minute at most."""
 CALM_SECONDS = 60.0
-"""All goes back once nobody has waited, or used more than was his, for so long."""
+"""How long no entry has waited, or used all of its own, until everything goes back."""
 HOLD_SECONDS = 60.0
-"""For so long an entry that got its own back lends nothing of it, and one that got more room keeps that. It
-doubles each time, up to HOLD_MOST_SECONDS, and is the first again once it was over for LASTING_SECONDS."""
+"""How long an entry that got its own back lends nothing of it, and one that got more room keeps that. The time
+doubles each time, up to HOLD_MOST_SECONDS, and is reset once it was over for LASTING_SECONDS."""
 HOLD_MOST_SECONDS = 960.0
 LASTING_SECONDS = 600.0
 GAP_SECONDS = 15.0
-"""What was seen before a gap of so long says nothing any more."""
+"""How long a gap between samples is until those before it no longer count."""
 
 _STEP_SECONDS = 5.0
 _STEPS = 4
-"""What was used lately is the peak of so many steps, the last one under way: of 15 to 20 seconds."""
+"""How many steps the recent peak covers, the last one under way: 15 to 20 seconds."""
 _SELDOM = itemgetter("cl_waiting", "sv_tested", "sv_login", "sv_active_cancel", "sv_being_canceled")
 _NONE = ("0",) * 5
 _UNUSED = (0,) * _STEPS
@@ -51,7 +51,7 @@ Slot = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class Use:
     """What one entry does on all pods of a PooledDatabase together: server connections in use, clients that
-    wait for one, and for how many seconds the one has waited that waits longest."""
+    wait for one, and how many seconds the longest of them has waited."""
 
     active: int = 0
     waiting: int = 0
@@ -68,7 +68,7 @@ class Sample:
     at: float
     uses: Mapping[str, Mapping[str, Use]]
     partial: frozenset[str] = frozenset()
-    """PooledDatabases of which not every pod answered: what looks like little use there may be half of it."""
+    """PooledDatabases of which not every pod answered: what looks like little use may be half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +76,18 @@ class Demand:
     """What is remembered of one entry."""
 
     peaks: tuple[int, ...]
-    """The most that was in use, by step, the last one first."""
+    """Maximum in use by step, the last step first."""
     since: float
-    """What was in use is known from here on without a gap."""
+    """Since when its use is known without a gap."""
     waits: float | None
-    """Since when clients wait, without a sample in which none did."""
+    """Since when clients wait, in every sample."""
     wanting: bool
     """Clients have waited for LEND_AFTER_SECONDS, and more connections would help them."""
     own: int
-    """Its caps when nobody lent anything."""
+    """Its caps when no entry lent anything."""
     ceiling: int | None = None
     held: float = 0.0
-    """Until then it lends no more than it does."""
+    """Until when it lends no more than it does."""
     hold: float = 0.0
 
     @property
@@ -97,8 +97,8 @@ class Demand:
 
 @dataclass(frozen=True)
 class Need:
-    """What is remembered of one server. The empty one changes nothing; so a new operator starts with the shares
-    by weight, and so may whoever loses track."""
+    """What is remembered of one server. An empty Need changes nothing: a new operator starts with the shares
+    by weight, and so may one that loses track."""
 
     demands: Mapping[Slot, Demand] = field(default_factory=dict)
     at: float = 0.0
@@ -107,14 +107,14 @@ class Need:
     changed: float = 0.0
     """When a ceiling was changed last."""
     busy: float = 0.0
-    """When somebody waited last, or used all that is his own."""
+    """When an entry last waited, or used all of its own."""
 
     @property
     def lending(self) -> bool:
         return any(item.ceiling is not None for item in self.demands.values())
 
     def adjusted(self, databases: Iterable[Pooled]) -> tuple[Pooled, ...]:
-        """The PooledDatabases of the server with the ceilings of the moment, for budget_targets.targets()."""
+        """The PooledDatabases of the server with the current ceilings, for targets.targets()."""
         return tuple(
             replace(item, consumers=tuple(self._held(item.name, consumer) for consumer in item.consumers))
             for item in databases
@@ -128,9 +128,9 @@ class Need:
 
 
 def uses(entries: Iterable[str], pods: Iterable[Iterable[Mapping[str, str]]]) -> dict[str, Use]:
-    """What the entries do together, from SHOW POOLS of every pod of one PooledDatabase.
+    """What each entry does, from SHOW POOLS of every pod of one PooledDatabase.
 
-    An entry without a row, which is one that no client has asked for yet, does nothing.
+    An entry without a row, since no client has asked for it yet, does nothing.
     """
     active = dict.fromkeys(entries, 0)
     waiting: dict[str, int] = {}
@@ -142,7 +142,7 @@ def uses(entries: Iterable[str], pods: Iterable[Iterable[Mapping[str, str]]]) ->
                 continue
             active[name] += int(row["sv_active"])
             seldom = _SELDOM(row)
-            if seldom != _NONE:  # reading numbers is most of the work here
+            if seldom != _NONE:  # parsing numbers is most of the work here
                 clients, *others = map(int, seldom)
                 active[name] += sum(others)
                 waiting[name] = waiting.get(name, 0) + clients
@@ -158,9 +158,9 @@ def advance(
     caps: Mapping[str, Mapping[str, int]],
     limits: Sequence[Limit] = (),
 ) -> Need:
-    """Take a sample in, about once a second. `databases` are those on the server as they were configured, not
-    adjusted; `caps` what the entries of each have on all their pods together at the moment; `limits` are those
-    that several have in common."""
+    """Take in a sample, about once a second. `databases` are those on the server as configured, not adjusted;
+    `caps` what the entries of each have on all its pods together at the moment; `limits` those that several
+    of them share."""
     at = sample.at
     if not need.demands or at - need.at > GAP_SECONDS:
         need = Need(at=at, step=at, changed=at, busy=at)
@@ -184,7 +184,7 @@ def advance(
 def _seen(
     before: Demand | None, use: Use, at: float, gap: float | None, shift: int, cap: int, settled: bool
 ) -> Demand:
-    """`gap`: now, if this may not be all of its use."""
+    """One entry's demand after a sample. `gap`: now, if the sample may not show all of its use."""
     if before is None:
         before = Demand(_UNUSED, at, None, False, cap)
     peaks = before.peaks if shift == 0 else ((0,) * min(shift, _STEPS) + before.peaks)[:_STEPS]
@@ -195,7 +195,7 @@ def _seen(
     if not use.waiting:
         return Demand(peaks, since, None, False, *rest)
     waits = min(at if before.waits is None else before.waits, at - use.seconds)
-    # Where clients wait although little is in use, the server is down or the database is paused.
+    # If clients wait although little is in use, the server is down or the database is paused.
     wanting = at - waits >= LEND_AFTER_SECONDS and 2 * use.active >= max(1, cap)
     return Demand(peaks, since, waits, wanting, *rest)
 
@@ -234,7 +234,7 @@ def _changes(
 
 
 def _eased(demand: Demand, at: float, pods: int) -> Demand:
-    """All that is its own if its clients wait, and some more room if all is in use and they don't yet."""
+    """Give an entry all of its own if its clients wait, and some more room if all is in use and none waits."""
     calm = not demand.hold or at - demand.held >= LASTING_SECONDS
     hold = HOLD_SECONDS if calm else min(2 * demand.hold, HOLD_MOST_SECONDS)
     ceiling = _room(demand.peaks[0], pods) if demand.waits is None else None
@@ -242,7 +242,7 @@ def _eased(demand: Demand, at: float, pods: int) -> Demand:
 
 
 def _room(used: int, pods: int) -> int:
-    """Half as much again as is used, and one more on each pod at least: load is never spread evenly."""
+    """Half as much again as is used, and at least one more on each pod: load is never spread evenly."""
     return used + max(pods, -(-used // 2))
 
 
@@ -253,7 +253,7 @@ class _Entry:
     cap: int
     pods: int
     most: int | None
-    """What limits.maxConnections leaves to it: to lend to it beyond that helps nobody."""
+    """What limits.maxConnections leaves to it: lending it more would not help."""
 
     @property
     def wants(self) -> bool:
@@ -274,7 +274,7 @@ def _entries(
 
 
 def _lent(need: Need, entries: Sequence[_Entry]) -> dict[Slot, Demand]:
-    """New or lower ceilings of the entries that can lend to one that wants more, if that yields anything."""
+    """New or lower ceilings of the entries that can lend to one that wants more, if that frees connections."""
     changes: dict[Slot, Demand] = {}
     gained = 0
     for item in entries:
@@ -286,8 +286,8 @@ def _lent(need: Need, entries: Sequence[_Entry]) -> dict[Slot, Demand]:
 
 
 def _ceiling(entry: _Entry, at: float) -> int | None:
-    """What the entry is to be held to, None where it stays as it is. Who used more than half of what he has
-    loses none of it."""
+    """The ceiling to hold the entry to, None if it stays as it is. An entry that used more than half of its
+    connections keeps all of them."""
     demand = entry.demand
     if demand.waits is not None or at - demand.since < GAP_SECONDS:
         return None

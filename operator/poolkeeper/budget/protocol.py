@@ -1,29 +1,29 @@
 """The order in which connections change hands between pooler pods, so that together they never hold too many.
 
-Pure: step() says what may be written now; the shell writes, looks again and asks again. It divides nothing
-(division.py), and it takes no clock's word for anything.
+Pure: step() returns what may be written now; the shell writes, polls again and asks again. It divides nothing
+(division.py), and relies on no clock.
 
-What is stored. With a PooledDatabase's configuration, in the same object, lies a Record: for each pod an
-Allotment, which is its table of caps with a revision, and a bound. The bound is what the pod may hold whatever
-becomes of it: it rises with the table at the latest, and falls only after the pod's console has shown a smaller
-table and no more connections than that. So the sum of all stored bounds is what the poolers of a server may
-hold, at any moment, whether or not an operator runs; and an operator that starts needs to remember nothing.
+What is stored. A PooledDatabase's Record is stored in the same object as its configuration. For each pod it has
+an Allotment: the pod's table of caps with a revision, and a bound. The bound is what the pod may hold whatever
+happens: it rises with the table at the latest, and falls only after the pod's console has shown a smaller table
+and no more connections than that. So the sum of all stored bounds is what the poolers of a server may hold at
+any moment, whether or not an operator runs. An operator that starts needs to remember nothing.
 
 What has to hold outside of this module:
-- A Record is written with the version that was read as precondition. So what an operator that was replaced had
-  still under way fails, if its successor wrote that Record since.
-- Each operator process has a higher epoch than those before it, and takes a new one when a write had no answer,
-  since that may still take effect.
+- A Record is written with the version that was read as precondition. So if a replaced operator still has a
+  write under way, and its successor wrote that Record since, the write fails.
+- Each operator process has a higher epoch than those before it, and takes a new one when a write got no answer,
+  since that write may still take effect.
 - A pod reads no older table after a newer one, and none at all before it has an Allotment: its configuration
-  then has no entry, and it can hold no connection. The ReplicaSet may make as many pods as it likes.
+  then has no entry, and it can hold no connection. The ReplicaSet may create any number of pods.
 - A Reading is of one moment: the revision that the console shows, and the connections that it counts then.
-  PgBouncer keeps max_db_connections strictly, but closes nothing when it falls: what is held above stays until
-  it is given back.
-- Connections that no console shows any more count as others' when the server is measured, for as long as their
+  PgBouncer enforces max_db_connections strictly, but closes nothing when it falls: connections above it stay
+  until they are given back.
+- Connections that no console shows any more count as foreign when the server is measured, for as long as their
   backends last: those of pods that ended, and those that a pod has just given back.
 
-An entry that is to go leaves a pod's table only once its login is refused there and nobody is in the middle of
-one: PgBouncer 1.26 forgets about them when a RELOAD takes the entry away, and dies of it a moment later.
+An entry that is to go leaves a pod's table only once its login is refused there and no client is in the middle
+of one: when a RELOAD removes the entry, PgBouncer 1.26 forgets about such clients and crashes a moment later.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOTHING = -(2**31)
 @dataclass(frozen=True)
 class Allotment:
     """What is stored for one pod. `revision` rises with every change of `caps`, and no two tables of a pod have
-    the same one: that a console shows the same numbers proves nothing of a table that came between."""
+    the same one: a console that shows the same numbers proves nothing about a table that came between."""
 
     bound: int
     revision: int
@@ -69,14 +69,14 @@ class Reading:
     caps: Caps
     held: Caps
     closed: frozenset[str] = frozenset()
-    """Entries that nobody can log in to any more, nor is in the middle of it: for as long as the object that
-    the Record lies in stays as it was read."""
+    """Entries that no client can log in to any more, or is in the middle of logging in to, for as long as the
+    object that holds the Record stays as it was read."""
 
 
 @dataclass(frozen=True)
 class Pooler:
     """A pooler pod as last seen. `admitted`: its readiness gate is open, so the Service may lead clients to it.
-    `running`: its PgBouncer runs, so that connections given to it are not given for nothing."""
+    `running`: its PgBouncer runs or is about to, so that connections given to it aren't wasted."""
 
     uid: str
     database: str
@@ -93,31 +93,31 @@ class View:
     epoch: int
     """Of this operator process."""
     usable: int | None
-    """As last measured; None: not yet."""
+    """As last measured; None while it is not known."""
     ended: frozenset[str]
-    """Pods that were known to have ended before that measurement began: what they left is in it."""
+    """Pods known to have ended before that measurement began: it includes what they left."""
     counted: frozenset[str]
-    """Pods whose reading was taken before that measurement began: what they had given back by then is in it."""
+    """Pods read before that measurement began: it includes what they had given back by then."""
     records: Mapping[str, Record]
-    """By PooledDatabase, as stored; an empty one where nothing is stored yet."""
+    """By PooledDatabase, as stored; an empty one if nothing is stored yet."""
     poolers: tuple[Pooler, ...]
     wanted: Mapping[str, Caps]
-    """By pod UID, what it should have in the end. A pod without a place, or that terminates, is not there."""
+    """By pod UID, its caps in the end. A pod without a place, or that terminates, is absent."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What may be done now, side by side. Nothing at all: what is wanted is so, or has to be waited for."""
+    """What may be done now, in parallel. If nothing, the wanted state is reached or has to be waited for."""
 
     records: Mapping[str, Record] = field(default_factory=dict)
-    """To be stored, and their tables brought to the pods."""
+    """Records to store, and to deliver to the pods as tables."""
     admit: tuple[str, ...] = ()
-    """Pods whose gate may be opened."""
+    """Pods whose readiness gate may be opened."""
     drain: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Entries with more connections than their cap, by pod: these are to be given back, each when its
+    """Entries with more connections than their cap, by pod: the surplus is to be given back, each when its
     transaction ends."""
     excess: int = 0
-    """By how much the bounds are more than usable, which has fallen."""
+    """By how much the bounds exceed `usable`, which has fallen."""
 
 
 def step(view: View) -> Steps:
@@ -134,8 +134,8 @@ def step(view: View) -> Steps:
             continue
         others = {other: item for other, item in view.records.items() if other != name}
         if grown.bound > record.bound and (stale := unfenced(others, view.epoch)):
-            # Somebody may have a write under way that was right when it was planned. After ours it fails, and
-            # whoever reads the Record anew knows that he is deposed.
+            # Another operator may have a write under way that was right when it was planned. After this write
+            # it fails, and that operator, when it reads the Record again, knows that it is deposed.
             written.update({other: replace(item, epoch=view.epoch) for other, item in stale.items()})
             grown = rewrite(record, poolers, view, min(0, free))
         if grown is not None and name not in written:
@@ -151,14 +151,14 @@ def step(view: View) -> Steps:
 
 def held_at_most(allotment: Allotment, reading: Reading | None) -> Caps | None:
     """What a pod may hold from now on by entry, with its table as it is: its caps, or what it holds above. None
-    while its console has not shown that table: then it may be anything within the bound."""
+    while its console has not shown that table: the pod may then hold anything within the bound."""
     if reading is None or reading.revision != allotment.revision:
         return None
     return _larger(allotment.caps, reading.held)
 
 
 def deposed(view: View) -> bool:
-    """Whether another operator has taken over: what this one knows of other Records may be old."""
+    """Whether another operator has taken over: what this one knows of other Records may be outdated."""
     return any(record.epoch > view.epoch for record in view.records.values())
 
 
@@ -168,8 +168,8 @@ def unfenced(records: Mapping[str, Record], epoch: int) -> dict[str, Record]:
 
 
 def admissible(pooler: Pooler, view: View) -> bool:
-    """Whether clients may come: the pod shows its table, with every wanted entry in it. (Where none is wanted,
-    since there is no consumer yet, it needs none.)"""
+    """Whether a pod may be admitted: it shows its table, with every wanted entry in it. (If no entry is wanted,
+    since there is no consumer yet, it needs no table.)"""
     wanted = view.wanted.get(pooler.uid)
     if wanted is None or pooler.admitted or pooler.terminating or not pooler.running:
         return False
@@ -180,8 +180,8 @@ def admissible(pooler: Pooler, view: View) -> bool:
 
 
 def rewrite(record: Record, poolers: Iterable[Pooler], view: View, free: int) -> Record | None:
-    """The Record to store next, None if it is right. It may grow by `free`, which no bound covers yet, and by
-    what it gives back in the same write; `free` is negative if the bounds are too high already."""
+    """The Record to store next, None if the stored one is right. It may grow by `free`, which no bound covers
+    yet, and by what it gives back in the same write; `free` is negative if the bounds are too high already."""
     present = {pooler.uid: pooler for pooler in poolers}
     kept: dict[str, Allotment] = {
         uid: item for uid, item in record.allotments.items() if uid in present or not forgotten(uid, view)
@@ -215,12 +215,12 @@ def rewrite(record: Record, poolers: Iterable[Pooler], view: View, free: int) ->
 
 
 def lowered(allotment: Allotment, proved: Caps, counted: bool) -> int:
-    """The bound that a proof leaves once the server was measured after it: backends outlive connections."""
+    """The bound after a proof. It falls once the server was measured after it: backends outlive connections."""
     return sum(proved.values()) if counted else allotment.bound
 
 
 def forgotten(uid: str, view: View) -> bool:
-    """Whether a pod that isn't there any more is nothing to reckon with."""
+    """Whether a pod that is gone no longer counts."""
     return uid in view.ended
 
 
@@ -233,8 +233,8 @@ def removable(allotment: Allotment, reading: Reading | None) -> frozenset[str]:
 
 
 def shrunk(caps: Caps, wanted: Caps | None, gone: frozenset[str]) -> Caps:
-    """A table that no entry grows in: it may be stored at any time, whatever the pod shows. What isn't wanted
-    and not `gone` either keeps the least that an entry can have."""
+    """A table in which no entry grows: it may be stored at any time, whatever the pod shows. An entry that is
+    neither wanted nor `gone` keeps the least that an entry can have."""
     if wanted is None:
         return caps
     return {
@@ -252,8 +252,8 @@ def spend(
     order: Iterable[str],
 ) -> dict[str, Caps]:
     """Tables grown towards `wanted` by at most `room` connections in all. What a pod holds above a cap is paid
-    for already. A pod without a table gets one for all its entries or none, so that two of them can't each keep
-    what the other lacks."""
+    for already. A pod without a table gets one for all its entries or none, so that two such pods can't
+    each keep what the other lacks."""
     grown = {uid: dict(caps[uid]) for uid in wanted}
     for uid in order:
         if not grown[uid] and len(wanted[uid]) <= room:
@@ -281,7 +281,7 @@ def spend(
 
 
 def _adopted(pooler: Pooler) -> Allotment | None:
-    """Of a pod that has a table although nothing is stored of it: somebody deleted the object."""
+    """The Allotment of a pod that has a table although none is stored: the object was deleted."""
     if pooler.reading is None or not pooler.reading.caps:
         return None
     reading = pooler.reading
@@ -289,7 +289,7 @@ def _adopted(pooler: Pooler) -> Allotment | None:
 
 
 def _unknown(view: View) -> bool:
-    """Whether there is a pod that may hold nobody knows how much."""
+    """Whether a pod may hold an unknown number of connections."""
     return any(
         pooler.admitted
         and pooler.uid not in view.records[pooler.database].allotments
@@ -307,6 +307,6 @@ def _surplus(pooler: Pooler, records: Mapping[str, Record]) -> tuple[str, ...]:
 
 
 def _larger(one: Caps, other: Caps) -> dict[str, int]:
-    """By entry. Entries of which there is nothing are left out."""
+    """The larger amount of each entry, without entries of 0."""
     both = {entry: max(one.get(entry, 0), other.get(entry, 0)) for entry in one.keys() | other.keys()}
     return {entry: amount for entry, amount in sorted(both.items()) if amount}

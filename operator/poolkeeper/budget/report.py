@@ -1,4 +1,4 @@
-"""What is told of the budget: from what was worked out for a server to one BudgetSeen for each PooledDatabase.
+"""Builds the budget report: one BudgetSeen for each PooledDatabase, from what was worked out for its server.
 
 Pure.
 """
@@ -17,12 +17,12 @@ from poolkeeper.observed.poolers import Pod
 
 @dataclass(frozen=True)
 class Account:
-    """A server as it was last worked out. `excess`: the bounds are by so much more than is usable lastingly."""
+    """A server as it was last worked out. `excess`: by how much the bounds lastingly exceed what is usable."""
 
     system: str
     problem: str
     server: Server | None
-    """With the connections of others that last; None: never measured."""
+    """With the foreign connections that last; None: never measured."""
     reserve: int
     shares: Mapping[str, int]
     excess: int
@@ -36,8 +36,8 @@ def seen(
     pods: Sequence[Pod],
     before: BudgetSeen | None,
 ) -> BudgetSeen:
-    """What is told of one PooledDatabase; `pods` are its own. Without a `division`, since the server could not
-    be measured, it is what was told `before` but for the pods."""
+    """The report on one PooledDatabase; `pods` are its own. If there is no `division`, since the server could
+    not be measured, it is the report `before` but for the pods."""
     record = view.records.get(name, Record(0))
     by_uid = {pod.uid: pod for pod in pods}
     mine = [pooler for pooler in view.poolers if pooler.database == name]
@@ -70,8 +70,9 @@ def seen(
 
 
 def held_up(seen: BudgetSeen, mute: Sequence[Pod], pods: Sequence[Pod]) -> BudgetSeen:
-    """Where pods wait and others' consoles answer no more (`mute`; their login may have been lost), nothing can
-    be taken back from those. There is no room for more pods than have something then: one has to go first."""
+    """The report while the consoles of some pods (`mute`) no longer answer; their login may have been lost.
+    Nothing can be taken back from mute pods. So if other pods wait, there is no room for more pods than have
+    connections: one has to go first."""
     admitted = sum(pod.admitted and not pod.terminating for pod in pods)
     if not mute or not seen.waiting or seen.most_pods is None:
         return seen
@@ -79,9 +80,9 @@ def held_up(seen: BudgetSeen, mute: Sequence[Pod], pods: Sequence[Pod]) -> Budge
 
 
 def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> bool:
-    """Whether it is to be told. While caps change hands only who may be admitted is, which consumers fill their
-    client slots, and what is wrong with the data path; connections of others, which come and go all the time,
-    are not unless they change something."""
+    """Whether to report `now`. While caps change hands, the only news are which pods may be admitted, which
+    consumers fill their client slots, and what is wrong with the data path. Foreign connections, which come and
+    go all the time, are no news unless they change something."""
     if before is None or before.admissible != now.admissible or before.problem != now.problem:
         return True
     if (before.at_limit, before.wedges, before.silent) != (now.at_limit, now.wedges, now.silent):

@@ -19,8 +19,8 @@ from poolkeeper.upstream.target import Target
 
 @dataclass(frozen=True)
 class ClientBound:
-    """So many clients may be connected to these entries of a consumer, `namespace/secretName`, at one pooler.
-    `limited`: because limits.maxClientConnections says so, and not because others need the rest."""
+    """How many clients may connect to these entries of a consumer, `namespace/secretName`, at one pooler.
+    `limited`: because limits.maxClientConnections says so, not because other consumers need the rest."""
 
     consumer: str
     entries: tuple[str, ...]
@@ -30,11 +30,12 @@ class ClientBound:
 
 @dataclass(frozen=True)
 class Order:
-    """`pooled` has the name `namespace/name`; `reserve` are connections that are to stay free on the server.
+    """A PooledDatabase's demand. `pooled` has the name `namespace/name`; `reserve` connections are to stay free
+    on the server.
 
-    `target` is the upstream, `lines` the [databases] lines without caps, by entry; `rules` is the path of the
-    rules for logins, which admit to these entries alone. `fixed` are the entries of which clients hold
-    connections for as long as they like. `access` is how to log in at a pooler's console, but for the address.
+    `target` is the upstream, `lines` the [databases] lines without caps, by entry. `rules` is the path of the
+    login rules, which admit to these entries alone. `fixed` are the entries whose clients hold connections for
+    as long as they like. `access` is how to log in to a pooler's console, but for the address.
     """
 
     pooled: Pooled
@@ -45,10 +46,10 @@ class Order:
     fixed: frozenset[str]
     access: ConsoleAccess
     whereabouts: Whereabouts | None = None
-    """A change is a reason to look anew which server this is."""
+    """If it changes, the server's identity is checked again."""
     clients: tuple[ClientBound, ...] = ()
     logins: Mapping[str, Login] = field(default_factory=dict, repr=False)
-    """By entry in which a connection belongs to a client for a transaction only."""
+    """By entry whose connections belong to a client for a transaction only."""
 
 
 def order(
@@ -60,8 +61,7 @@ def order(
     whereabouts: Whereabouts | None,
     logins: Mapping[str, Login],
 ) -> Order:
-    """The order for a valid spec. Consumers that are named come before those that are selected; `logins` are
-    theirs, by name."""
+    """The order for a valid spec. Named consumers come before selected ones; `logins` are theirs, by name."""
     parties = tuple(
         Consumer(
             entry_name(target.database, consumer),

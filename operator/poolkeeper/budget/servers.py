@@ -1,7 +1,7 @@
-"""Which PooledDatabases are on one PostgreSQL server, and how many connections there are others'.
+"""The PooledDatabases on one PostgreSQL server, and its foreign connections: those that are no pooler's.
 
-Pure. It gets what was measured (workers/upstream.py) and what consoles showed, and remembers as much of it as
-it needs in values that it returns. Times are seconds on a monotonic clock.
+Pure. Its input is what was measured (workers/upstream.py) and what consoles showed. What it needs to remember
+of that is in the values that it returns. Times are seconds on a monotonic clock.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from dataclasses import dataclass
 from poolkeeper.budget.division import Limit, Server
 
 WINDOW_SECONDS = 60.0
-"""For so long connections of others count after they are gone."""
+"""How long a closed foreign connection still counts."""
 LINGERING_SECONDS = 5.0
-"""A backend may outlive its connection so long, and count as somebody else's only then."""
+"""How long a backend may outlive its connection until it counts as foreign."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What server a target leads to. `system` names the cluster of data, which standbys have in common with
-    their primary; `instance` is when this server started, and its port; empty if nobody could look yet."""
+    """The server that a target leads to. `system` names the database cluster, which standbys share with their
+    primary. `instance` is when this server started, and its port; empty if it could not be checked yet."""
 
     system: str
     instance: str
     since: float
     """When this instance was first seen there."""
     at: float
-    """When it was seen last."""
+    """When it was last seen."""
 
     def seen(self, system: str, instance: str, now: float) -> Identity:
-        """The same, looked at once more."""
+        """The identity after one more check."""
         same = (self.system, self.instance) == (system, instance)
         return Identity(system, instance, self.since if same else now, now)
 
 
 def apart(identities: Mapping[str, Identity]) -> tuple[tuple[str, ...], ...]:
-    """The names in groups, one for each server. In doubt two are on the same one: a server that was restarted
-    looks like another one to whoever has not looked again since."""
+    """The names in groups, one for each server. In doubt two are on the same one: if one name was checked
+    before a restart of the server and the other after it, the server looks like two."""
     groups: list[list[str]] = []
     for name in sorted(identities):
         joined = [
@@ -92,7 +92,7 @@ class Ours:
     addresses: frozenset[str]
 
     def strangers(self, measured: Measured) -> tuple[Backend, ...]:
-        """Backends of others: of other users, and those of ours that no pooler knows (any more)."""
+        """Foreign backends: of other users, and those of the poolers' users that no pooler knows (any more)."""
         return tuple(
             backend
             for backend in measured.backends
@@ -103,19 +103,19 @@ class Ours:
 
 @dataclass(frozen=True)
 class Others:
-    """Connections of others on a server, over time. `now` has everything that no pooler knows: some of it may
-    be backends that poolers just left, which are no reason to give anything up. `lasting` leaves those out, and
-    is the most of the last minute."""
+    """Foreign connections on a server, over time. `now` counts every backend that no pooler knows: some may be
+    backends that poolers just left, which are no reason to give anything up. `lasting` leaves those out, and is
+    the maximum of the last minute."""
 
     now: int = 0
     lasting: int = 0
     lately: tuple[tuple[float, int], ...] = ()
-    """Time, and unknown backends of our users, for as long as they may be such that poolers left."""
+    """Time, and unknown backends of the poolers' users, for as long as poolers may just have left them."""
     history: tuple[tuple[float, int], ...] = ()
     """Time, and what was lasting then."""
 
     def advance(self, ours: Ours, measured: Measured, own: int, at: float) -> Others:
-        """With one more measurement; `own`: backends of the operator itself among the strangers."""
+        """The state after one more measurement; `own`: the operator's own backends among the strangers."""
         strangers = ours.strangers(measured)
         foreign = sum(backend.user not in ours.users for backend in strangers) + own
         lately = (

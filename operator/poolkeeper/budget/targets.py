@@ -1,7 +1,7 @@
-"""Who should have what in the end: from the PooledDatabases of one server and their pods to each pod's caps.
+"""The caps that each pod should have in the end, from the PooledDatabases of one server and their pods.
 
 Pure. It joins the arithmetic (division.py) with what is stored (protocol.py): pods that leave are paid for
-until they are gone, and pods that serve come before those that wait.
+until they are gone, and pods that serve come before pods that wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from poolkeeper.budget.protocol import Pooler, Record
 @dataclass(frozen=True)
 class Pooled:
     """A PooledDatabase as one of those on a server. `most` is spec.budget.maxConnections, None for `auto`;
-    `pods` are the wanted replicas; the consumers stand in the order of precedence."""
+    `pods` are the wanted replicas; the consumers are in order of precedence."""
 
     name: str
     weight: int
@@ -24,17 +24,17 @@ class Pooled:
     pods: int
     consumers: tuple[Consumer, ...]
     replaceable: bool = False
-    """The least of one pod more is kept free. A pod that has to go keeps all it has to its end, and if it was
-    the only one, whatever takes its place would have to wait for that."""
+    """Whether the floor of one more pod is kept free. A pod that has to go keeps all it has to its end. If it
+    was the only one, its successor would otherwise have to wait for that."""
 
 
 def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = ()) -> dict[str, int]:
-    """What each PooledDatabase may hold, by name. Where not even the floors fit the first ones come first, and
+    """What each PooledDatabase may hold, by name. If not even the floors fit, the first ones come first, and
     one gets what is left for some of its entries. `limits` are CONNECTION LIMITs of roles and databases that
-    they have in common.
+    they share.
 
-    `usable` is what lasts: backends that our own poolers left behind are no reason to shrink, or each shrink
-    would ask for the next one. (In View.usable they count, so that nothing grows before they have ended.)
+    `usable` is what lasts: backends that poolers left behind are no reason to shrink, or each shrink would
+    cause the next one. (In View.usable they count, so that nothing grows before they have ended.)
     """
     left = usable
     parties = []
@@ -47,8 +47,8 @@ def shares(usable: int, databases: Sequence[Pooled], limits: Iterable[Limit] = (
 
 
 def bottleneck(pooled: Pooled, given: Mapping[str, int], limits: Iterable[Limit] = ()) -> str:
-    """What would have to be larger for a PooledDatabase to have more than its share of what shares() has
-    `given`, in the words of a remedy: "raise ..."."""
+    """What would have to be larger for a PooledDatabase to get more than the share that shares() has `given`
+    it, in the words of a remedy: "raise ..."."""
     share = given[pooled.name]
     if pooled.most is not None and share >= pooled.most:
         return f"spec.budget.maxConnections (now {pooled.most})"
@@ -64,8 +64,7 @@ def bottleneck(pooled: Pooled, given: Mapping[str, int], limits: Iterable[Limit]
 def target(
     pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record, bottleneck: str = SERVER
 ) -> Division:
-    """The caps that the pods of one PooledDatabase should have. `poolers` come in the order in which they are
-    let in."""
+    """The caps that the pods of one PooledDatabase should have. `poolers` are in order of admission."""
     mine = [item for item in poolers if item.database == pooled.name and not item.terminating]
     staying = {item.uid for item in mine}
     leaving = sum(item.bound for uid, item in record.allotments.items() if uid not in staying)
@@ -78,7 +77,7 @@ def target(
     free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
     division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving, bottleneck)
     left_out = division.left_out
-    if left_out:  # who has nothing only until others have left is not
+    if left_out:  # an entry that only waits for leaving pods isn't left out
         lasting = divide(share, serving, waiting, pooled.consumers, in_force)
         left_out = tuple(entry for entry in left_out if entry in lasting.left_out)
     return replace(division, left_out=left_out, pods=max(1, share // least) if least else pooled.pods)
@@ -87,7 +86,7 @@ def target(
 def targets(
     usable: int, databases: Sequence[Pooled], poolers: Sequence[Pooler], records: Mapping[str, Record]
 ) -> dict[str, Caps]:
-    """View.wanted of a server without common limits."""
+    """View.wanted of a server without shared limits."""
     given = shares(usable, databases)
     wanted: dict[str, Caps] = {}
     for item in databases:

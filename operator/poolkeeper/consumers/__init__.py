@@ -1,1 +1,1 @@
-"""The namespaces that consume a database: consent, names at the pooler, connection URLs. Pure."""
+"""Consumers of a database: consent, names at the pooler, connection URLs. Pure."""

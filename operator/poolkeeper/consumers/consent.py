@@ -1,6 +1,6 @@
-"""Whether a PooledDatabase may write into a namespace: the one place that decides.
+"""Decides whether a PooledDatabase may write into a namespace; no other module does.
 
-Two sides must agree. The PooledDatabase names or selects the namespace; the namespace accepts with the
+Both sides must agree. The PooledDatabase names or selects the namespace; the namespace accepts with the
 annotation `poolkeeper.io/accept-from`, which the tenants of a namespace can't usually set. Within one
 namespace no consent is needed. Kubernetes' own namespaces are always refused.
 """
@@ -42,18 +42,18 @@ class Consumers:
     granted: tuple[Consumer, ...]
     refused: tuple[Refusal, ...]
     terms: Mapping[Consumer, Terms] = field(default_factory=dict)
-    """Of those granted. Where several rules say yes to one consumer, the first that names it, or else the first
-    that selects it."""
+    """Of the granted consumers. If several rules grant one consumer, the first that names it counts, or else
+    the first that selects it."""
 
     def has_sessions(self, consumer: Consumer) -> bool:
-        """Whether the consumer has an endpoint in session mode."""
+        """Whether the consumer has a session endpoint."""
         return self.terms.get(consumer, Terms()).session_connections > 0
 
 
 def decide(owner: str, namespace: Namespace | None, name: str) -> tuple[str, str] | None:
     """None if a PooledDatabase in namespace `owner` may write into namespace `name`, else (reason, message).
 
-    `namespace` is what is known of the target; None if it does not exist.
+    `namespace` is the target as observed; None if it does not exist.
     """
     if name in SYSTEM_NAMESPACES:
         return "NotAllowed", f"namespace {name} belongs to Kubernetes itself and never gets Secrets"
@@ -73,7 +73,7 @@ def decide(owner: str, namespace: Namespace | None, name: str) -> tuple[str, str
 def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], settings: Settings) -> Consumers:
     """Resolve spec.consumers against the namespaces that exist.
 
-    A *named* namespace without consent is a refusal to report; a *selected* one is just no consumer.
+    A *named* namespace without consent is reported as a refusal; a *selected* one is just no consumer.
     """
     granted: dict[Consumer, Terms] = {}
     refused: dict[Consumer, Refusal] = {}

@@ -10,7 +10,7 @@ def url(host: str, port: int, user: str, password: str, database: str, **paramet
     """A postgresql:// URL; `parameters` become its query, in the given order.
 
     Everything but letters, digits and `_.-~` is percent-encoded. Raises ValueError for a control character,
-    and for an empty host, user or database, which a client would replace by something of its own.
+    and for an empty host, user or database, which a client would replace with a default of its own.
     """
     _check(host, user, password, database, *parameters.values())
     secret = f":{_encode(password)}" if password else ""
@@ -20,19 +20,19 @@ def url(host: str, port: int, user: str, password: str, database: str, **paramet
 
 
 def jdbc_url(host: str, port: int, user: str, password: str, database: str) -> str:
-    """The form that PostgreSQL's JDBC driver takes: the login goes into the query. Raises like url()."""
+    """The URL for PostgreSQL's JDBC driver, with the login in its query. Raises like url()."""
     _check(host, user, password, database)
     login = f"user={_encode(user)}&password={_encode(password)}"
     return f"jdbc:postgresql://{_host(host)}:{port}/{_encode(database)}?{login}"
 
 
 def r2dbc_url(host: str, port: int, user: str, password: str, database: str) -> str:
-    """The form that R2DBC takes. Raises like url()."""
+    """The URL for R2DBC. Raises like url()."""
     return f"r2dbc:{url(host, port, user, password, database)}"
 
 
 def pgpass_line(host: str, port: int, user: str, password: str, database: str) -> str:
-    """One line of libpq's password file, in which a backslash goes before `:` and `\\`. Raises like url()."""
+    """One line of libpq's password file, with a backslash before each `:` and `\\`. Raises like url()."""
     _check(host, user, password, database)
     fields = (host, str(port), database, user, password)
     return ":".join(field.replace("\\", "\\\\").replace(":", "\\:") for field in fields)
@@ -52,7 +52,7 @@ def _encode(value: str) -> str:
 
 
 def _host(host: str) -> str:
-    """An IPv6 address takes brackets; a name is encoded like any other part."""
+    """The host in a URL: an IPv6 address in brackets, a name encoded like any other part."""
     try:
         return f"[{ipaddress.IPv6Address(host)}]"
     except ipaddress.AddressValueError:

@@ -1,4 +1,4 @@
-"""Names of what a consumer has at the pooler: its login, its two database entries, its application_name.
+"""A consumer's names at the pooler: its login, its two database entries, its application_name.
 
 Knows how these names derive from namespace and Secret name. Doesn't know PgBouncer's files.
 """
@@ -25,11 +25,11 @@ _DIGEST_LENGTH = 10
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of PgBouncer's [databases]: what a client connects to, and who may.
+    """One line of PgBouncer's [databases]: a name that clients connect to, and the login that may.
 
     `database` is the upstream's; `login` is the only login admitted; `application_name` is what
     pg_stat_activity shows unless the client sends a name of its own. `max_clients` is how many client
-    connections one pooler takes; None: as many as its consumer may have. `weight` is the consumer's.
+    connections one pooler admits; None: as many as its consumer may have. `weight` is the consumer's.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Entry:
 def login_name(consumer: Consumer) -> str:
     """The consumer's user name at the pooler.
 
-    The digest at its end keeps it apart from `pgbouncer`, `poolkeeper` and the markers `pk.<generation>`.
+    The digest at its end distinguishes it from `pgbouncer`, `poolkeeper` and the markers `pk.<generation>`.
     """
     readable = f"{consumer.namespace}-{consumer.secret_name}"
     return derived_name(readable, ["login", consumer.namespace, consumer.secret_name], NAME_LIMIT)
@@ -65,7 +65,7 @@ def session_entry_name(database: str, consumer: Consumer) -> str:
 
 
 def application_name(consumer: Consumer) -> str:
-    """`namespace/secretName`; cut, and told apart by a digest, where it is longer than PostgreSQL shows."""
+    """`namespace/secretName`; if that is longer than PostgreSQL shows, it is cut and ends with a digest."""
     full = f"{consumer.namespace}/{consumer.secret_name}"
     if len(full) <= NAME_LIMIT:
         return full
@@ -79,11 +79,11 @@ def entries(
     terms: Mapping[Consumer, Terms] = MappingProxyType({}),
     poolers: int = 1,
 ) -> tuple[Entry, ...]:
-    """The entries of all consumers, sorted by name: one in the given pool mode and, if `terms` leave it server
-    connections, one in session mode each. Limits of clients are divided among so many `poolers`, rounded up.
+    """The entries of all consumers, sorted by name: for each one in the given pool mode and, if its `terms`
+    give it session connections, one in session mode. Client limits are divided by `poolers`, rounded up.
 
-    Raises ValueError if two names meet, since the consumers would then share a login or an entry, and if a
-    login is named like the upstream's user: PgBouncer keeps one record per user name, and would mix up the
+    Raises ValueError if two names are equal, since the consumers would then share a login or an entry, and if a
+    login has the name of the upstream's user: PgBouncer keeps one record per user name, and would mix up the
     password that a client must prove with the one that it sends to the upstream.
     """
     made: dict[str, Entry] = {}
@@ -107,7 +107,7 @@ def entries(
 
 
 def derived_name(readable: str, parts: list[str], limit: int) -> str:
-    """A name of [a-z0-9_.-], at most `limit` bytes: something to recognise, then the parts' digest."""
+    """A name of [a-z0-9_.-], at most `limit` bytes: a readable part, then the digest of `parts`."""
     slug = re.sub(r"[^a-z0-9_.-]+", "-", readable.lower()).lstrip("_.-")
     slug = slug[: limit - _DIGEST_LENGTH - 1].rstrip("_.-")
     return f"{slug or 'db'}-{_digest(parts)}"

@@ -1,1 +1,1 @@
-"""Certificates, logins and their verifiers. Randomness enters in mint alone."""
+"""Certificates, logins and their verifiers. Only mint.py uses randomness."""

@@ -1,8 +1,8 @@
-"""Certificates: an authority of its own for every PooledDatabase and tier, and what it issues.
+"""Certificates: a separate authority for each tier of each PooledDatabase, and what it issues.
 
-Pure. Only an authority's key is random (mint.py) and kept in a Secret; what it issues is computed from that
-key, the name and the date, so that every run, replica and restart comes to the very same bytes and nothing of
-it has to be stored. https://www.rfc-editor.org/rfc/rfc6979 (signatures without randomness)
+Pure. Only an authority's key is random (mint.py) and kept in a Secret. What the authority issues is computed
+from that key, the name and the date, so every run, replica and restart computes the same bytes, and none of
+them has to be stored. https://www.rfc-editor.org/rfc/rfc6979 (signatures without randomness)
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(days=1)
 _COMMON_NAME_LIMIT = 64
 _REMEMBERED = 2**16
-"""Certificates kept in memory, at 2 kB each: computing one takes half a millisecond."""
+"""How many certificates are kept in memory, at 2 kB each: computing one takes half a millisecond."""
 # Order of the group of P-256 (FIPS 186-5): a private key is a number below it, and not zero.
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate with its private key, both PEM. `name` is the one DNS name it speaks for."""
+    """A certificate with its private key, both PEM. `name` is the one DNS name that it vouches for."""
 
     name: str
     certificate: str
@@ -43,7 +43,7 @@ class Certificate:
 def authority(name: str, key: str) -> Certificate:
     """The certificate authority `name` with this private key (PEM, P-256). Raises ValueError for another key.
 
-    It speaks for nobody but those it issues for: `name` is shown, never verified.
+    The authority vouches only for what it issues: `name` is shown, never verified.
     """
     private = _load(key)
     subject = _subject(name)
@@ -59,9 +59,9 @@ def authority(name: str, key: str) -> Certificate:
 
 
 def issue(issuer: Certificate, name: str, now: datetime) -> Certificate:
-    """A server certificate for the DNS name `name`, of the period that `now` falls into.
+    """Issue a server certificate for the DNS name `name`, for the period that `now` falls into.
 
-    Periods begin on a day that depends on the name, so that not everything is renewed in one night.
+    Periods begin on a day that depends on the name, so that not all certificates are renewed in one night.
     """
     offset = int.from_bytes(derive(issuer, f"offset/{name}")[:4]) % PERIOD.days
     period = (now - _EPOCH - timedelta(days=offset)) // PERIOD
@@ -69,7 +69,7 @@ def issue(issuer: Certificate, name: str, now: datetime) -> Certificate:
 
 
 def derive(issuer: Certificate, purpose: str) -> bytes:
-    """32 bytes that only the holder of the authority's key can compute, others for every purpose."""
+    """32 bytes that only the holder of the authority's key can compute, different for every purpose."""
     return hmac.digest(issuer.key.encode(), purpose.encode(), "sha256")
 
 
@@ -129,7 +129,7 @@ def _builder(
 
 
 def _subject(name: str) -> x509.Name:
-    """Verification goes by the alternative name; a common name is bounded, so a longer one is its digest."""
+    """The common name, or its digest if it is too long: verification goes by the alternative name."""
     shown = name if len(name) <= _COMMON_NAME_LIMIT else hashlib.sha256(name.encode()).hexdigest()
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, shown)])
 

@@ -1,8 +1,8 @@
 """The logins of one PooledDatabase's poolers, and how they are kept in the operator's own Secret.
 
-Knows the layout of that Secret. Doesn't know how a login is made (mint.py) nor how PgBouncer reads it
-(desired/). A password is kept beside its SCRAM verifier: a verifier made anew would have another salt, and
-every reconcile would change the poolers' configuration.
+Knows the layout of that Secret, but neither how a login is made (mint.py) nor how PgBouncer reads it
+(pgbouncer/). A password is kept along with its SCRAM verifier: a new verifier would have another salt, so every
+reconcile would change the poolers' configuration.
 """
 
 import base64
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
 @dataclass(frozen=True)
 class Login:
-    """A name at the pooler, its password, and the SCRAM verifier that the pooler knows instead of it."""
+    """A user name at the pooler, its password, and the SCRAM verifier that the pooler has instead of it."""
 
     name: str
     password: str = field(repr=False)
@@ -43,8 +43,8 @@ class Login:
 
 @dataclass(frozen=True)
 class Authorities:
-    """The certificate authorities of one PooledDatabase. Two, since a keeper's key lies in its consumer's
-    namespace: with it nobody must be able to pose as a pooler."""
+    """The certificate authorities of one PooledDatabase. There are two, since a keeper's key lies in its
+    consumer's namespace, and must not allow its holder to pose as a pooler."""
 
     poolers: Certificate
     keepers: Certificate
@@ -52,10 +52,10 @@ class Authorities:
 
 @dataclass(frozen=True)
 class Logins:
-    """Every login of one PooledDatabase, and what its certificates are signed with.
+    """Every login of one PooledDatabase, and the authorities that sign its certificates.
 
-    `consumers` is keyed by login name. `upstream` is the target that a login last proved right: the poolers
-    stay on it while a new password in the source Secret turns out to be wrong.
+    `consumers` is keyed by login name. `upstream` is the last target that a login has proved right: if a new
+    password in the source Secret is wrong, the poolers stay on that target.
     """
 
     console: Login | None = None
@@ -68,20 +68,20 @@ class Logins:
 def keeper_console(keepers: Certificate, name: str) -> Login:
     """The operator's login at the consoles of the keepers of the consumer whose login is `name`.
 
-    Another one for each consumer: who runs a false keeper in its own namespace learns nothing that helps
-    elsewhere. Derived from the authority's key, so nothing has to be stored.
+    Each consumer has a different one, so a forged keeper in its namespace learns nothing that helps elsewhere.
+    The login is derived from the authority's key, so nothing has to be stored.
     """
     password = base64.urlsafe_b64encode(derive(keepers, f"console/{name}")).decode().rstrip("=")
-    # One iteration: the password has 256 bits, and the operator logs in at hundreds of keepers in a second.
+    # One iteration: the password has 256 bits, and the operator logs in at hundreds of keepers a second.
     salt = derive(keepers, f"salt/{name}")[:SALT_BYTES]
     return Login(CONSOLE_LOGIN, password, verifier(password, salt, iterations=1))
 
 
 @functools.lru_cache(maxsize=2**16)
 def keeper_app(keepers: Certificate, name: str) -> Login:
-    """What an app logs in with at the keepers of the consumer whose login is `name`, where they demand it.
+    """The app's login at the keepers of the consumer whose login is `name`, if they demand one.
 
-    Derived likewise. Letters, digits, `-` and `_` only: the password stands in URLs as it is.
+    It is derived likewise. The password has only letters, digits, `-` and `_`, and stands in URLs unencoded.
     """
     password = base64.urlsafe_b64encode(derive(keepers, f"app/{name}")).decode().rstrip("=")
     # PostgreSQL's number of iterations: some drivers (JDBC) refuse a smaller one.
@@ -89,12 +89,12 @@ def keeper_app(keepers: Certificate, name: str) -> Login:
 
 
 def keeper_certificate_name(name: str) -> str:
-    """What the certificate of those keepers speaks for: a name that no host has."""
+    """The name, which no host has, in the certificate of keepers whose consumer's login is `name`."""
     return f"{name}.keeper"
 
 
 def from_secret(data: Mapping[str, bytes]) -> Logins:
-    """Read the Secret's data (base64 taken off). What is unreadable counts as absent, so it is made anew."""
+    """Read the Secret's data, base64-decoded. What is unreadable counts as absent, so it is made again."""
     consumers = {}
     for key, value in data.items():
         if key.startswith(CONSUMER_PREFIX):
@@ -110,7 +110,7 @@ def from_secret(data: Mapping[str, bytes]) -> Logins:
 
 
 def to_secret(logins: Logins) -> dict[str, str]:
-    """The Secret's data, base64 as the API takes it. The same logins give the same bytes."""
+    """The Secret's data, base64-encoded for the API. The same logins give the same bytes."""
     texts = {f"{CONSUMER_PREFIX}{name}": _dump_login(login) for name, login in logins.consumers.items()}
     if logins.console is not None:
         texts[CONSOLE_KEY] = _dump_login(logins.console)
@@ -142,7 +142,7 @@ def _login_check(login: Login) -> str:
 
 
 def _check(*parts: str) -> str:
-    """Ties what belongs together, so that an edit of one part by hand is noticed."""
+    """A digest over parts that belong together, by which a manual edit of one part is noticed."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

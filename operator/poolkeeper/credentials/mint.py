@@ -1,4 +1,4 @@
-"""Makes logins: the one place where randomness enters. Everything else only copies what was made here."""
+"""Makes logins: the only place where secrets are drawn at random. Everything else copies what was made here."""
 
 import secrets
 
@@ -13,18 +13,18 @@ PASSWORD_BYTES = 32
 
 
 def mint(name: str) -> Login:
-    """A login with a fresh random password (256 bits; letters, digits, '-' and '_') and its SCRAM verifier."""
+    """Make a login with a random password (256 bits; letters, digits, '-' and '_') and its SCRAM verifier."""
     password = secrets.token_urlsafe(PASSWORD_BYTES)
     return Login(name, password, verifier(password, secrets.token_bytes(SALT_BYTES)))
 
 
 def authorities() -> Authorities:
-    """The certificate authorities of a PooledDatabase."""
+    """Make the certificate authorities of a PooledDatabase."""
     return logins.authorities(authority_key(), authority_key())
 
 
 def authority_key() -> str:
-    """The private key of a certificate authority, PEM (P-256: RSA doubles what a login costs)."""
+    """Make the private key of a certificate authority, PEM (P-256: RSA doubles the cost of a login)."""
     private = ec.generate_private_key(ec.SECP256R1())
     return private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

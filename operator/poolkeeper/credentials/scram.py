@@ -12,7 +12,7 @@ ITERATIONS = 4096
 def verifier(password: str, salt: bytes, iterations: int = ITERATIONS) -> str:
     """The verifier of an ASCII password.
 
-    (libpq can make it too, but takes a connection for it and twice the time or more.)
+    (libpq can make it too, but needs a connection for it and at least twice the time.)
     """
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, iterations)
     client_key = hmac.digest(salted, b"Client Key", "sha256")

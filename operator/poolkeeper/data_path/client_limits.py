@@ -1,7 +1,7 @@
-"""Which consumers have as many clients as a pooler admits of them, from what the consoles show. Pure.
+"""Consumers that have as many clients as a pooler admits of them, by what the consoles show. Pure.
 
-The numbers are those of the moment in which a consumer came to its bound: what is reported changes when that
-ends, not with every reading.
+The numbers are those of the moment at which a consumer reached its bound: the report changes when that ends,
+not with every reading.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from poolkeeper.budget.request import ClientBound
 from poolkeeper.observed.data_path import AtLimit
 
 CALM_SECONDS = 60.0
-"""How long a consumer is reported after it was below its bound again on all pods."""
+"""How long a consumer is still reported once it is below its bound again on all pods."""
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """A consumer as it came to its bound, and when it was there last, in seconds of a monotonic clock."""
+    """A consumer as it reached its bound, and when it was last there, in seconds of a monotonic clock."""
 
     seen: AtLimit
     at: float
@@ -31,7 +31,7 @@ Crowds = Mapping[str, Crowd]
 def advance(
     before: Crowds, bounds: Iterable[ClientBound], shown: Mapping[str, Mapping[str, int]], now: float
 ) -> dict[str, Crowd]:
-    """With one more reading: `shown` is the number of clients by pod and entry, of the pods that answered."""
+    """The state after one more reading: `shown` has the clients by pod and entry, of the pods that answered."""
     rows = tuple(bounds)
     known = {row.consumer for row in rows}
     after = {name: crowd for name, crowd in before.items() if name in known and now - crowd.at < CALM_SECONDS}
@@ -43,12 +43,12 @@ def advance(
 
 
 def at_limit(crowds: Crowds) -> tuple[AtLimit, ...]:
-    """What is reported, by consumer."""
+    """The reported consumers, by name."""
     return tuple(crowds[name].seen for name in sorted(crowds))
 
 
 def _full(bounds: Iterable[ClientBound], shown: Mapping[str, Mapping[str, int]]) -> Iterable[AtLimit]:
-    """One for each consumer that is at a bound: if at several, at its own limit, and on the first pod."""
+    """One for each consumer that is at a bound. If at several: at its own limit, and on the first pod."""
     found: dict[str, AtLimit] = {}
     pods = sorted(shown.items())
     for row in bounds:

@@ -1,6 +1,6 @@
-"""What is wrong with a pooler's data path: clients that wait beside free connections, and probes. Pure.
+"""Faults of a pooler's data path: clients that wait despite free connections, and failed probes. Pure.
 
-Each is kept from look to look, and reported once it has lasted. Times are seconds of a monotonic clock.
+Each is kept from poll to poll, and reported once it has lasted. Times are seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANSWERED_SECONDS = 15.0
 RETIRE_SECONDS = 35.0
 """How long probes fail until the pod is retired."""
 CALM_SECONDS = 60.0
-"""How long a wedge is reported after it ended."""
+"""How long a wedge is still reported after it ended."""
 
 
 _LOGGED_IN = ("sv_active", "sv_active_cancel", "sv_being_canceled", "sv_idle", "sv_used", "sv_tested")
@@ -34,8 +34,8 @@ _LOGGED_IN = ("sv_active", "sv_active_cancel", "sv_being_canceled", "sv_idle", "
 
 @dataclass(frozen=True)
 class Wait:
-    """Clients of an entry that wait in vain: since when, beside so many connections, so many of which are
-    idle."""
+    """Clients of an entry that wait in vain: since when, how many connections the entry has, and how many of
+    those are idle."""
 
     since: float
     connections: int
@@ -47,8 +47,8 @@ Waits = Mapping[tuple[str, str], Wait]
 
 
 def waits(before: Waits, looks: Mapping[str, Look], now: float) -> dict[tuple[str, str], Wait]:
-    """With one more look at the consoles, taken while the server could be measured. A pool that still grows is
-    no wedge: PgBouncer opens one connection at a time."""
+    """The waits after one more poll of the consoles, taken while the server could be measured. A pool that
+    still grows is no wedge: PgBouncer opens one connection at a time."""
     found = {}
     for uid, look in looks.items():
         for row in look.pools:
@@ -67,8 +67,8 @@ def waits(before: Waits, looks: Mapping[str, Look], now: float) -> dict[tuple[st
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probes through one pod came to: since when they have failed and at which entry, with the last
-    one's words, and when one was answered last. `silent`: all of those failed for want of an answer."""
+    """The outcome of the probes through one pod: since when they have failed and at which entry, with the last
+    one's words, and when one was last answered. `silent`: all of those that failed lacked an answer."""
 
     entry: str = ""
     failing: float | None = None
@@ -79,8 +79,8 @@ class Probed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A probe of an entry that began at `begun`. `said`: what went wrong, empty if it was answered; None: what
-    went wrong says nothing about the pooler."""
+    """The outcome of an entry's probe that began at `begun`. `said`: what went wrong, empty if it was answered;
+    None: what went wrong proves nothing about the pooler."""
 
     entry: str
     begun: float
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def probed(before: Probed, outcome: Outcome, now: float) -> Probed:
-    """With one more probe."""
+    """The state after one more probe."""
     if outcome.said is None:
         return replace(before, failing=None)
     if not outcome.said:
@@ -105,8 +105,8 @@ def probed(before: Probed, outcome: Outcome, now: float) -> Probed:
 
 
 def excusable(look: Look, entry: str, bounds: Iterable[ClientBound]) -> bool:
-    """Whether a probe of the entry may fail although the pooler is right: the entry is paused or closed, all of
-    its connections are at work, or a client's slot would be taken."""
+    """Whether a probe of the entry may fail although the pooler is healthy: the entry is paused or closed, all
+    of its connections are active, or the probe would take a client's slot."""
     if entry in look.paused or entry in look.reading.closed:
         return True
     cap = look.reading.caps.get(entry, 0)
@@ -121,8 +121,8 @@ def excusable(look: Look, entry: str, bounds: Iterable[ClientBound]) -> bool:
 def to_probe(
     look: Look, entries: Iterable[str], bounds: Iterable[ClientBound], last: str, probed: Probed
 ) -> str:
-    """The entry to be probed next, empty for none. One that failed is probed again; else they take turns.
-    Entries without clients are left alone, so that no probe opens connections that nobody asked for."""
+    """The entry to probe next, empty for none. An entry that failed is probed again; otherwise they take turns.
+    Entries without clients are left alone, so that no probe opens connections that no client asked for."""
     rows = tuple(bounds)
     used = sorted(entry for entry in entries if look.clients.get(entry, 0) and not excusable(look, entry, rows))
     if probed.failing is not None and probed.entry in used:
@@ -131,8 +131,8 @@ def to_probe(
 
 
 def retire(probes: Mapping[str, Probed], now: float) -> str:
-    """The UID of the pod that is to be retired, empty for none: its probes have been silent for RETIRE_SECONDS,
-    and those of another pod are answered, so that neither the server nor the way to it is at fault."""
+    """The UID of the pod to retire, empty for none: its probes have been silent for RETIRE_SECONDS, and those
+    of another pod are answered, so neither the server nor the way to it is at fault."""
     silent = [
         uid
         for uid, item in sorted(probes.items())
@@ -147,7 +147,7 @@ def retire(probes: Mapping[str, Probed], now: float) -> str:
 
 @dataclass(frozen=True)
 class Reported:
-    """A wedge in the words of its beginning, and when it was there last."""
+    """A wedge in the words of its beginning, and when it was last present."""
 
     wedge: Wedge
     at: float
@@ -158,8 +158,8 @@ Reports = Mapping[tuple[str, str, str], Reported]
 
 
 def report(before: Reports, current: Iterable[Wedge], now: float) -> dict[tuple[str, str, str], Reported]:
-    """With the wedges that are there now, and the connections that were ended since the last look. One that is
-    over is reported for CALM_SECONDS more; numbers of connections add up till then."""
+    """The reports after one more poll, with the present wedges and the connections ended since the last poll. A
+    wedge that is over is reported for CALM_SECONDS more; numbers of connections add up until then."""
     after = {key: item for key, item in before.items() if now - item.at < CALM_SECONDS}
     for wedge in current:
         key = (wedge.kind, wedge.pod, wedge.consumer)
@@ -169,7 +169,7 @@ def report(before: Reports, current: Iterable[Wedge], now: float) -> dict[tuple[
 
 
 def wedges(reports: Reports) -> tuple[Wedge, ...]:
-    """What is reported, the gravest first."""
+    """The reported wedges, the gravest first."""
     return tuple(reports[key].wedge for key in sorted(reports, key=lambda key: (KINDS.index(key[0]), *key[1:])))
 
 

@@ -1,7 +1,7 @@
-"""How often a change of a database's schema may have the poolers renew their server connections. Pure.
+"""Limits how often schema changes make the poolers renew their server connections. Pure.
 
-A token bucket: migrations of many steps are followed step by step, a program that changes the schema all the
-time costs a renewal now and then.
+A token bucket: migrations of many steps are followed step by step, and a program that changes the schema all
+the time costs a renewal now and then.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GAP_SECONDS = 2.0
-"""Shortest time between two renewals."""
+"""How long to wait at least between two renewals."""
 BURST = 20
 """How many renewals may follow each other at that pace."""
 REFILL_SECONDS = 10.0
@@ -20,17 +20,17 @@ REFILL_SECONDS = 10.0
 class Schema:
     """What is known of one database's schema.
 
-    `fingerprint` is the schema that server connections are to be renewed for, the latest one or, where renewals
-    are held back, an earlier one. `since` is a time of a steady clock.
+    `fingerprint` is the schema that server connections are to be renewed for: the latest one or, if renewals
+    are held back, an earlier one. `since` is a time of a monotonic clock.
     """
 
     fingerprint: str = ""
     since: float = float("-inf")
     spent: float = 0.0
-    """Tokens that are missing in the bucket at `since`."""
+    """Tokens missing from the bucket at `since`."""
 
     def see(self, fingerprint: str, now: float) -> Schema:
-        """What is known after the schema was read once more."""
+        """The state after the schema was read again."""
         if fingerprint == self.fingerprint:
             return self
         if not self.fingerprint:

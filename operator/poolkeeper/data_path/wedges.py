@@ -1,15 +1,15 @@
-"""Which server connections of poolers are stuck: PgBouncer waits for an answer, and the backend has none to
-give.
+"""Stuck server connections of poolers: PgBouncer waits for an answer, and the backend has none to give.
 
-Pure. A busy pool shows an active connection with an idle backend in any instant, so that only what lasts
-counts: the same connection with the same client and no byte from the server, look after look, while PostgreSQL
-says that the backend has been idle all that time and outside of a transaction. PgBouncer also keeps a
-connection active for a client that has sent a message in part or that does not read its result. Such a client
-is left alone, as one that is idle in a transaction: it takes nothing but a connection of its own consumer.
-Connections of session entries belong to their clients and are never passed to this module.
+Pure. A busy pool shows an active connection with an idle backend at any instant, so only what lasts counts: the
+same connection has the same client and no byte from the server, poll after poll, while PostgreSQL reports that
+the backend has been idle all that time and outside a transaction. PgBouncer also keeps a connection active for
+a client that has sent a message in part or that does not read its result. Such a client is left alone, like one
+that is idle in a transaction: it takes nothing but a connection of its own consumer. Connections of session
+entries belong to their clients and are never passed to this module.
 
-Not told apart from a wedge: a client that sends nothing but Close, Flush or Parse messages of a statement that
-PgBouncer knows already, and then no Sync for EVIDENCE_SECONDS. Ending the connection costs that client alone.
+One case can't be told from a wedge: a client sends nothing but Close, Flush or Parse messages of a statement
+that PgBouncer knows already, and then no Sync for EVIDENCE_SECONDS. Ending the connection affects that client
+alone.
 
 Times are seconds of a monotonic clock.
 """
@@ -45,12 +45,12 @@ class Active:
     pid: int
     link: str
     answered: str
-    """When the server sent something last, by the pooler's clock."""
+    """When the server last sent something, by the pooler's clock."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend in pg_stat_activity. `resting`: idle, and in no transaction; for so many `seconds`, since
+    """A backend in pg_stat_activity. `resting`: idle and in no transaction, for this many `seconds`, since
     `changed`, by the server's clock."""
 
     resting: bool
@@ -69,7 +69,7 @@ class Sockets:
 
 @dataclass(frozen=True)
 class Held:
-    """A connection that stays as it is, first seen so at `since`."""
+    """An unchanged connection, first seen in this state at `since`."""
 
     active: Active
     since: float
@@ -90,8 +90,8 @@ Holds = Mapping[Connection, Held]
 def hold(
     before: Holds, shown: Mapping[Connection, Active], seen: Iterable[str], backends: Iterable[int], now: float
 ) -> dict[Connection, Held]:
-    """With one more look: the active connections of the pods whose consoles answered (`seen`), and the backends
-    that the server was measured to have. Of the other pods nothing new is known."""
+    """The holds after one more poll. `shown` are the active connections of the pods whose consoles answered
+    (`seen`), `backends` those measured on the server. Of the other pods nothing new is known."""
     there, answered = frozenset(backends), frozenset(seen)
     after = {key: held for key, held in before.items() if key.uid not in answered}
     for key, active in shown.items():
@@ -103,13 +103,13 @@ def hold(
 
 
 def suspects(holds: Holds, now: float) -> dict[Connection, Held]:
-    """The connections whose backends are to be looked at."""
+    """The connections whose backends are to be checked."""
     return {key: held for key, held in holds.items() if now - held.since >= SUSPECT_SECONDS}
 
 
 def at_rest(held: Held, backends: Mapping[int, Backend]) -> bool:
-    """Whether nothing more can come from a suspect's backend: it has rested since the suspicion began at least,
-    or is gone. A backend that was never seen proves nothing: the upstream may be a pooler itself."""
+    """Whether a suspect's backend can send nothing more: it has rested at least since the suspicion began, or
+    is gone. A backend that was never seen proves nothing: the upstream may be a pooler itself."""
     backend = backends.get(held.active.pid)
     if backend is None:
         return held.known
@@ -131,7 +131,7 @@ def judge(
 
 
 def stuck(holds: Holds, now: float) -> dict[Connection, Held]:
-    """The connections that are to be ended, the oldest one first."""
+    """The connections to end, the oldest first."""
     found = {
         key: held
         for key, held in holds.items()
@@ -141,5 +141,5 @@ def stuck(holds: Holds, now: float) -> dict[Connection, Held]:
 
 
 def kills(held: Held, now: float) -> bool:
-    """Whether a stuck connection's client is to be closed: its backend is gone, or was ended in vain."""
+    """Whether to close a stuck connection's client: its backend is gone, or was ended in vain."""
     return not held.changed or (held.terminated is not None and now - held.terminated >= KILL_AFTER_SECONDS)

@@ -1,1 +1,1 @@
-"""What should exist: one module for each kind of object, from values to a plain dict. Pure."""
+"""The objects that should exist: one module for each kind, from values to a plain dict. Pure."""

@@ -1,5 +1,5 @@
-"""The HorizontalPodAutoscaler: how many pooler pods their CPU asks for. It knows nothing of server connections,
-of which more pods never get more: the budget divides the same sum."""
+"""The HorizontalPodAutoscaler: how many pooler pods their CPU asks for. It knows nothing of server connections:
+more pods never get more of them, since the budget divides the same sum."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from poolkeeper.desired.metadata import Object, metadata
 from poolkeeper.spec.parse import PooledDatabase
 
 TARGET = "700m"
-"""CPU of a pod, on average. PgBouncer has one thread, so 1 is all that a pod can use: 0.7 leaves room until
-another pod is there. (A utilization would be relative to the CPU request, which says nothing of that.)"""
+"""CPU of a pod, on average. PgBouncer has one thread, so a pod can use 1 at most: 0.7 leaves room until another
+pod is there. (A utilization would be relative to the CPU request, which says nothing about that.)"""
 
 
 def render(database: PooledDatabase) -> tuple[Object, ...]:
-    """It scales the PooledDatabase, not the Deployment, whose replicas are the operator's. None where
-    spec.pooler.autoscaling is not asked for."""
+    """The autoscaler; none unless spec.pooler.autoscaling asks for it. It scales the PooledDatabase, not the
+    Deployment, whose replicas are the operator's."""
     scaling = database.pooler.autoscaling
     if scaling is None:
         return ()
     up = {"type": "Pods", "value": 2, "periodSeconds": 15}
-    # Each pod that goes is drained, and load comes back sooner than it stays away.
+    # Each removed pod is drained, and load returns sooner than it stays away.
     down = {"type": "Pods", "value": 1, "periodSeconds": 60}
     return (
         {

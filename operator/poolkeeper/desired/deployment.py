@@ -15,14 +15,14 @@ from poolkeeper.spec.parameters import PARAMETERS
 from poolkeeper.spec.parse import PooledDatabase
 
 LEAVE_ENDPOINTS_SECONDS = 5
-"""A terminating pod waits so long before PgBouncer hears of it: its listener closes as soon as the shutdown
+"""How long a terminating pod waits before PgBouncer gets SIGTERM: its listener closes as soon as the shutdown
 begins, so every kube-proxy must have taken the pod out of the Service by then."""
 _USER = 65532
 _DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}
 
 
 def image(database: PooledDatabase, settings: Settings) -> str:
-    """The image that poolers are made of."""
+    """The image of the poolers."""
     return database.pooler.image or settings.pooler_image
 
 
@@ -30,8 +30,8 @@ def render(database: PooledDatabase, settings: Settings, console: Login, most_po
     """The Deployment of a PooledDatabase. `console` is the operator's login at the poolers' consoles; the
     budget has room for `most_pods`, None: not known yet.
 
-    Where there is no room for one pod more than are wanted, a rollout takes one away first: the new one would
-    wait for ever.
+    If there is no room for one pod more than are wanted, a rollout takes one away first: the new pod would
+    never be admitted.
     """
     pooler = database.pooler
     replicas = pooler.replicas if most_pods is None else min(pooler.replicas, most_pods)
@@ -114,8 +114,8 @@ def _files(database: PooledDatabase) -> Object:
 
 
 def _as_stored(value: Any) -> Any:
-    """Without the empty texts, lists and nulls that Kubernetes' types leave out (`omitempty`): with them, what
-    is stored would never be what is wanted. In a map of labels an empty text has a meaning."""
+    """The value without the empty texts, lists and nulls that Kubernetes' types leave out (`omitempty`): with
+    them, the stored object would never equal the wanted one. In a map of labels an empty text has a meaning."""
     if isinstance(value, dict):
         return {
             key: item if key == "matchLabels" else _as_stored(item)
@@ -149,9 +149,10 @@ def _container(database: PooledDatabase, settings: Settings) -> Object:
 
 def _restart_digest(database: PooledDatabase, console: Login) -> str:
     """Digest of what a RELOAD can't change (`changeable = no` in SHOW CONFIG) or must not under live clients:
-    the pool mode, and prepared statements on or off, lose track of what clients have prepared.
+    if the pool mode changes, or prepared statements go on or off, PgBouncer loses track of what clients have
+    prepared.
 
-    And of the console's login: where it had to be made anew, nobody can tell the running poolers of it.
+    It also covers the console's login: if that had to be made again, the running poolers can't be given it.
     """
     parameters = database.pooler.parameters
     settings: dict[str, Any] = {

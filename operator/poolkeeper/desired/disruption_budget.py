@@ -8,9 +8,9 @@ from poolkeeper.spec.parse import PooledDatabase
 
 
 def render(database: PooledDatabase) -> Object:
-    """One pod may be missing; with a single replica that means an eviction is never blocked for ever.
+    """One pod may be missing; so with a single replica an eviction is never blocked for good.
 
-    Pods that are not ready may always be evicted: they serve nobody and would block a drain.
+    Pods that are not ready may always be evicted: they serve no client and would block a drain.
     """
     return {
         "apiVersion": "policy/v1",

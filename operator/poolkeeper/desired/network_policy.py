@@ -1,4 +1,4 @@
-"""The NetworkPolicy: poolers admit their consumers' namespaces, one another and the operator, nobody else."""
+"""The NetworkPolicy: poolers admit only their consumers' namespaces, one another and the operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 
 
 def render(database: PooledDatabase, consumer_namespaces: Iterable[str], settings: Settings) -> Object:
-    """Ingress only: where the upstream lives can't be said in a policy when it is a DNS name."""
+    """The policy, for ingress only: it can't say where the upstream is if that is a DNS name."""
     namespaces = sorted(set(consumer_namespaces))
     operator = {
         "namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: settings.namespace}},
@@ -24,7 +24,7 @@ def render(database: PooledDatabase, consumer_namespaces: Iterable[str], setting
             }
         },
     }
-    peers = {"podSelector": {"matchLabels": names.pod_selector(database.uid)}}  # with cancel requests
+    peers = {"podSelector": {"matchLabels": names.pod_selector(database.uid)}}  # they pass on cancel requests
     consumers = {
         "namespaceSelector": {
             "matchExpressions": [{"key": _NAMESPACE_NAME, "operator": "In", "values": namespaces}]

@@ -17,7 +17,7 @@ BINDING_TYPE = "servicebinding.io/postgresql"
 
 
 def config(database: PooledDatabase, configuration: Configuration, previous: Mapping[str, str]) -> Object:
-    """What the pooler pods mount: the current files and those of the generation before.
+    """The Secret that the pooler pods mount: the current files and those of the generation before.
 
     A PgBouncer that has not reloaded yet still names the previous files; without its hba file it would
     drop every rule, the console's included.
@@ -33,7 +33,7 @@ def config(database: PooledDatabase, configuration: Configuration, previous: Map
 
 
 def logins(database: PooledDatabase, stored: Logins) -> Object:
-    """Every login of the pooler, in the PooledDatabase's own namespace; consumers' Secrets are copies."""
+    """The Secret with every login of the pooler, in its PooledDatabase's namespace; consumers get copies."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -48,7 +48,7 @@ def consumer(
 ) -> Object:
     """The Secret for `envFrom`: the pooled URLs and libpq's variables. No `session`: there is no such entry.
 
-    No sslmode: node-postgres verifies against public authorities for any mode but `disable`.
+    It has no sslmode: node-postgres verifies against public authorities for any mode but `disable`.
     """
     host, port = names.pooler_host(database.namespace, database.name), names.POOLER_PORT
     urls = {"DATABASE_URL": entry} | ({} if session is None else {"DATABASE_SESSION_URL": session})
@@ -81,7 +81,8 @@ def binding(
     """The Service Binding Secret (https://servicebinding.io/spec/core/1.1.0/, well-known entries), with keys of
     our own for the `session` entry, which migrations need; None: there is no such entry.
 
-    `require` encrypts and verifies nothing, which works with every client; who wants more has `authority`, PEM.
+    `require` encrypts and verifies nothing, which works with every client; `authority`, PEM, is for clients
+    that verify.
     """
     host, port = names.pooler_host(database.namespace, database.name), names.POOLER_PORT
     name = names.binding_name(consumer.secret_name)

@@ -1,1 +1,1 @@
-"""What is known of PgBouncer's releases: versions, faults, settings. Pure."""
+"""Facts about PgBouncer's releases: versions, known faults, settings. Pure."""

@@ -1,4 +1,4 @@
-"""Faults of PgBouncer's releases that endanger a PooledDatabase, by name, and which of them a process has.
+"""Named faults of PgBouncer's releases that endanger a PooledDatabase, and which of them a process has.
 
 Only faults that the operator's configuration exposes are listed. CVE-2025-12819 needs an auth_query,
 CVE-2026-6667 a console user without admin rights, and CVE-2026-107348 a max_packet_size that
@@ -14,7 +14,7 @@ from types import MappingProxyType
 from poolkeeper.engine.pgbouncer_version import Release, Version
 
 NEWEST_TRIED: Release = (1, 26, 1)
-"""The newest release whose faults were looked for."""
+"""The newest release that was checked for faults."""
 _FIRST: Release = (0, 0, 0)
 
 
@@ -24,8 +24,8 @@ class Fault:
 
     `servers_below` (PostgreSQL's version number, such as 180000), `server_tls` (values of server_tls_sslmode)
     and `options_parsed` (ignore_startup_parameters has names, without `options`) limit where it shows.
-    `backported`: a distribution may fix it under the same version. Poolkeeper's builds have it up to the one
-    before `mended_in`.
+    `backported`: a distribution may fix it under the same version. Poolkeeper's builds before `mended_in` have
+    the fault.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What else decides on a process' faults. `server_version` is PostgreSQL's number, None if not known."""
+    """What else decides on a process's faults. `server_version` is PostgreSQL's number, None if unknown."""
 
     server_version: int | None
     server_tls: str
@@ -200,14 +200,14 @@ TABLE = (
         "a failed login to the server fails clients that could have waited",
     ),
 )
-"""The gravest first."""
+"""Gravest first."""
 
 KNOWN: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in TABLE})
 
 
 def applying(version: Version, circumstances: Circumstances) -> tuple[Fault, ...]:
-    """The faults that a process of this version has there. One that hangs on the server's version counts too
-    while that isn't known: see uncertain()."""
+    """The faults that a process of this version has in these circumstances. While the server's version is
+    unknown, a fault that depends on it counts too: see uncertain()."""
     return tuple(
         fault
         for fault in TABLE
@@ -218,7 +218,7 @@ def applying(version: Version, circumstances: Circumstances) -> tuple[Fault, ...
 
 
 def uncertain(fault: Fault, circumstances: Circumstances) -> bool:
-    """Whether it takes the server's version, which isn't known, to tell if the fault applies."""
+    """Whether the fault depends on the server's version, and that is unknown."""
     return fault.servers_below is not None and circumstances.server_version is None
 
 

@@ -1,19 +1,19 @@
 """Every setting of PgBouncer up to 1.26: those that users may set, with kind and range, and the others.
 
-The ranges are what the real program was seen to accept, narrowed to what is sane; `restart` says what
-`SHOW CONFIG` calls not changeable, `since` which release brought the setting: an older one that finds it in its
-file does not start. https://www.pgbouncer.org/config.html
+The ranges are what the real program accepted in trials, narrowed to sane values. `restart` marks what
+`SHOW CONFIG` calls not changeable. `since` is the first release with the setting: an older one that finds it in
+its file does not start. https://www.pgbouncer.org/config.html
 """
 
 import re
 from dataclasses import dataclass
 
 OLDEST = (1, 24)
-"""The oldest PgBouncer that can run: the image that Poolkeeper ships is of this one."""
+"""The oldest PgBouncer that can run, which is that of the image that Poolkeeper ships."""
 DAY = 86400
 WEEK = 7 * DAY
 
-# Suites of TLS 1.2 and below without known weakness. PgBouncer ends when OpenSSL knows none of those named.
+# Suites of TLS 1.2 and below without known weakness. PgBouncer exits if OpenSSL knows none of those named.
 _TLS12_SUITES = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
     "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -34,9 +34,9 @@ class Parameter:
     """One setting. `kind` is integer, seconds, switch, text or list.
 
     `minimum` and `maximum` bound the value, or for text its length in bytes. A list joins `choices` (any
-    identifier where there are none) with `separator`, or is one of `keywords` alone. `restart` is true where
-    running poolers take the value up only by being replaced. `default` is PgBouncer's own. `since` is the first
-    release that has it, OLDEST for all that older ones have too.
+    identifiers if empty) with `separator`, or is one of `keywords` alone. `restart` is true if only new pooler
+    pods take up the value. `default` is PgBouncer's own. `since` is the first release with the setting, OLDEST
+    if older ones have it too.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Parameter:
 
     @property
     def pattern(self) -> str | None:
-        """What a value in quotes must match (RE2 syntax too), or None where only a number will do."""
+        """The pattern (also in RE2 syntax) that a quoted value must match; None for text and for numbers."""
         if self.kind == "seconds":
-            # Six significant digits is what SHOW CONFIG can show, and the read-back compares with that.
+            # SHOW CONFIG shows at most six significant digits, and the read-back compares with those.
             return r"[0-9]{1,3}\.[0-9]{1,3}"
         if self.kind == "list":
             item = "|".join(map(re.escape, self.choices)) or "[A-Za-z_][A-Za-z0-9_.]{0,62}"
@@ -66,7 +66,7 @@ class Parameter:
 
     @property
     def expectation(self) -> str:
-        """What a value must be, as every refusal and the reference say it."""
+        """What a value must be, in the words of every refusal and of the reference."""
         unit = f" ({self.unit})" if self.unit else ""
         if self.kind == "switch":
             return "0 (off) or 1 (on)"
@@ -82,7 +82,7 @@ class Parameter:
 
     @property
     def remedy(self) -> str:
-        """How to write a value of this kind, in YAML."""
+        """How to write a value of this kind in YAML."""
         if self.kind in ("integer", "switch"):
             return "write it without quotes"
         if self.kind == "seconds":
@@ -141,7 +141,7 @@ def _list(
 
 
 TABLE = (
-    # Sizes and limits. All of them count per pooler pod; those of server connections are spec.budget's.
+    # Sizes and limits. All of them count per pooler pod; limits on server connections belong to spec.budget.
     _integer(
         "max_client_conn",
         "100",
@@ -418,7 +418,7 @@ TABLE = (
     _integer("stats_period", "60", 1, 3600, "seconds", "Span over which the averages of SHOW STATS are taken."),
 )
 
-# Why each of the other settings is not for users, and what to use instead.
+# Why users may not set each of the other settings, and what to use instead.
 OWNED_BECAUSE = {
     "use spec.pooler.mode": ("pool_mode",),
     "use spec.upstream.tls": (
@@ -482,6 +482,6 @@ OWNED_BECAUSE = {
     "remove it; the operator tells by it which connections a pod was given": ("syslog_ident",),
     "remove it; poolers have no wildcard database": ("autodb_idle_timeout",),
     "remove it; the operator replaces poolers and never suspends them": ("suspend_timeout",),
-    # Seen with 1 and 2: "stored secret = ..." for every login, and each entry with its password at a RELOAD.
+    # At 1 and 2 it logs "stored secret = ..." for every login, and each entry with its password at a RELOAD.
     "remove it; PgBouncer would write passwords into its log": ("verbose",),
 }

@@ -1,6 +1,6 @@
-"""The version that a PgBouncer process shows, as a value that can be compared.
+"""The version that a PgBouncer process shows, as a comparable value.
 
-`SHOW VERSION` answers "PgBouncer 1.26.1". Poolkeeper's own builds add their number: "PgBouncer
+`SHOW VERSION` answers "PgBouncer 1.26.1". Poolkeeper's own builds add a build number: "PgBouncer
 1.24.1+poolkeeper.1".
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# A release may be followed by more, such as in 1.27dev and 1.25.0-rc1.
+# A suffix may follow the release, as in 1.27dev and 1.25.0-rc1.
 _VERSION = re.compile(r"PgBouncer (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?([-+~A-Za-z][-+~.A-Za-z0-9]*)?", re.ASCII)
 _BUILD = re.compile(r"\+poolkeeper\.(\d{1,4})", re.ASCII)
 

@@ -1,1 +1,1 @@
-"""Keepers: what an app pod gets, and the Secret that they mount. Pure."""
+"""Keepers: their injection into app pods, and the Secret that they mount. Pure."""

@@ -1,6 +1,6 @@
-"""What a pod gets for one keeper: a native sidecar and its volume.
+"""The parts of a pod for one keeper: a native sidecar and its volume.
 
-Knows nothing of the pod around them (injection.py), nor of the app's variables (variables.py).
+This module knows neither the pod around them (injection.py) nor the app's variables (variables.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _ACCOUNT_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def container(name: str, port: int, template: KeeperTemplate) -> Object:
-    """The sidecar, an init container that goes on running: what comes after it waits until it listens.
+    """The sidecar, an init container that keeps running: later containers wait until it listens.
 
-    It runs as it must under the Pod Security standard "restricted", whatever the rest of the pod does.
+    It meets the Pod Security standard "restricted", whatever the rest of the pod does.
     https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
     """
     return {
@@ -51,17 +51,17 @@ def container(name: str, port: int, template: KeeperTemplate) -> Object:
         },
         "volumeMounts": [
             {"name": name, "mountPath": CONFIG_DIRECTORY, "readOnly": True},
-            # The API server mounts the pod's token there in every container that has nothing there.
+            # The API server mounts the pod's token there in every container that mounts nothing there.
             {"name": name, "mountPath": _ACCOUNT_DIRECTORY, "readOnly": True},
         ],
     }
 
 
 def volume(name: str, secret_name: str) -> Object:
-    """The keeper's Secret and the pod's own file, in one volume so that they change together.
+    """The keeper's Secret and the pod's own file, as one volume so that they change together.
 
     Every user of the container may read it, since the pod's fsGroup is not ours to set: the keeper runs as
-    another user than the files' owner, and no other container mounts them.
+    another user than the files' owner. No other container mounts the files.
     """
     return {
         "name": name,
@@ -88,18 +88,18 @@ def volume(name: str, secret_name: str) -> Object:
 
 
 def missing_pull_secrets(spec: Object, templates: Iterable[KeeperTemplate]) -> list[Object]:
-    """What a pod needs to pull its keepers' images beside its own Secrets, which are those of its service
-    account where it names none itself."""
+    """The pull Secrets that a pod needs for its keepers' images in addition to its own, which are those of its
+    service account if it names none itself."""
     present = spec.get("imagePullSecrets") or []
     names_of_all = {name: None for template in templates for name in template.image_pull_secrets}
     return [{"name": name} for name in names_of_all if {"name": name} not in present]
 
 
 def listen_annotation(name: str) -> str:
-    """The annotation of the pod that the container's own file is made of."""
+    """The pod's annotation that the container's own file is made from."""
     return f"{names.GROUP}/{name}-listen"
 
 
 def listen(port: int) -> str:
-    """Its value: a line of PgBouncer's configuration."""
+    """The annotation's value: a line of PgBouncer's configuration."""
     return f"listen_port = {port}"

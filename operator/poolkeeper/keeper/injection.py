@@ -1,7 +1,7 @@
 """Injection of keepers into an app pod: a pod and its databases' templates in, the pod with keepers out.
 
-Pure: webhook/review.py fetches the templates and answers the API server. Nothing here holds a password, and
-nothing of it gets into the pod: the keeper's Secret is mounted, or referred to, by name.
+Pure: webhook/review.py fetches the templates and answers the API server. No password is held here or gets into
+the pod: the keeper's Secret is mounted, or referred to, by name.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from poolkeeper.spec.values import SpecError
 Object = dict[str, Any]
 
 KEEPER_PORT_ANNOTATION = f"{GROUP}/keeper-port"
-"""On an app pod, by its owner: the port of the (first) keeper, where its own port is taken."""
+"""On an app pod, by its owner: the port of the (first) keeper, if its own port is taken."""
 KEPT_ANNOTATION = f"{GROUP}/kept-variables"
-"""On an app pod: what its containers set themselves and so kept (`web: DATABASE_URL; worker: PGHOST`)."""
+"""On an app pod: variables that containers set themselves and so kept (`web: DATABASE_URL; worker: PGHOST`)."""
 CONTAINER = "keeper"
 
 _MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 _LOWEST_PORT = 1024
-"""A process without capabilities can't count on the ports below."""
+"""The lowest port for a keeper: a process without capabilities can't count on those below."""
 # Loopback and the poolers' own TLS need no mesh, and a mesh's proxy would answer in their place.
 _MESH_INBOUND = ("traffic.sidecar.istio.io/excludeInboundPorts", "config.linkerd.io/skip-inbound-ports")
 _MESH_OUTBOUND = ("traffic.sidecar.istio.io/excludeOutboundPorts", "config.linkerd.io/skip-outbound-ports")
@@ -42,7 +42,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Injection:
-    """The pod with its keepers, and what its owner should hear of."""
+    """The pod with its keepers, and warnings for its owner."""
 
     pod: Object
     warnings: tuple[str, ...]
@@ -50,8 +50,8 @@ class Injection:
 
 @dataclass(frozen=True)
 class InjectedKeeper:
-    """A keeper as it stands in a pod: its container, its consumer's Secret, its image, what it demands of the
-    app (Trust or Scram), and its port."""
+    """A keeper as a pod has it: its container, its consumer's Secret, its image, what it demands of the app
+    (Trust or Scram), and its port."""
 
     container: str
     secret_name: str
@@ -61,9 +61,9 @@ class InjectedKeeper:
 
 
 def databases(pod: Mapping[str, Any]) -> tuple[str, ...]:
-    """The consumers' Secrets whose databases the pod wants keepers for, the label's first; none without it.
+    """The consumers' Secrets whose databases the pod asks keepers for, the label's first; none without it.
 
-    Raises Refusal where label and annotation don't make sense.
+    Raises Refusal if label and annotation are invalid.
     """
     label = _metadata(pod, "labels").get(DATABASE_LABEL)
     if label is None:
@@ -182,7 +182,7 @@ def _container_names(count: int) -> list[str]:
 
 
 def _check_names(spec: Object, keepers: Mapping[str, str]) -> None:
-    """Raises Refusal for containers and volumes of the keepers' names that no injection has made."""
+    """Raise Refusal for containers and volumes with keepers' names that no injection has made."""
     ours = {volume["name"] for volume in spec.get("volumes") or () if _keeper_secret(volume)}
     for field, what in (("containers", "container"), ("volumes", "volume"), ("initContainers", "container")):
         for item in spec.get(field) or ():
@@ -198,9 +198,9 @@ def _check_names(spec: Object, keepers: Mapping[str, str]) -> None:
 def _overlaid(
     wanted: list[Object], present: list[Object], by: str = "name"
 ) -> tuple[list[Object], list[Object]]:
-    """(those of `wanted` that are new, `present` with the others brought up to date in their places).
+    """(the new items of `wanted`, `present` with the rest of `wanted` updated in place).
 
-    What somebody else has added to them meanwhile stays: the limits of a LimitRange, a mesh's files.
+    Whatever else was added to them meanwhile stays: the limits of a LimitRange, a mesh's files.
     """
     fresh = {item[by]: item for item in wanted}
     updated = [_overlay(item, fresh.pop(item[by], {})) for item in present]
@@ -208,7 +208,7 @@ def _overlaid(
 
 
 def _overlay(present: Any, wanted: Any, field: str = "") -> Any:
-    """`present` with all that `wanted` says; of lists, items with names are met by name, mounts by path."""
+    """`present` with all that `wanted` says; in lists, items with names are matched by name, mounts by path."""
     by = "mountPath" if field == "volumeMounts" else "name"
     if field == "resources":
         return present
@@ -230,7 +230,7 @@ def _keeper_secret(volume: Mapping[str, Any]) -> str | None:
 
 
 def _ports(apps: list[Object], annotations: Mapping[str, str], count: int) -> Iterator[int]:
-    """A port for each keeper: the first one's from the annotation, or else its own; then the next free ones."""
+    """A port for each keeper: the first from the annotation, otherwise its own; then the next free ones."""
     taken = {
         port["containerPort"]: container["name"]
         for container in apps

@@ -1,4 +1,4 @@
-"""The Secret that a consumer's keepers mount: their configuration, and what injection has to know."""
+"""The Secret that a consumer's keepers mount: their configuration, and the template for injection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poolkeeper.spec.parse import PooledDatabase
 
 
 def template(database: PooledDatabase, upstream_database: str, settings: Settings) -> KeeperTemplate:
-    """What a keeper injected now looks like."""
+    """The template of a keeper that is injected now."""
     main, session = database_names(upstream_database)
     return KeeperTemplate(
         image=database.keeper.image or settings.keeper_image,
@@ -38,9 +38,9 @@ def render(
     previous: Mapping[str, str],
     app: Login | None = None,
 ) -> Object:
-    """The current files and, in `previous`, those of the generation before (pgbouncer_config.kept_files).
+    """The Secret: current files and, `previous`, those of the generation before (configuration.kept_files).
 
-    `app` is what apps log in with, where keepers demand it: its password is a key that containers refer to.
+    `app` is the apps' login, if keepers demand one: its password is a key that containers refer to.
     """
     name = names.keeper_name(consumer.secret_name)
     meta = metadata(database, names.ROLE_KEEPER, name, consumer.namespace)

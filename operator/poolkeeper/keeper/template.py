@@ -1,7 +1,7 @@
-"""What the injection of a keeper has to know: written on the keeper's Secret, read at the admission of a pod.
+"""The data that a keeper's injection needs: written on the keeper's Secret, read at the admission of a pod.
 
-The admission of a pod reads that one Secret and nothing else, so that every replica of the operator can serve
-it, also one that has observed nothing yet.
+The admission of a pod reads that one Secret and nothing else, so every replica of the operator can serve it,
+even one that has observed nothing yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from poolkeeper.spec.types import AUTHS, TRUST
 @dataclass(frozen=True)
 class KeeperTemplate:
     """One database's keeper. `database` and `session_database` are the names that apps connect to; the second
-    is empty where the consumer has no session endpoint."""
+    is empty if the consumer has no session endpoint."""
 
     image: str
     image_pull_policy: str
@@ -44,7 +44,7 @@ def parse(text: str) -> KeeperTemplate:
             "session_database": str(session),
             **rest,
         }:
-            # What is missing was written by a version of the operator that did not know it.
+            # If a field is missing, a version of the operator that did not know it wrote the text.
             auth, secrets = rest.get("auth", TRUST), rest.get("image_pull_secrets", [])
             if auth in AUTHS and isinstance(secrets, list) and all(isinstance(name, str) for name in secrets):
                 return KeeperTemplate(image, policy, resources, database, session, auth, tuple(secrets))

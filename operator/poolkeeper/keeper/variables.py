@@ -1,4 +1,4 @@
-"""The variables that lead an app to its keeper, and how they go together with what a container sets itself."""
+"""The variables that lead an app to its keeper, and how they combine with a container's own variables."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _HOST = "127.0.0.1"
 _URL = "DATABASE_URL"
 _URLS = (_URL, "DATABASE_SESSION_URL")
 _PASSWORD = "KEEPER_PASSWORD"  # noqa: S105
-"""What the URLs refer to. Not PGPASSWORD: a container may have that for another server."""
+"""The variable that URLs refer to. Not PGPASSWORD: a container may have that for another server."""
 _LIBPQ_PASSWORD = "PGPASSWORD"  # noqa: S105
 _ELSEWHERE = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
-"""libpq's variables that say where to connect: a container with one of them means another server."""
+"""libpq's variables that name a server: a container that sets one of them means another server."""
 
 
 def prefixes(secret_names: Sequence[str]) -> dict[str, str]:
-    """What each database's variables begin with: nothing for the first, `ORDERS_DB_` for orders-db, and so on.
+    """The prefix of each database's variables: none for the first, `ORDERS_DB_` for orders-db, and so on.
 
-    Raises ValueError, to be shown to the pod's owner, where two databases would share one.
+    Raises ValueError, to be shown to the pod's owner, if two databases would share one.
     """
     made = {secret_names[0]: ""}
     for name in secret_names[1:]:
         readable = re.sub(r"[^A-Z0-9]", "_", name.upper())
-        # The name of a variable can't begin with a digit.
+        # A variable's name can't begin with a digit.
         prefix = f"_{readable}_" if readable[0].isdigit() else f"{readable}_"
         for other in (other for other, taken in made.items() if taken == prefix):
             raise ValueError(
@@ -41,11 +41,12 @@ def prefixes(secret_names: Sequence[str]) -> dict[str, str]:
 
 
 def variables(prefix: str, port: int, template: KeeperTemplate, secret_name: str) -> dict[str, Object]:
-    """The URLs, and the same for what reads libpq's variables: items of a container's `env` by name.
+    """The URLs, and the same as libpq's variables: items of a container's `env` by name.
 
-    No password where the keeper trusts its own pod, else a reference to it, which kubelet puts into the URLs
-    (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/):
-    it comes before them. No TLS, written out: libpq would try it first.
+    If the keeper trusts its own pod, there is no password; otherwise there is a reference to it. It comes
+    before the URLs, since kubelet puts it into them
+    (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/).
+    TLS is explicitly off: libpq would try it first.
     """
     urls = {
         name: url(_HOST, port, APP_USER, "", database, sslmode="disable")
@@ -75,11 +76,11 @@ def variables(prefix: str, port: int, template: KeeperTemplate, secret_name: str
 
 
 def put(container: Object, prefix: str, ours: Mapping[str, Object]) -> set[str]:
-    """Add `ours` where the container doesn't set them itself; returns those of them that it does.
+    """Add those of `ours` that the container doesn't set itself; returns those that it does.
 
-    Half of ours beside half of its own would lead to neither database. So a container with a URL of its own
-    gets nothing (PGSSLMODE would change what that URL means), and one whose libpq variables name a server, or a
-    password where ours do, gets the URLs alone. What envFrom brings does not count: `env` goes before it.
+    Half of ours with half of its own would lead to neither database. So a container with a URL of its own gets
+    nothing (PGSSLMODE would change what that URL means). A container whose libpq variables name a server, or a
+    password if ours do, gets only the URLs. Variables from envFrom do not count: `env` overrides them.
     """
     env = container.get("env") or []
     own = {item["name"] for item in env}

@@ -1,8 +1,8 @@
 """The only Kubernetes I/O: get, list, apply (server-side), delete, and the few writes of other shapes.
 
-Dicts in, dicts out, over the official asyncio client's connection and credentials. Errors come out as three
-kinds: Conflict (somebody else's object, or an outdated view), Refused (the answer will not change by
-itself), and Retry (it may); Expired for watches.
+Takes and returns dicts, over the official asyncio client's connection and credentials. Errors are of three
+kinds: Conflict (a foreign object, or an outdated view), Refused (the answer will not change by itself), and
+Retry (it may); Expired for watches.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from poolkeeper.observed.refs import Key, Ref
 Object = dict[str, Any]
 
 REQUEST_SECONDS = 10
-"""Every request's limit: well under the time in which a lease must be renewed twice."""
+"""Maximum duration of a request; the Lease has a shorter one of its own (leader.py)."""
 WATCH_SECONDS = 300
-"""The API server ends a watch after this; one that does not end then is dead."""
+"""How long until the API server ends a watch; one that does not end then is dead."""
 _IN_FLIGHT = 16
 _PAGE = 500
 
@@ -79,7 +79,7 @@ CHILD_KINDS = (
 )  # fmt: skip
 
 Annotate = Callable[[str, str, str, Mapping[str, str]], Awaitable[bool]]
-"""Annotates a pod by namespace, name and UID; answers whether it is still there."""
+"""Annotates a pod by namespace, name and UID; returns whether it is still there."""
 
 _CONNECTION_FAULTS = (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError)
 
@@ -98,7 +98,7 @@ class Conflict(ClusterError):
 
 
 class Refused(ClusterError):
-    """Forbidden, invalid, over quota: trying again at once is pointless."""
+    """Forbidden, invalid or over quota: retrying at once is pointless."""
 
 
 class Expired(ClusterError):
@@ -106,7 +106,7 @@ class Expired(ClusterError):
 
 
 class Retry(ClusterError):
-    """Busy, unavailable or out of reach; `after` is the server's wish in seconds, None if it has none."""
+    """Busy, unavailable or out of reach; `after` is the delay in seconds that the server asks for, or None."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__("Retry", message)
@@ -114,19 +114,19 @@ class Retry(ClusterError):
 
 
 def in_cluster() -> bool:
-    """Whether the pod's service account is to be used. $KUBECONFIG, where it is set, wins."""
+    """Whether to use the pod's service account. If $KUBECONFIG is set, it wins."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
 
 
 async def connect() -> Cluster:
-    """In-cluster credentials where the pod has them, else the kubeconfig ($KUBECONFIG)."""
+    """Connect with in-cluster credentials if the pod has them, else with the kubeconfig ($KUBECONFIG)."""
     configuration = Configuration()
     if in_cluster():
         config.load_incluster_config(client_configuration=configuration)
     else:
         await config.load_kube_config(client_configuration=configuration)
     configuration.connection_pool_maxsize = 0  # unlimited: every watch holds one, _IN_FLIGHT bounds the rest
-    # Otherwise every request looks for ~/.netrc first, in a thread. (A proxy can be named in a kubeconfig.)
+    # Otherwise every request searches for ~/.netrc first, in a thread. (A proxy can be named in a kubeconfig.)
     configuration.client_session_kwargs = {"trust_env": False}
     return Cluster(ApiClient(configuration))
 
@@ -143,7 +143,7 @@ class Cluster:
 
     async def get(self, ref: Ref) -> Object | None:
         """The object, None if there is none."""
-        return await self._request("GET", _path(ref), absent=None)
+        return await self._request("GET", _path(ref), may_be_absent=True)
 
     async def pages(
         self, kind: str, namespace: str | None = None, selector: str = ""
@@ -156,7 +156,7 @@ class Cluster:
             query |= {"continue": token} if token else {}
             page = await self._request("GET", _path(Ref(kind, namespace or "", "")), query)
             assert page is not None
-            # The items of a list leave out what the list says once for all.
+            # The items of a list lack what the list states once for all of them.
             items = [{**item, **identity} for item in page["items"]]
             yield items, int(page["metadata"]["resourceVersion"])
             token = page["metadata"].get("continue", "")
@@ -164,7 +164,7 @@ class Cluster:
                 return
 
     async def version(self, kind: str, namespace: str | None = None) -> str:
-        """The present resource version of a kind, to watch from."""
+        """The current resource version of a kind, to watch from."""
         page = await self._request("GET", _path(Ref(kind, namespace or "", "")), {"limit": "1"})
         assert page is not None
         return str(page["metadata"]["resourceVersion"])
@@ -172,7 +172,7 @@ class Cluster:
     async def watch(
         self, kind: str, namespace: str | None, selector: str, version: str
     ) -> AsyncIterator[tuple[str, Object]]:
-        """What happens after `version`: (ADDED, MODIFIED, DELETED or BOOKMARK, object), for some minutes.
+        """Events after `version`: (ADDED, MODIFIED, DELETED or BOOKMARK, object), for some minutes.
 
         A BOOKMARK's object has a resource version and nothing else. Raises Expired if `version` is too old.
         """
@@ -203,7 +203,7 @@ class Cluster:
             response.response.close()
 
     async def apply(self, body: Mapping[str, Any], manager: str = MANAGER, subresource: str = "") -> Object:
-        """Server-side apply, forced: we own the fields that we send. `metadata.uid` is a precondition."""
+        """Server-side apply, forced: the manager owns the fields sent. `metadata.uid` is a precondition."""
         metadata = body["metadata"]
         ref = Ref(body["kind"], metadata.get("namespace", ""), metadata["name"])
         query = {"fieldManager": manager, "force": "true"}
@@ -216,9 +216,9 @@ class Cluster:
     async def create(self, body: Mapping[str, Any]) -> Object:
         """Apply an object that must not exist yet. Raises Conflict if it does, and leaves it untouched.
 
-        An apply whose resource version fits no object creates one where there is none and is refused with
-        409 where there is one. (A POST would record the fields as updated, not applied, and a later apply
-        could then not remove any.)
+        An apply with a resource version that fits no object creates one if there is none, and is refused with
+        409 if there is one. (A POST would record the fields as updated, not applied, and a later apply could
+        then not remove any.)
         """
         return await self.apply({**body, "metadata": {**body["metadata"], "resourceVersion": "1"}})
 
@@ -230,21 +230,21 @@ class Cluster:
             "preconditions": {"uid": uid},
             "propagationPolicy": "Background",
         }
-        await self._request("DELETE", _path(ref), body=body, absent=None)
+        await self._request("DELETE", _path(ref), body=body, may_be_absent=True)
 
     async def apply_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> Object:
         """Replace the status of a PooledDatabase."""
         return await self.apply({**_identity(key, uid), "status": status}, subresource="status")
 
     async def set_finalizer(self, key: Key, uid: str, present: bool) -> Object:
-        """Put our finalizer on or take it off; others' stay. Raises Conflict if the resource is gone."""
+        """Add or remove our finalizer; other finalizers stay. Raises Conflict if the resource is gone."""
         body = _identity(key, uid)
         if present:
             body["metadata"]["finalizers"] = [FINALIZER]
         return await self.apply(body, manager=FINALIZER_MANAGER)
 
     async def mark_source(self, namespace: str, name: str, uid: str, marked: bool) -> Object:
-        """Label a Secret that the operator reads, and nothing else of it, so that the watch shows it."""
+        """Label a source Secret, and change nothing else of it, so that the watch shows it."""
         metadata: Object = {"namespace": namespace, "name": name, "uid": uid}
         if marked:
             metadata["labels"] = {ROLE_LABEL: ROLE_SOURCE}
@@ -266,8 +266,8 @@ class Cluster:
         return await self._patch(_path(Ref("Pod", namespace, name), "status"), body, "strategic-merge-patch")
 
     async def evict_pod(self, namespace: str, name: str, uid: str) -> None:
-        """Delete a pod as far as its PodDisruptionBudget allows. Raises Conflict if it is gone, and Retry if
-        that would be one pod too many."""
+        """Evict a pod if its PodDisruptionBudget allows it. Raises Conflict if the pod is gone, and Retry if
+        the eviction would be one too many."""
         body = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
@@ -279,8 +279,8 @@ class Cluster:
     async def annotate_template(
         self, ref: Ref, uid: str, version: str, annotations: Mapping[str, str]
     ) -> Object:
-        """Annotate the pod template of a workload, which restarts its pods. Raises Conflict if it is gone, or
-        was changed since `version`."""
+        """Annotate the pod template of a workload, which restarts its pods. Raises Conflict if the workload is
+        gone or has changed since `version`."""
         body = {
             "metadata": {"uid": uid, "resourceVersion": version},
             "spec": {"template": {"metadata": {"annotations": dict(annotations)}}},
@@ -295,7 +295,7 @@ class Cluster:
         return answer
 
     async def post(self, body: Mapping[str, Any]) -> Object:
-        """Create an object. Raises Conflict if one of its name exists."""
+        """Create an object. Raises Conflict if an object of its name exists."""
         answer = await self._request(
             "POST", _path(Ref(body["kind"], body["metadata"]["namespace"], "")), body=body
         )
@@ -303,7 +303,7 @@ class Cluster:
         return answer
 
     async def put(self, body: Mapping[str, Any]) -> Object:
-        """Replace an object whole. Raises Conflict if its resource version is not the current one."""
+        """Replace a whole object. Raises Conflict if its resource version is not the current one."""
         metadata = body["metadata"]
         ref = Ref(body["kind"], metadata["namespace"], metadata["name"])
         answer = await self._request("PUT", _path(ref), body=body)
@@ -318,16 +318,16 @@ class Cluster:
         body: Mapping[str, Any] | None = None,
         *,
         content: str = "application/json",
-        absent: Any = ...,
+        may_be_absent: bool = False,
     ) -> Object | None:
-        """One request, its answer decoded. 404 answers `absent` where it is given, else it is a Conflict."""
+        """Send a request and decode its answer. A 404 is None if the object may be absent, else a Conflict."""
         try:
             async with self._slots:
                 response = await self._send(method, path, query, body, content=content)
                 text = await response.read()
         except _CONNECTION_FAULTS as error:
             raise Retry(f"{method} {path}: {type(error).__name__}: {error}") from error
-        if response.status == 404 and absent is not ...:
+        if response.status == 404 and may_be_absent:
             return None
         if response.status >= 400:
             raise _failure(response.status, response.getheader("Retry-After"), text, f"{method} {path}")
@@ -344,7 +344,7 @@ class Cluster:
         content: str = "application/json",
         timeout: float = REQUEST_SECONDS,
     ) -> Any:
-        """Send a request and get the head of its answer. Raises Retry if there is none."""
+        """Send a request and return the head of its answer. Raises Retry if there is none."""
         url = f"{self.client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": "application/json", "Content-Type": content}
         await self.client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)

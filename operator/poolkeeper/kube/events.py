@@ -23,7 +23,7 @@ class Event:
 
 
 def body(event: Event, about: Mapping[str, str], now: datetime) -> Object:
-    """The object; `about` names what it happened to: apiVersion, kind, namespace, name and uid."""
+    """The Event's object; `about` names the object concerned: apiVersion, kind, namespace, name and uid."""
     time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",

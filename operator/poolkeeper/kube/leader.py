@@ -1,8 +1,8 @@
 """Leader election by a Lease: every replica watches, only the leader works.
 
 The protocol is client-go's: a candidate takes over when the lease has not changed for its duration by the
-candidate's own clock, and every write carries the resource version it rests on. (The official client's own
-lock, kubernetes.aio 37.0, can't create its Lease and sets no limit on its requests.)
+candidate's own clock, and every write carries the resource version that it is based on. (The official client's
+own lock, kubernetes.aio 37.0, can't create its Lease and sets no limit on its requests.)
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from poolkeeper.settings import Settings
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 8
-"""A leader that was killed is replaced within this and one retry."""
+"""How long a lease lasts. A killed leader is replaced within this and one retry."""
 RENEW_SECONDS = 5.5
-"""A leader that could not renew for so long stops: with a request's time on top, before anybody else starts."""
+"""How long a leader continues without renewal: with a request's time on top, it stops before another starts."""
 RETRY_SECONDS = 1.0
 _REQUEST_SECONDS = 2.0
 _FIRST_SECOND = 1_767_225_600
-"""Of 2026: the API server keeps the count in 32 bits."""
+"""The first second of 2026: the API server keeps the count in 32 bits."""
 
 
 class LostLease(Exception):
@@ -42,10 +42,10 @@ class Election:
         self._identity = settings.identity
         self._ref = Ref("Lease", settings.namespace, settings.lease)
         self._seen: tuple[str, float] = ("", 0.0)
-        """Resource version seen last and when, on the monotonic clock."""
+        """The resource version last seen, and when it was first seen, on the monotonic clock."""
         self._leads = False
         self.term = 0
-        """How often the lease had been taken when this process took it: more than for every process before."""
+        """How often the lease had been taken when this process took it: more than for every earlier process."""
 
     async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Wait for the lease, run `work` while holding it, release it at the end. Raises LostLease."""
@@ -103,7 +103,7 @@ class Election:
         return bool(holder == self._identity or time.monotonic() - self._seen[1] >= duration)
 
     async def _release(self) -> None:
-        """Let the next replica take over at once; best effort, the lease runs out anyway."""
+        """Let the next replica take over at once; best effort, since the lease expires anyway."""
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 lease = await self._cluster.get(self._ref)
@@ -117,8 +117,8 @@ class Election:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = dict((before or {}).get("spec", {}))
         if not self._leads or spec.get("holderIdentity") != self._identity:
-            # A container that was restarted takes it anew, too, and a lease that was deleted doesn't begin at 0
-            # again: by the number an operator knows what later ones have stored.
+            # A restarted container takes the lease again, too, and the count of a deleted lease doesn't restart
+            # at 0: by the number an operator knows what later ones have stored.
             spec["acquireTime"] = now
             spec["leaseTransitions"] = max(
                 spec.get("leaseTransitions", 0) + 1, 0 if before else int(time.time()) - _FIRST_SECOND

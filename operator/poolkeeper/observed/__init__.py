@@ -1,1 +1,1 @@
-"""What was seen of the cluster, as values. Nothing here knows where they came from."""
+"""Observations of the cluster, as values. Nothing here knows where they came from."""

@@ -1,4 +1,4 @@
-"""App pods with keepers, and the workloads that they come from."""
+"""App pods with keepers, and the workloads that they belong to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from poolkeeper.observed.refs import Owner, Ref
 
 @dataclass(frozen=True)
 class Keeper:
-    """A keeper of an app pod, as it runs. `generation` is the configuration it was last told to show."""
+    """A keeper of an app pod. `generation` is the configuration that it was last asked to show."""
 
     container: str
     secret_name: str
@@ -25,7 +25,7 @@ class Keeper:
 
 @dataclass(frozen=True)
 class Workload:
-    """What an app's pods come from: a Deployment, StatefulSet or DaemonSet."""
+    """The workload of an app's pods: a Deployment, StatefulSet or DaemonSet."""
 
     ref: Ref
     uid: str
@@ -33,18 +33,18 @@ class Workload:
     asks: frozenset[str]
     """The consumers' Secrets whose databases its pod template asks for."""
     marks: Mapping[str, str]
-    """The annotations of its pod template that say what it was restarted for."""
+    """The annotations of its pod template that record what it was restarted for."""
     complete: bool
-    """All of its pods are made of the present template, and available."""
+    """All of its pods are of the current template, and available."""
     held: str
-    """Why another template would not replace its pods, or empty."""
+    """Why a new template would not replace its pods, or empty."""
     stalled: str
-    """What it says itself of a rollout that makes no progress, or empty."""
+    """Its own message about a rollout without progress, or empty."""
 
 
 @dataclass(frozen=True)
 class AppPod:
-    """A pod whose owner asks for keepers by label. What it says of itself proves nothing."""
+    """A pod that asks for keepers by label. What it claims proves nothing."""
 
     namespace: str
     name: str
@@ -53,10 +53,10 @@ class AppPod:
     terminating: bool
     keepers: tuple[Keeper, ...]
     lacks: tuple[str, ...]
-    """Consumers' Secrets that it asks a keeper for and has none."""
+    """Consumers' Secrets that it asks a keeper for, but has none."""
     owner: Owner | None = None
     """None for a pod that no restart of a workload would replace."""
 
     def process(self, keeper: Keeper) -> str:
-        """What a keeper is known by in World.shown."""
+        """The key of a keeper in World.shown."""
         return f"{self.uid}/{keeper.container}"

@@ -1,4 +1,4 @@
-"""How to log in at a process's console, and what consoles showed."""
+"""Access to the consoles of processes, and what the consoles showed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ConsoleAccess:
-    """How to log in at the console of one process: where it is, the login's password, and the name and
-    authority (PEM) of the certificate that it has to show."""
+    """Access to the console of one process: its address, the login's password, and the name and authority (PEM)
+    of the certificate that it has to show."""
 
     ip: str
     port: int
@@ -19,7 +19,7 @@ class ConsoleAccess:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a pod's console showed last: the generation asked for, what differed (empty if nothing), and the
+    """What a pod's console last showed: the generation asked for, what differed (empty if nothing), and the
     answer to SHOW VERSION (empty if the console gave none)."""
 
     generation: str
@@ -30,9 +30,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class PauseSeen:
-    """What a pooler's console showed last of a pause. `held`: every transaction entry is paused and has no
-    server connection left, else `waits_for` is one that has. `resumed`: told to resume, it holds nobody back.
-    `problem`: why its console could not be asked."""
+    """What a pooler's console last showed of a pause. `held`: every transaction entry is paused and has no
+    server connection left; otherwise `waits_for` is an entry for which that isn't so. `resumed`: after a resume
+    the pooler holds no client back. `problem`: why its console could not be asked."""
 
     held: bool = False
     waits_for: str = ""

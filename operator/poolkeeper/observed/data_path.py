@@ -1,4 +1,4 @@
-"""What was seen of a pooler's data path."""
+"""Observations of a pooler's data path."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AtLimit:
-    """A consumer, `namespace/secretName`, that has as many clients at a pooler as that admits. `limited`: its
-    own limits.maxClientConnections is what bounds it."""
+    """A consumer, `namespace/secretName`, that has as many clients at a pooler as the pooler admits. `limited`:
+    the bound is the consumer's own limits.maxClientConnections."""
 
     consumer: str
     pod: str
@@ -20,7 +20,7 @@ class AtLimit:
 @dataclass(frozen=True)
 class Wedge:
     """A fault of a pooler's data path: its kind (a reason of data_path/findings.py), the pod, the consumer
-    (`namespace/secretName`), how many server connections were ended, and what there is to say of it."""
+    (`namespace/secretName`), how many server connections were ended, and a description."""
 
     kind: str
     pod: str

@@ -1,4 +1,4 @@
-"""Pooler pods, their Deployment, and what their server connections went through."""
+"""Pooler pods, their Deployment, and moves and renewals of their server connections."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from poolkeeper.observed.upstream import Whereabouts
 
 @dataclass(frozen=True)
 class Rollout:
-    """The pooler Deployment's own word on its progress; `failure` quotes what refuses its pods, else empty."""
+    """The progress that the pooler Deployment reports; `failure` quotes what refuses its pods, or is empty."""
 
     observed: bool
     updated_replicas: int
     replicas: int
     failure: str
     most_pods: int | None = None
-    """So many pods the budget had room for when it was written last; None: more than it has."""
+    """How many pods the budget had room for when it was last written; None: for more than it has."""
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pooler pod. `generation` is the configuration it was last told to show (our annotation)."""
+    """A pooler pod. `generation` is the configuration that it was last asked to show (our annotation)."""
 
     name: str
     uid: str
@@ -34,30 +34,30 @@ class Pod:
     problem: str
     """Why its container does not run (`ImagePullBackOff: ...`), or empty."""
     running: bool = False
-    """Its PgBouncer runs, whether or not clients may come."""
+    """Its PgBouncer runs, whether or not clients are admitted."""
     admitted: bool = False
     """Its readiness gate is open. It never closes again."""
     stopped: bool = False
     """Its containers have ended for good."""
     peer: int | None = None
-    """Its peer_id, by which poolers pass on a cancel request that belongs to another of them."""
+    """Its peer_id, by which poolers pass on a cancel request that belongs to another pooler."""
     lines: str = ""
-    """The configuration of its own that it has (our annotation)."""
+    """Its own lines of configuration (our annotation)."""
     includes: bool = False
-    """It includes its table of caps."""
+    """Its configuration includes its table of caps."""
     allotment: str = ""
-    """The revision of the table that it was last told to show (our annotation)."""
+    """The revision of the table that it was last asked to show (our annotation)."""
     grace: float = 0.0
     """Seconds from its deletion until it is killed, if it is terminating."""
     killed_at: datetime | None = None
     image: str = ""
-    """The image that its PgBouncer was made of, as its spec names it."""
+    """The image of its PgBouncer, as the pod's spec names it."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A pooler whose connections were led to where the upstream is: how long that took since it was seen, and
-    how many were still elsewhere when it was given up."""
+    """A pooler whose connections were moved to where the upstream is: how long that took since the move was
+    noticed, and how many were still elsewhere when the operator gave up."""
 
     whereabouts: Whereabouts
     seconds: float
@@ -67,7 +67,7 @@ class Moved:
 @dataclass(frozen=True)
 class RenewalCause:
     """Why server connections were renewed, or have to be: a value of the annotation poolkeeper.io/reconnect,
-    and the fingerprint of a schema. Empty where there was none yet."""
+    and the fingerprint of a schema. Each is empty if there was none yet."""
 
     request: str = ""
     schema: str = ""
@@ -75,8 +75,8 @@ class RenewalCause:
 
 @dataclass(frozen=True)
 class Renewed:
-    """A pooler that has renewed its server connections: how long that took, and how many were left when it was
-    given up."""
+    """A pooler that has renewed its server connections: how long that took, and how many were left when the
+    operator gave up."""
 
     cause: RenewalCause
     seconds: float

@@ -1,4 +1,4 @@
-"""What names an object: a PooledDatabase, any other one, a workload; and what the API server refused of one."""
+"""Names of objects: a PooledDatabase, any other one, a workload; and the API server's refusal of a write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ref(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """The controller of a pod, of apps/v1: a ReplicaSet, StatefulSet or DaemonSet."""
+    """A pod's controller, of apps/v1: a ReplicaSet, StatefulSet or DaemonSet."""
 
     namespace: str
     kind: str
@@ -35,7 +35,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True)
 class ApiRefusal:
-    """The API server's permanent-looking answer to one of our writes; goes when a later write succeeds."""
+    """The API server's refusal of a write, which looks permanent; dropped once a later write succeeds."""
 
     reason: str
     message: str

@@ -17,18 +17,18 @@ class Probe:
     reason: str
     message: str
     server_version: int | None = None
-    """PostgreSQL's version number (170002) as the target showed it last; None as long as it did not."""
+    """PostgreSQL's version number (170002) as the target last showed it; None until it did."""
 
     @property
     def rejected(self) -> bool:
-        """The server was met and said no: waiting won't help, and an earlier target that works must stay."""
+        """The server answered and refused: waiting won't help, and an earlier target that works must stay."""
         return self.reason in (faults.AUTHENTICATION_FAILED, faults.DATABASE_MISSING, faults.TLS_FAILED)
 
 
 @dataclass(frozen=True)
 class Whereabouts:
     """Where an upstream's host is: the addresses of its name, and the ready endpoints of the Service that it
-    names. Empty where nothing is known."""
+    names. Each is empty if unknown."""
 
     host: str
     addresses: frozenset[str] = frozenset()

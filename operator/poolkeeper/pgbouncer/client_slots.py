@@ -1,10 +1,10 @@
-"""Divides a pooler's client slots (`max_client_conn`) among its consumers. Pure, and without memory.
+"""Divides a pooler's client slots (`max_client_conn`) among its consumers. Pure, and without state.
 
-A bound is what PgBouncer admits of one consumer in one process, both of its endpoints together. The bounds add
-up to no more than there are slots, so no consumer, and no number of them together, can take a slot that is
-another consumer's: PgBouncer keeps that by itself, whether or not an operator runs. For the same reason nothing
-is lent by what is in use at the moment: a slot that was lent comes back only when its client leaves. What a
-limit keeps a consumer from using is divided among the consumers that have none.
+A bound is how many clients PgBouncer admits of one consumer in one process, over both of its endpoints. The sum
+of the bounds doesn't exceed the slots, so no consumer, and no group of them, can take another consumer's slot.
+PgBouncer enforces the bounds by itself, whether or not an operator runs. Unused slots are not lent, since a
+lent slot would come back only when its client leaves. What a limit keeps a consumer from using is divided among
+the consumers without a limit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FREE_PART = 20
 
 @dataclass(frozen=True)
 class Party:
-    """A consumer. `ceiling`: its limits let it use no more; None: they don't say."""
+    """A consumer. `ceiling` is the most that its limits let it use; None: they set no limit."""
 
     name: str
     weight: int = 100
@@ -29,7 +29,7 @@ class Party:
 
 
 def divisible(max_clients: int) -> int:
-    """The slots for consumers, of the `max_clients` of one process. The rest stays free for connections that
+    """How many of the `max_clients` of one process are for consumers. The rest stays free for connections that
     belong to no consumer (yet): health checks, consoles, and clients that are about to be refused."""
     return max_clients - min(max_clients // 2, _FREE + max_clients // _FREE_PART)
 
@@ -37,7 +37,7 @@ def divisible(max_clients: int) -> int:
 def divide(max_clients: int, parties: Iterable[Party]) -> dict[str, int]:
     """The bound of each consumer by name, at least 1: PgBouncer takes 0 for unlimited.
 
-    Slots are divided by weight. Each consumer gets half of an equal share at least, but never more than its
+    Slots are divided by weight. Each consumer gets at least half of an equal share, but never more than its
     ceiling; what a ceiling leaves goes to the other consumers. If there are more consumers than slots, each
     bound is 1, and the sum is too large (exhausted()).
     """
@@ -57,12 +57,12 @@ def divide(max_clients: int, parties: Iterable[Party]) -> dict[str, int]:
 
 
 def exhausted(max_clients: int, bounds: Mapping[str, int]) -> bool:
-    """Whether there are more consumers than slots: then the bounds guarantee nothing."""
+    """Whether there are more consumers than slots, so that the bounds guarantee nothing."""
     return len(bounds) > divisible(max_clients)
 
 
 def needed(consumers: int) -> int:
-    """The smallest max_client_conn with a slot for each of so many consumers."""
+    """The smallest max_client_conn with a slot for each of this number of consumers."""
     low, high = consumers, 2 * consumers + 2 * _FREE
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Who is connected to a pooler, as its console's SHOW CLIENTS tells, and whom that concerns. Pure.
+"""Clients of a pooler, as SHOW CLIENTS on its console lists them, and the keepers among them. Pure.
 
 https://www.pgbouncer.org/usage.html#show-clients
 """
@@ -13,14 +13,14 @@ from poolkeeper.names import CONSOLE_DATABASE
 from poolkeeper.observed.consoles import ConsoleAccess
 
 _LOGGED_IN = ("active", "idle")
-"""PgBouncer before 1.25 calls an idle client active, too; that it has no server tells it apart."""
+"""PgBouncer before 1.25 also calls an idle client active; it differs in having no server connection."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """One connection of a client. `idle`: it holds no server, so it is in no transaction and waits for nothing.
+    """A client connection. `idle`: it holds no server connection, is in no transaction and waits for nothing.
 
-    (A client of a session entry holds its server from its first query on, and is never seen idle then.)
+    (A client of a session entry holds its server connection from its first query on, and is never idle then.)
     """
 
     id: str
@@ -28,23 +28,23 @@ class Client:
     login: str
     idle: bool
     since: str
-    """When it last asked for something, or came: a text that sorts by time."""
+    """When it last sent a request, or connected: a text that sorts by time."""
 
 
 @dataclass(frozen=True)
 class KeeperConsole:
-    """A keeper: its login at the pooler, and the way to its own console."""
+    """A keeper: its login at the pooler, and access to its own console."""
 
     process: str
     """Key of World.shown."""
     name: str
-    """What it is called in messages."""
+    """Its name in messages."""
     login: str
     access: ConsoleAccess
 
 
 def present(rows: Iterable[Mapping[str, str]]) -> tuple[Client, ...]:
-    """The rows of SHOW CLIENTS but for consoles: ours is among them."""
+    """The rows of SHOW CLIENTS without those of consoles, the operator's among them."""
     return tuple(
         Client(row["id"], row["addr"], row["user"], _idle(row), row["request_time"])
         for row in rows
@@ -67,9 +67,9 @@ def holders(clients: Iterable[Client], keepers: Iterable[KeeperConsole]) -> dict
 
 
 def suspects(clients: Iterable[Client], keepers: Iterable[KeeperConsole]) -> set[KeeperConsole]:
-    """Keepers that may hide behind an address that is none of theirs, since they share its login.
+    """Keepers that a client at an address of no keeper may belong to, since it has their login.
 
-    Some networks replace the source address of what goes to a Service. Else it is a client without a keeper.
+    Some networks replace the source address of traffic to a Service. Otherwise the client has no keeper.
     """
     known = tuple(keepers)
     addresses = {keeper.access.ip for keeper in known}
@@ -78,8 +78,8 @@ def suspects(clients: Iterable[Client], keepers: Iterable[KeeperConsole]) -> set
 
 
 def to_close(clients: Iterable[Client], seconds: float, left: float) -> list[str]:
-    """IDs of the idle clients to close now, longest idle first: so many that, closing as many every `seconds`,
-    they are all gone in `left` seconds. Whoever is in a transaction is left alone."""
+    """IDs of the idle clients to close now, longest idle first: enough that, if as many are closed every
+    `seconds`, all are gone in `left` seconds. Clients in a transaction are left alone."""
     idle = sorted((client for client in clients if client.idle), key=lambda client: (client.since, client.id))
     share = seconds / left if left > seconds else 1.0
     return [client.id for client in idle[: math.ceil(len(idle) * share)]]

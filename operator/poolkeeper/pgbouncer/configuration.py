@@ -1,8 +1,8 @@
 """Everything that one pooler process reads, as one value: its files, and what its console must show of them.
 
 The userlist and hba file carry the configuration's generation, a digest of all its files, in their names. So
-SHOW CONFIG tells which configuration is in force, and a process that hasn't reloaded yet finds its own files.
-The digest covers the entries' lines as well, which stand in each pod's own table.
+SHOW CONFIG shows which configuration is in force, and a process that hasn't reloaded yet finds its own files.
+The digest also covers the entries' lines, which stand in each pod's own table.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from poolkeeper.upstream.target import Target
 
 INI = "pgbouncer.ini"
 SCRAM_INI = "scram.ini"
-"""What a keeper reads instead that demands a password of the app. It includes the other."""
+"""Read instead by a keeper that demands a password of the app. It includes INI."""
 POD_FILE = "pod.ini"
-"""What the downward API writes beside the files: settings that each pod has of its own."""
+"""Written by the downward API next to the files: settings that each pod has of its own."""
 _FILE = re.compile(r"(?:userlist|hba|hba-scram|ca|tls|tls-ca)-[0-9a-f]{12}\.(?:txt|conf|crt|key)")
 _RULES = re.compile(r"^auth_hba_file = (\S+)$", re.MULTILINE)
 _NO_CA = "# No certificate authority is given: the upstream's certificate is not verified.\n"
@@ -32,9 +32,9 @@ MAX_CLIENTS = "max_client_conn"
 USUAL_SLOTS = 20
 """Clients of each consumer that every pooler has room for, unless spec.pooler.parameters say otherwise."""
 MOST_CLIENTS = 100_000
-"""What spec.pooler.parameters admit as well."""
+"""The largest max_client_conn, in spec.pooler.parameters too."""
 MAX_CLIENTS_COLUMN = "max_client_connections"
-"""Where SHOW DATABASES has the most clients of an entry."""
+"""The column of SHOW DATABASES with the maximum number of clients of an entry."""
 PLACEHOLDER = "generation"
 """Stands for the generation while its digest is computed."""
 _NUL = "\0"
@@ -42,12 +42,12 @@ _NUL = "\0"
 
 @dataclass(frozen=True)
 class Configuration:
-    """`files` by name, secret; what SHOW CONFIG, SHOW DATABASES and SHOW USERS must show of them; and, secret
-    too, the `lines` of the entries, by name, for the tables that have them (budget/allotments.py).
+    """The `files` of a process by name, secret; what SHOW CONFIG, SHOW DATABASES and SHOW USERS must show; and
+    the `lines` of the entries by name, also secret, for the tables that have them (budget/allotments.py).
 
-    `settings` and the columns of `databases` (by entry name) are in the console's own spelling; `users` must
-    be listed; `slots` are the most clients of each login in one process, which SHOW USERS must show; `peers`
-    are the columns of SHOW PEERS by peer_id. `generation` is 12 hexadecimal digits and gives nothing away.
+    `settings` and the columns of `databases` (by entry name) are in the console's own spelling. SHOW USERS must
+    list `users`, and show `slots`: the maximum number of clients of each login in one process. `peers` are the
+    columns of SHOW PEERS by peer_id. `generation` is 12 hexadecimal digits and reveals nothing.
     """
 
     generation: str
@@ -61,7 +61,7 @@ class Configuration:
 
 
 def rules_of(files: Mapping[str, str]) -> str:
-    """The path of the rules for logins that a process obeys which reads these files; empty if it reads none."""
+    """The path of the login rules of a process that reads these files; empty if it reads none."""
     match = _RULES.search(files.get(INI, ""))
     return match[1] if match else ""
 
@@ -77,8 +77,8 @@ def configuration(
 ) -> Configuration:
     """Compose the files that are mounted at `directory`. Logins of consumers without an entry are left out.
 
-    `certificate` is what clients get shown; `peers` are the addresses of all poolers by peer_id. Raises
-    ValueError for what can't be written, and where a login is missing.
+    `certificate` is shown to clients; `peers` are the addresses of all poolers by peer_id. Raises ValueError
+    for what can't be written, and if a login is missing.
     """
     rows = tuple(entries)
     if logins.console is None or logins.authorities is None:
@@ -127,8 +127,8 @@ def configuration(
 
 
 def with_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> dict[str, str]:
-    """The parameters with a max_client_conn: unless there is one, it is the usual one, and more where there
-    are so many consumers that it would leave them little."""
+    """The parameters with a max_client_conn: their own, or else the usual one, raised if it would leave too few
+    slots for each of many consumers."""
     consumers = len({entry.login for entry in entries})
     usual = int(pgbouncer_ini.DEFAULTS[MAX_CLIENTS])
     enough = min(client_slots.needed(USUAL_SLOTS * consumers), MOST_CLIENTS)
@@ -136,7 +136,7 @@ def with_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> dict[
 
 
 def divided_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> dict[str, int]:
-    """The most clients of each login in one process, over all of its entries; `parameters` with_slots()."""
+    """The maximum clients of each login in one process, over all of its entries; `parameters` with_slots()."""
     general = int(parameters.get(pgbouncer_ini.SLOTS_SETTING, "0"))  # 0: no limit
     rows: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -153,7 +153,7 @@ def divided_slots(parameters: Mapping[str, str], entries: Iterable[Entry]) -> di
 def paths_in(
     directory: str, generation: str, upstream_ca: str, tls_ca: str, tls_certificate: str, tls_key: str
 ) -> Paths:
-    """Where a process finds its files; the last four are names of content_file()."""
+    """Where a process finds its files; the last four arguments are names of content_file()."""
     return Paths(
         userlist=f"{directory}/userlist-{generation}.txt",
         hba=f"{directory}/hba-{generation}.conf",
@@ -166,15 +166,15 @@ def paths_in(
 
 
 def content_file(stem: str, content: str, suffix: str) -> tuple[str, str]:
-    """(name, content) of a file that is named after what it holds."""
+    """(name, content) of a file that is named after its content."""
     return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.{suffix}", content
 
 
 def kept_files(stored: Mapping[str, str], generation: str) -> dict[str, str]:
-    """The files of the one generation before `generation`, to be kept beside its own.
+    """The files of the one generation before `generation`, to be kept along with its own.
 
-    They are those that the stored configuration names or, where that is of `generation` already, what was
-    kept when it came.
+    These are the files that the stored configuration names or, if that is of `generation` already, those that
+    were kept when it was written.
     """
     ini = stored.get(INI, "") + stored.get(SCRAM_INI, "")
     names = sorted(name for name in stored if _FILE.fullmatch(name))
@@ -184,8 +184,8 @@ def kept_files(stored: Mapping[str, str], generation: str) -> dict[str, str]:
 
 
 def digest(key: str, files: Mapping[str, str]) -> str:
-    """A generation, from the files with PLACEHOLDER in its place. Keyed with a password of ours: a plain hash
-    would let anybody who sees it test guesses of a weak upstream password."""
+    """A generation, from the files with PLACEHOLDER in its place. It is keyed with a password of the operator:
+    with a plain hash, its readers could test guesses of a weak upstream password."""
     content = _NUL.join(_NUL.join(item) for item in sorted(files.items()))
     return hmac.new(key.encode(), content.encode(), hashlib.sha256).hexdigest()[:12]
 

@@ -1,6 +1,6 @@
-"""PgBouncer's admin console: commands, tables, and bringing a process to show a configuration.
+"""PgBouncer's admin console: commands, tables, and reloads until a process shows a configuration.
 
-The only module that speaks to a pooler's console. The console understands the simple protocol alone.
+The only module that speaks to a pooler's console. The console understands only the simple protocol.
 https://www.pgbouncer.org/usage.html#admin-console
 """
 
@@ -24,8 +24,8 @@ _COMMAND_SECONDS = 5.0
 _NAMED_DIFFERENCES = 3
 _LONGEST_VERSION = 64
 CALM_SECONDS = 1.5
-"""How long a RELOAD waits at most for the end of logins at servers. Where the upstream doesn't answer there is
-always one under way, and its new address may come with this very RELOAD."""
+"""Maximum time that a RELOAD waits for logins to servers to end. If the upstream doesn't answer, a login is
+always under way, and this very RELOAD may carry the upstream's new address."""
 _CALM_POLL_SECONDS = 0.003
 _SAFE_MODES = ("disable", "verify-full")
 
@@ -33,7 +33,8 @@ Row = Mapping[str, str]
 
 
 class ConsoleError(Exception):
-    """The console was not reached (a reason of upstream/faults.py) or refused a command (CommandFailed)."""
+    """The console was not reached or stopped answering (a reason of upstream/faults.py), or refused a command
+    (CommandFailed)."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -49,10 +50,10 @@ class Console:
         self._timeout = timeout
 
     async def reload(self) -> None:
-        """Re-read all files. Raises ConsoleError with PgBouncer's words if it rejects them.
+        """Re-read all files. Raises ConsoleError with PgBouncer's message if it rejects them.
 
-        A moment without a login at a server is waited for. In every RELOAD PgBouncer 1.26 frees what a TLS
-        handshake with a server goes by, and dies when that handshake ends, unless the server's name is checked.
+        First waits for a moment without a login to a server. In every RELOAD PgBouncer 1.26 frees what a TLS
+        handshake with a server uses, and dies when that handshake ends, unless the server's name is checked.
         """
         if (await self.settings()).get("server_tls_sslmode") not in _SAFE_MODES:
             loop = asyncio.get_running_loop()
@@ -62,8 +63,8 @@ class Console:
         await self.execute("RELOAD")
 
     async def _logs_in_at_servers(self) -> bool:
-        """Also at peers, to pass on cancel requests. The longer table comes last, so that the answer is young:
-        what begins after it has to connect and to ask for TLS before there is a handshake."""
+        """Also to peers, to pass on cancel requests. The longer table comes last, so that the answer is fresh:
+        a login that begins after it has to connect and to ask for TLS before its handshake."""
         pools = [*await self.show("PEER_POOLS"), *await self.show("POOLS")]
         return any(row.get("sv_login", "0") != "0" for row in pools)
 
@@ -72,18 +73,18 @@ class Console:
         return await self.execute(f"SHOW {table}")
 
     async def settings(self) -> dict[str, str]:
-        """What is in force, by the setting's name."""
+        """The settings in force, by name."""
         return {row["key"]: row["value"] for row in await self.show("CONFIG")}
 
     async def version(self) -> str:
-        """What the program calls itself, such as "PgBouncer 1.26.1"; cut, since a keeper may be forged."""
+        """The answer to SHOW VERSION, such as "PgBouncer 1.26.1"; cut, since a keeper may be forged."""
         rows = await self.show("VERSION")
         return next(iter(rows[0].values()), "")[:_LONGEST_VERSION] if rows else ""
 
     async def execute(self, command: str, timeout: float | None = None) -> list[dict[str, str]]:
-        """Run one command; returns its rows, if it has any. `timeout`: another one than the connection's.
+        """Run one command; returns its rows, if it has any. `timeout` (seconds) replaces the connection's.
 
-        Raises ConsoleError. Without an answer in time the command may go on, but the connection is dead.
+        Raises ConsoleError. If no answer comes in time, the command may continue, but the connection is dead.
         """
         limit = self._timeout if timeout is None else timeout
         try:
@@ -131,7 +132,7 @@ async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Consol
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of apply(): in words what is still missing (None: nothing), and the answer to SHOW VERSION
+    """The result of apply(): in words what is still missing (None: nothing), and the answer to SHOW VERSION
     (empty if the console gave none)."""
 
     problem: str | None
@@ -139,11 +140,11 @@ class Answer:
 
 
 async def apply(access: ConsoleAccess, configuration: Configuration, timeout: float) -> Answer:
-    """Bring a process to show `configuration`, and ask for its version.
+    """Reload a process until it shows `configuration`, and read its version.
 
-    It only reloads if something is missing that a RELOAD can bring. The files may reach the pod while it waits
-    (kubelet brings them), so RELOAD and read-back repeat for at most `timeout` seconds; faults of the console
-    are retried. What takes a restart is not waited for.
+    It reloads only if something is missing that a RELOAD can apply. kubelet may deliver the files meanwhile, so
+    RELOAD and read-back repeat for at most `timeout` seconds; faults of the console are retried. apply() does
+    not wait for what takes a restart.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
@@ -178,7 +179,7 @@ async def _converge(console: Console, configuration: Configuration, end: float) 
 
 
 async def _missing(console: Console, configuration: Configuration) -> "_Missing":
-    """Asks for the long tables only once the short one is right."""
+    """Read the long tables only once the short one is right."""
     settings = await console.show("CONFIG")
     missing = _compare_settings(configuration, settings)
     if missing.reloadable:
@@ -196,13 +197,13 @@ def unapplied(
 ) -> str | None:
     """In words, what the rows of SHOW CONFIG, DATABASES, USERS and PEERS lack of `configuration`, or None.
 
-    Entries may be there besides: they take no logins, and go when nobody is left there (budget/protocol.py)."""
+    Further entries may be there: they take no logins, and go once no client is left (budget/protocol.py)."""
     return _compare(configuration, config, databases, users, peers).summary()
 
 
 @dataclass(frozen=True)
 class _Missing:
-    """Differences between a configuration and a console, apart by what it takes to remove them."""
+    """Differences between a configuration and a console, by what it takes to remove them."""
 
     reloadable: tuple[str, ...]
     restart: tuple[str, ...]

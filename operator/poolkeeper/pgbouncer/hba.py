@@ -1,6 +1,6 @@
 """Writes PgBouncer's hba file: which login may use which database entry.
 
-Without it every login could use every entry, since PgBouncer itself ties none to another.
+Without it every login could use every entry, since PgBouncer itself ties no login to an entry.
 https://www.pgbouncer.org/config.html#hba-file-format
 """
 
@@ -14,7 +14,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 def render(entries: Iterable[Entry], console_login: str) -> str:
-    """The file: each entry for its own login, the console for the operator's, all with SCRAM; nothing else.
+    """The file: each entry admits its own login, the console the operator's, all with SCRAM; nothing else.
 
     Addresses are left to the NetworkPolicy. Raises ValueError for a name that isn't of [a-z0-9_.-], since the
     format gives words like `all` and characters like `@`, `+` and `,` a meaning.

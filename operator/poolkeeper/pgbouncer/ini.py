@@ -1,6 +1,6 @@
 """Writes a pooler's pgbouncer.ini, the settings and the peers, and the line of each [databases] entry.
 
-Knows PgBouncer's quoting and what it can't express, which is refused rather than escaped into hope.
+Knows PgBouncer's quoting, and refuses what it can't express instead of hoping that an escape works.
 https://www.pgbouncer.org/config.html
 """
 
@@ -16,37 +16,37 @@ from poolkeeper.spec.values import forbidden_character
 from poolkeeper.upstream.target import Target
 
 DEFAULTS: Mapping[str, str] = {
-    # PgBouncer's own 100 is soon used up by apps that keep a pool per process. An idle client costs 2 kB.
+    # Apps that keep a pool per process soon use up PgBouncer's own 100. An idle client costs 10 kB.
     "max_client_conn": "1000",
     "max_prepared_statements": "200",
     # A dead endpoint costs seconds, not minutes: connecting 2 s, retry after 1 s (15 s of errors otherwise),
     # unacknowledged data 10 s (tcp_user_timeout is in milliseconds), silent peers about a minute.
     "server_connect_timeout": "2",
     "server_login_retry": "1",
-    # PgBouncer's own, written out since the operator sets it to 0 for moments, which a RELOAD has to end.
+    # PgBouncer's own, written out since the operator sets it to 0 for moments: a RELOAD has to reset that.
     "server_lifetime": "3600",
     "tcp_user_timeout": "10000",
     "tcp_keepidle": "30",
     "tcp_keepintvl": "10",
     "tcp_keepcnt": "3",
-    # A name that leads elsewhere after a failover is looked up again at once, not after 15 s. That costs a
-    # look-up where a new server connection is opened, every two seconds at most.
+    # After a failover the upstream's name is resolved again at once, not after 15 s. That costs a DNS query
+    # when a new server connection is opened, every two seconds at most.
     "dns_max_ttl": "2",
     "dns_nxdomain_ttl": "2",
-    # Two lines per connection, and per readiness probe, drown what matters.
+    # Two lines per connection, and per readiness probe, would drown what matters.
     "log_connections": "0",
     "log_disconnections": "0",
 }
 """Settings that spec.pooler.parameters may override."""
 
 LATER_DEFAULTS: Mapping[str, str] = {
-    # PgBouncer's own default, written out because a RELOAD doesn't bring it back when it disappears.
+    # PgBouncer's own default, written out because a RELOAD doesn't restore it when the line disappears.
     "server_tls13_ciphers": "",
 }
-"""Likewise where PgBouncer has these settings, which the oldest lacks (plan/supported_parameters.py)."""
+"""Likewise if PgBouncer has these settings, which the oldest lacks (plan/supported_parameters.py)."""
 
 SLOTS_SETTING = "max_user_client_connections"
-"""The most clients of one login in one process, on all entries together. Since PgBouncer 1.24."""
+"""The maximum number of clients of one login in one process, over all entries. Since PgBouncer 1.24."""
 
 _TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 _SETTING_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -60,8 +60,8 @@ _DATABASE_LIMIT = 63
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the other files are. `upstream_ca` verifies the upstream; the `tls_` files are shown to clients;
-    `pod` belongs to each pod alone (its peer_id, and where its table of caps is), and may be empty."""
+    """Paths of the other files. `upstream_ca` verifies the upstream; the `tls_` files are shown to clients;
+    `pod` is each pod's own (its peer_id, and the path of its table of caps), and may be empty."""
 
     userlist: str
     hba: str
@@ -73,7 +73,7 @@ class Paths:
 
 
 def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dict[str, str]:
-    """Every setting that the file writes, sorted by name: defaults, `parameters` over them, and forced ones.
+    """Every setting that the file writes, sorted by name: defaults, `parameters` over them, and forced values.
 
     Raises ValueError for a parameter that is the operator's own, and for a value that the file can't hold.
     """
@@ -90,7 +90,7 @@ def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dic
         "server_tls_sslmode": target.sslmode,
         "server_tls_ca_file": paths.upstream_ca,
         # Offered, not demanded: inside a cluster most apps connect in the clear. (The CA would verify clients'
-        # certificates, which nobody asks for; but PgBouncer fails without one.)
+        # certificates, which are not asked for; but PgBouncer fails without a CA.)
         "client_tls_sslmode": "allow",
         "client_tls_ca_file": paths.tls_ca,
         "client_tls_cert_file": paths.tls_certificate,
@@ -104,17 +104,17 @@ def settings(target: Target, parameters: Mapping[str, str], paths: Paths) -> dic
 
 
 def render(settings: Mapping[str, str], pod: str, peers: Mapping[int, str], slots: Mapping[str, int]) -> str:
-    """The file, with settings() in it; `pod` is the path of the pod's own, which brings the entries, `peers`
-    are the addresses of all poolers by peer_id, and `slots` the most clients by login. Raises ValueError for an
-    address that is none.
+    """The file with settings() in it. `pod` is the path of the pod's own file, which has the entries; `peers`
+    are the addresses of all poolers by peer_id, and `slots` the maximum numbers of clients by login. Raises
+    ValueError for an address that is none.
 
-    PgBouncer gives up at the first line that it doesn't understand, so that the entries shown by its console
-    prove that every setting was read.
+    PgBouncer gives up at the first line that it doesn't understand, so the entries on its console prove that
+    every setting was read.
     """
     lines = ["[pgbouncer]"]
     lines += [f"{name} = {value}".rstrip() for name, value in settings.items()]
-    # After an included file PgBouncer goes on in the section that it ended in: [databases], if it has a table.
-    # No login goes without a line: PgBouncer keeps the limit of one whose line disappears.
+    # After an included file PgBouncer stays in that file's last section: [databases], if it has a table. Every
+    # login has a line: PgBouncer keeps the limit of a login whose line disappears.
     lines += [f"%include {pod}", "", "[users]"]
     lines += [f"{login} = {SLOTS_SETTING}={bound}" for login, bound in sorted(slots.items())]
     lines += ["", "[peers]"]
@@ -125,7 +125,7 @@ def render(settings: Mapping[str, str], pod: str, peers: Mapping[int, str], slot
 def line(target: Target, entry: Entry) -> str:
     """An entry's line in [databases], without caps.
 
-    Raises ValueError for whatever PgBouncer would read as something else.
+    Raises ValueError for a value that PgBouncer would read as something else.
     """
     if not _ENTRY_NAME.fullmatch(entry.name) or entry.name == "pgbouncer":
         raise ValueError(
@@ -173,7 +173,7 @@ def _setting_name(name: str) -> str:
 
 
 def _value(name: str, value: str) -> str:
-    """A setting's value, which PgBouncer takes as it stands but for spaces around it."""
+    """A setting's value, which PgBouncer takes literally, except for spaces around it."""
     if found := forbidden_character(value):
         raise ValueError(f"{name} holds the control character {found}")
     if value != value.strip(" "):

@@ -1,9 +1,8 @@
-"""What one consumer's keepers read: a PgBouncer on the app's loopback whose upstream is the pooler Service.
+"""The configuration of one consumer's keepers: PgBouncer on the app's loopback, towards the pooler Service.
 
-One configuration serves every keeper of the consumer. The port, which may differ from pod to pod, comes from a
-file of the pod's own. Whether the app needs a password is decided when a pod is made, by the file that its
-keeper is started with: files for both lie side by side, so that what runs is left alone by another
-spec.keeper.auth.
+One configuration serves every keeper of the consumer. The port, which may differ between pods, comes from the
+pod's own file. Whether the app needs a password is decided when a pod is created, by the file that its keeper
+starts with: files for both lie side by side, so that another spec.keeper.auth doesn't affect running keepers.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ from poolkeeper.spec.types import SCRAM, TRUST
 from poolkeeper.upstream.target import Target
 
 SHARED_PARAMETERS = frozenset({"max_prepared_statements", "server_reset_query", "server_reset_query_always"})
-"""Parameters of the pooler that both tiers must have alike: what they keep track of, or reset, for a client."""
+"""The pooler's parameters that must be equal in both tiers: what they track, or reset, for a client."""
 
 QUERY_WAIT_SECONDS = 120
-"""PgBouncer's own default."""
+"""How long a client may wait for a connection to a pooler: PgBouncer's own default."""
 _LOOPBACK = ("127.0.0.1/32", "::1/128")
 """Exactly these: service meshes use other addresses of 127.0.0.0/8 for traffic from outside the pod."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -55,9 +54,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]+")
 
 
 def database_names(upstream_database: str) -> tuple[str, str]:
-    """The database names at the keeper: for transactions and for sessions.
+    """The database names of the keeper's transaction endpoint and of its session endpoint.
 
-    They are the upstream's own name, and with a suffix, where PgBouncer can hold it; else one derived from it.
+    The first is the upstream's own name if PgBouncer can hold it, else derived from it. The second adds a
+    suffix.
     """
     limit = NAME_LIMIT - len(SESSION_SUFFIX)
     held = _NAME.fullmatch(upstream_database) and upstream_database != CONSOLE_DATABASE
@@ -81,12 +81,11 @@ def configuration(
 ) -> Configuration:
     """The files of one consumer's keepers, and what their consoles must show of them.
 
-    `login` is the consumer's at the poolers, `console` the operator's at these keepers; `certificate` is what
-    they show to the operator, `authority` (PEM) what the poolers' certificates are verified with; `app` is
-    what the app logs in with, None if every keeper trusts it; `query_wait_seconds` is how long a client may
-    wait for a connection to a pooler. The setting listen_port is not among what must be shown, and
-    auth_hba_file is that of keepers that trust (shown_by() tells others'). Raises ValueError for what can't be
-    written.
+    `login` is the consumer's at the poolers, `console` the operator's at these keepers. `certificate` is what
+    the keepers show to the operator; `authority` (PEM) verifies the poolers' certificates. `app` is the app's
+    login, None if every keeper trusts the app. `query_wait_seconds` is how long a client may wait for a
+    connection to a pooler. The settings to be shown have no listen_port, and their auth_hba_file is that of
+    keepers that trust (shown_by() has the others'). Raises ValueError for what can't be written.
     """
     rows = _entries(database, upstream_database, consumer)
     target = Target(
@@ -128,17 +127,17 @@ def configuration(
 
 
 def start_file(auth: str) -> str:
-    """The path of the file that a keeper is started with."""
+    """The path of the file that a keeper starts with."""
     return f"{CONFIG_DIRECTORY}/{SCRAM_INI if auth == SCRAM else INI}"
 
 
 def auth_of(command: Sequence[str]) -> str:
-    """Whether the keeper that was started so demands a password of the app."""
+    """The auth, Scram or Trust, of a keeper that was started with this command."""
     return SCRAM if start_file(SCRAM) in command else TRUST
 
 
 def shown_by(configuration: Configuration, auth: str) -> Configuration:
-    """The configuration as a keeper shows it that was started with start_file(auth)."""
+    """The configuration that a keeper shows if it was started with start_file(auth)."""
     if auth != SCRAM:
         return configuration
     rules = f"{CONFIG_DIRECTORY}/{_scram_rules(configuration.generation)}"
@@ -150,9 +149,9 @@ def _scram_rules(generation: str) -> str:
 
 
 def _scram_files(rows: tuple[Entry, ...], generation: str) -> dict[str, str]:
-    """What decides on logins comes after the include, and so after the pod's own file: that can't undo it."""
+    """Settings for logins come after the include, and so after the pod's own file, which can't undo them."""
     ini = [
-        "[pgbouncer]",  # PgBouncer takes nothing from a file that begins with an include, and doesn't say so
+        "[pgbouncer]",  # PgBouncer silently ignores a file that begins with an include
         f"%include {CONFIG_DIRECTORY}/{INI}",
         "auth_type = hba",
         f"auth_file = {CONFIG_DIRECTORY}/userlist-{generation}.txt",
@@ -164,14 +163,14 @@ def _scram_files(rows: tuple[Entry, ...], generation: str) -> dict[str, str]:
 def _userlist(console: Login, app: Login | None, generation: str) -> str:
     if app is not None:
         return userlist.render([console, app], generation)
-    # An empty password: nobody can log in with it, but `trust` admits only users that it knows.
+    # No login works with an empty password, but `trust` admits only users that PgBouncer knows.
     return f'"{APP_USER}" ""\n' + userlist.render([console], generation)
 
 
 def _entries(database: PooledDatabase, upstream_database: str, consumer: Consumer) -> tuple[Entry, ...]:
-    """Here `database` of an entry is that of the poolers: the consumer's entries there.
+    """A keeper's two entries, whose `database` is the consumer's entry at the poolers.
 
-    A keeper has both whether or not the poolers do: to take one away might end it (budget/protocol.py)."""
+    A keeper has both whether or not the poolers do: removing one might end its process (budget/protocol.py)."""
     main, session = database_names(upstream_database)
     shown = entries.application_name(consumer)
     first = Entry(main, entries.entry_name(upstream_database, consumer), APP_USER, database.pooler.mode, shown)
@@ -180,8 +179,8 @@ def _entries(database: PooledDatabase, upstream_database: str, consumer: Consume
 
 
 def _parameters(database: PooledDatabase) -> dict[str, str]:
-    # A pooler that is to go waits drainSeconds for its clients. By then every keeper has retired its
-    # connections to it, also where no operator runs that tells it to.
+    # A draining pooler waits drainSeconds for its clients. By then every keeper has retired its connections
+    # to the pooler, even if no operator runs.
     lifetime = max(1, database.pooler.drain_seconds * 2 // 3)
     shared = {name: value for name, value in database.pooler.parameters.items() if name in SHARED_PARAMETERS}
     return {
@@ -202,7 +201,7 @@ def _ini(target: Target, rows: tuple[Entry, ...], settings: Mapping[str, str]) -
 
 
 def _connection(target: Target, row: Entry) -> str:
-    """The operator made all of it, of an alphabet that needs no quoting. Raises ValueError if it isn't so."""
+    """An entry's value. The operator made all of it, so nothing needs quoting; raises ValueError otherwise."""
     parts = {
         "host": target.host,
         "port": str(target.port),
@@ -219,7 +218,7 @@ def _connection(target: Target, row: Entry) -> str:
 
 
 def _rules(rows: tuple[Entry, ...], method: str) -> str:
-    """The app from inside the pod by `method`, the operator's console over TLS; nothing else."""
+    """The rules: the app from inside the pod by `method`, the operator's console over TLS; nothing else."""
     names = ",".join(f'"{row.name}"' for row in rows)
     lines = [f'host {names} "{APP_USER}" {address} {method}' for address in _LOOPBACK]
     lines += [f'hostssl "{CONSOLE_DATABASE}" "{CONSOLE_LOGIN}" all scram-sha-256']

@@ -1,8 +1,8 @@
-"""Retiring server connections: each ends after its transaction, and no client fails.
+"""Retires server connections: each ends after its transaction, and no client fails.
 
-`server_lifetime = 0` does it. RECONNECT would too, but it also closes connections in the middle of a login, and
-fails the clients that wait for those. While the setting is 0, every transaction opens a connection of its own,
-so it is set for a moment only, again and again where transactions last.
+`server_lifetime = 0` does that. RECONNECT would too, but it also closes connections in the middle of a login,
+and fails the clients that wait for those. While the setting is 0, every transaction opens its own connection,
+so it is set only for a moment, repeatedly if transactions last.
 https://www.pgbouncer.org/config.html#server_lifetime
 """
 
@@ -20,9 +20,9 @@ CONSOLE_SECONDS = 3.0
 RETIRE_SECONDS = 0.5
 """How long a process retires connections at a time. PgBouncer closes idle ones every third of a second."""
 PAUSE_SECONDS = (0.5, 15.0)
-"""Shortest and longest pause before connections that were in a transaction get another chance."""
+"""How long, at least and at most, until connections that were in a transaction get another chance."""
 PAUSE_SHARE = 0.25
-"""In between, the pause is this share of the time that the connections have lasted already."""
+"""In between, the pause is this share of the time that the renewal has lasted already."""
 PATIENCE_SECONDS = 600.0
 _FIRST_POLL_SECONDS, _POLL_SECONDS = 0.025, 0.1
 _LIFETIME = "server_lifetime"
@@ -32,25 +32,25 @@ _LIFETIME = "server_lifetime"
 async def retiring(opened: Console) -> AsyncIterator[None]:
     """While the block runs, the process closes each server connection as soon as it is idle.
 
-    server_lifetime is set back in the end. Raises ConsoleError where that fails: then a RELOAD does it.
+    server_lifetime is reset at the end. Raises ConsoleError if that fails: then a RELOAD resets it.
     """
     before = (await opened.settings())[_LIFETIME]
     await opened.execute(f"SET {_LIFETIME} = 0")
     try:
         yield
     finally:
-        if before == "0":  # left so by an operator that was killed
+        if before == "0":  # left by an operator that was killed
             await opened.reload()
         else:
             await opened.execute(f"SET {_LIFETIME} = '{before}'")
 
 
 async def renew(access: ConsoleAccess, entries: Set[str] | None) -> int:
-    """Have a pooler renew all server connections of these entries, None: of all of them.
+    """Have a pooler renew all server connections of these entries, None: of all entries.
 
-    Ends when each connection that the pooler had at the beginning has retired, transactions of any length
-    included. After PATIENCE_SECONDS answers how many are left: server_lifetime ends those. Connections of
-    sessions are not waited for. Raises ConsoleError.
+    Returns when each connection that the pooler had at the beginning has retired, after a transaction of any
+    length. After PATIENCE_SECONDS returns how many are left: server_lifetime ends those. Does not wait for
+    connections of sessions. Raises ConsoleError.
     """
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -65,10 +65,9 @@ async def renew(access: ConsoleAccess, entries: Set[str] | None) -> int:
 async def retire(
     access: ConsoleAccess, entries: Set[str] | None = None, among: Set[str] | None = None
 ) -> Set[str]:
-    """Have a process retire the connections that it has of these entries, for RETIRE_SECONDS at most.
+    """Have a process retire its connections of these entries, for RETIRE_SECONDS at most.
 
-    `among`: of these IDs alone. Answers with the IDs of those that are in a transaction still. Raises
-    ConsoleError.
+    `among`: only these IDs. Returns the IDs of those that are still in a transaction. Raises ConsoleError.
     """
     touched = False
     try:
@@ -88,7 +87,7 @@ async def retire(
 
 
 async def _staying(opened: Console, old: Set[str]) -> Set[str]:
-    """Wait, not for ever, until none of these connections is left; answers with those that are."""
+    """Wait RETIRE_SECONDS at most until none of these connections is left; returns those that are."""
     loop = asyncio.get_running_loop()
     end = loop.time() + RETIRE_SECONDS
     pause = _FIRST_POLL_SECONDS

@@ -1,4 +1,4 @@
-"""Writes PgBouncer's userlist.txt: who may log in at the pooler, as SCRAM verifiers.
+"""Writes PgBouncer's userlist.txt: the logins of the pooler, as SCRAM verifiers.
 
 https://www.pgbouncer.org/config.html#authentication-file-format
 """
@@ -10,11 +10,11 @@ from poolkeeper.credentials.logins import Login
 from poolkeeper.spec.values import forbidden_character
 
 _PADDING = 509
-"""Different lengths that the end of a file may have."""
+"""How many different lengths the end of a file may have."""
 
 
 def marker(generation: str) -> str:
-    """A user that nobody can be. Once SHOW USERS lists it, that generation's file was read to its end."""
+    """A user that can't log in. Once SHOW USERS lists it, that generation's file was read to its end."""
     return f"pk.{generation}"
 
 
@@ -22,9 +22,9 @@ def render(logins: Iterable[Login], generation: str) -> str:
     """The file, sorted by name, with the marker user last (its password is empty, and no hba line admits it).
 
     It ends with empty lines, whose number comes from the generation: PgBouncer does not read a file that has
-    the inode, the size and the second of the one it read last (auth_loaded in its loader.c), and a file system
-    gives a freed inode to the next file. Raises ValueError for a control character and for a login without a
-    verifier.
+    the inode, the size and the second of the one that it read last (auth_loaded in its loader.c), and a file
+    system reuses a freed inode for the next file. Raises ValueError for a control character and for a login
+    without a verifier.
     """
     by_name = {login.name: login for login in logins}
     lines = []

@@ -1,1 +1,1 @@
-"""From what is observed of a PooledDatabase to what to do next. Pure."""
+"""Turns the observations of a PooledDatabase into the next steps. Pure."""

@@ -1,8 +1,8 @@
 """Where the upstream is, and whether server connections have to leave where it was. Pure.
 
 A failover shows in two ways: the host's name resolves to another address, or the Service that it names gets
-other endpoints behind the same address. Connections that are open stay where they are in both cases, which may
-be a standby by then. The status keeps what the poolers were last brought to: a crash forgets nothing.
+other endpoints behind the same address. In both cases open connections stay where they are, which may be a
+standby by then. The status keeps the place that the poolers were last led to, so a crash forgets nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from poolkeeper.plan.wanted import Wanted
 from poolkeeper.plan.world import World
 
 LOOKUP_SECONDS = 2.0
-"""How long PgBouncer keeps an address, unless a parameter says otherwise (desired/pgbouncer_ini.py)."""
+"""How long PgBouncer keeps an address, unless a parameter says otherwise (pgbouncer/ini.py)."""
 LONGEST_LOOKUP_SECONDS = 60.0
-"""A longer dns_max_ttl is not waited for: PgBouncer leaves the old address itself when it looks again."""
+"""Maximum dns_max_ttl to wait for. If it is longer, PgBouncer's next lookup leaves the old address itself."""
 MOST = 64
-"""A name with more addresses is no primary; its comings and goings are not followed."""
+"""Maximum number of addresses: a name with more is no primary, and its changes are not followed."""
 CALM_SECONDS = 600.0
 FREE_DEPARTURES = 3
 FIRST_PATIENCE_SECONDS = 5.0
@@ -34,7 +34,7 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class ServiceName(NamedTuple):
-    """Names a Service."""
+    """The name of a Service."""
 
     namespace: str
     name: str
@@ -52,8 +52,8 @@ def place(host: str, namespace: str) -> Place | None:
     """What to observe for an upstream of a PooledDatabase in `namespace`. None for an IP address.
 
     Poolers complete names from their own namespace, the operator from another one: so a bare name is completed
-    here. Of two labels the second is a namespace or a domain; a Service, where there is one, wins at the
-    poolers as well. What is below a Service (`pg-0.pg.data.svc`) is a pod, and has its own address in DNS.
+    here. Of two labels, the second is a namespace or a domain; if there is such a Service, it wins at the
+    poolers as well. A name below a Service (`pg-0.pg.data.svc`) is a pod's, which has its own address in DNS.
     """
     try:
         ipaddress.ip_address(host)
@@ -75,11 +75,11 @@ def place(host: str, namespace: str) -> Place | None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one source told of one name over time; `addresses` is what it comes to.
+    """The answers of one source for one name over time; `addresses` is their outcome.
 
     An address that is missing in an answer has left at once. But some names answer with another address every
-    time, on purpose: from the fourth departure within ten minutes on, an address has left only when it was
-    missing for 5, 10, 20, ... seconds. After ten quiet minutes that is forgotten.
+    time, on purpose: from the fourth departure within ten minutes on, an address has left only after it was
+    missing for 5, 10, 20, ... seconds. After ten quiet minutes, departures are forgotten.
     """
 
     seen: Mapping[str, float] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Answers:
         return frozenset(self.seen)
 
     def take(self, answer: frozenset[str], now: float) -> Answers:
-        """Take in an answer. An empty one says nothing: a failover in progress looks like that."""
+        """The state after one more answer. An empty answer says nothing: a failover in progress gives one."""
         if not answer or len(answer) > MOST:
             return self
         departures = 0 if now - self.restless > CALM_SECONDS else self.departures
@@ -125,9 +125,9 @@ class Reconnect:
     access: ConsoleAccess
     whereabouts: Whereabouts
     left: frozenset[str] = field(compare=False)
-    """Addresses that are the upstream's no more."""
+    """Addresses that are no longer the upstream's."""
     behind_service: bool
-    """Endpoints of a Service changed, whose own address may be all that the console shows."""
+    """Endpoints of a Service changed; the Service's own address may be all that the console shows."""
     lookup_seconds: float
     """How long PgBouncer may still use an address that it knows."""
     serves: bool = field(compare=False)
@@ -166,7 +166,7 @@ def reconnects(wanted: Wanted, world: World) -> tuple[Reconnect, ...]:
 
 
 def to_record(wanted: Wanted, world: World) -> Whereabouts | None:
-    """What the status is to say: what the poolers were brought to. None for an upstream that can't move."""
+    """The place to record in the status: where the poolers were led. None for an upstream that can't move."""
     before, now = recorded(wanted, world), _seen(wanted, world)
     if before is None or now is None:
         return before or now
@@ -178,7 +178,7 @@ def to_record(wanted: Wanted, world: World) -> Whereabouts | None:
 
 
 def recorded(wanted: Wanted, world: World) -> Whereabouts | None:
-    """What the status says, if it is about the host in use."""
+    """The place in the status, if it is of the host in use."""
     stands = world.resource.status.get("upstream") if world.resource is not None else None
     if not stands or wanted.target is None or stands["host"] != wanted.target.host:
         return None
@@ -188,12 +188,12 @@ def recorded(wanted: Wanted, world: World) -> Whereabouts | None:
 
 
 def listed(addresses: Iterable[str]) -> str:
-    """For a message."""
+    """The addresses as text, for a message."""
     return ", ".join(sorted(addresses)) or "no address"
 
 
 def _seen(wanted: Wanted, world: World) -> Whereabouts | None:
-    """What is known of the host in use, if anything is."""
+    """The known place of the host in use; None if nothing is known."""
     now = world.whereabouts
     if now is None or wanted.target is None or now.host != wanted.target.host:
         return None
@@ -201,7 +201,7 @@ def _seen(wanted: Wanted, world: World) -> Whereabouts | None:
 
 
 def left(before: Whereabouts, now: Whereabouts) -> frozenset[str]:
-    """What is gone. A source that is silent says nothing about it."""
+    """The addresses and endpoints that are gone. A silent source says nothing about its own."""
     addresses = before.addresses - now.addresses if now.addresses else frozenset()
     endpoints = before.endpoints - now.endpoints if now.endpoints else frozenset()
     return addresses | endpoints

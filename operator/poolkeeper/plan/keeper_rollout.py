@@ -1,8 +1,9 @@
-"""Which workload is to be restarted next, so that its pods get the keepers they should have. Pure.
+"""The workload to restart next, so that its pods get the keepers they should have. Pure.
 
-One workload of a PooledDatabase at a time, in the order of their names, each only once for the same keeper: an
-annotation of the workload's pod template says for which one it was restarted last. Everything follows from what
-the API server shows, so that an operator that starts in the middle goes on where another one ended.
+Workloads of a PooledDatabase are restarted one at a time, in the order of their names, and only once for the
+same keeper: an annotation of the workload's pod template records for which keeper it was last restarted.
+Everything follows from what the API server shows, so an operator that starts in the middle continues where the
+last one ended.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ class Restart:
 
 @dataclass(frozen=True)
 class Restarts:
-    """What to do next, and (reason, message) of what is to be said of it."""
+    """The next step, and its report as (reason, message)."""
 
     look: tuple[Owner, ...] = ()
-    """Controllers of pods, whose workloads have to be read before anything can be decided."""
+    """Pods' controllers, whose workloads have to be read before anything can be decided."""
     next: Restart | None = None
     report: tuple[str, str] | None = None
     waiting: bool = False
-    """Something goes on that no event tells of."""
+    """Something is under way that no event reports."""
 
 
 def annotation(secret_name: str) -> str:
-    """The key in a pod template that says for which keeper of this consumer's Secret it was restarted."""
+    """The key, in a pod template, that records for which keeper of this consumer's Secret it was restarted."""
     return names.RESTARTED_FOR_ANNOTATION.format(names.fit(secret_name, names.RESTARTED_FOR_LIMIT))
 
 
 def value(template: KeeperTemplate) -> str:
-    """Its value: the same for keepers that differ in nothing that a restart is for."""
+    """The annotation's value: the same for keepers that differ in nothing that a restart is for."""
     text = json.dumps([template.image, template.auth])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -67,7 +68,7 @@ def restarts(wanted: Wanted, world: World) -> Restarts:
     refused = next((seen for seen in current.values() if isinstance(seen, ApiRefusal)), None)
     if refused is not None:
         return Restarts(report=("RestartForbidden", _forbidden(refused)), waiting=True)
-    # Also of pods that are as they should be: their workload may be the one that is being restarted.
+    # Also of pods that are current: their workload may be the one that is being restarted.
     owners = {pod.owner for pod in world.app_pods if pod.owner is not None and _ours(pod, wanted)}
     if due := sorted((owners | world.workloads.keys()) - current.keys()):
         return Restarts(look=tuple(due), waiting=True)
@@ -76,21 +77,21 @@ def restarts(wanted: Wanted, world: World) -> Restarts:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """Workloads by what is to become of them, each in order."""
+    """Workloads by what happens to them next, each list in order."""
 
     going_on: list[Workload]
     to_do: list[Restart]
     held: list[Workload]
     done: list[Workload]
-    """Restarted for this very keeper, and behind all the same."""
+    """Restarted for this very keeper, but still behind."""
     alone: list[AppPod]
-    """Pods of no workload that asks for the keeper: bare ones, those of Jobs."""
+    """Pods of no workload that asks for the keeper: bare pods, and those of Jobs."""
 
     @classmethod
     def of(cls, behind: Iterable[AppPod], wanted: Wanted, world: World) -> _Sorted:
         assert wanted.keeper is not None
         said = value(wanted.keeper)
-        # Several ReplicaSets belong to one Deployment: what was read of it last counts.
+        # Several ReplicaSets belong to one Deployment: its last reading counts.
         read = (item for item in world.workloads.values() if isinstance(item, Workload))
         seen = {item.ref: item for item in sorted(read, key=lambda item: (int(item.version), item.held))}
         marks = {ref: _marks(item, wanted, said) for ref, item in seen.items()}
@@ -114,7 +115,7 @@ class _Sorted:
 
 
 def _marks(workload: Workload, wanted: Wanted, said: str) -> dict[str, str]:
-    """What its template has to say: of those databases that it asks for by itself, those of this resource."""
+    """The marks that its template has to have: for the databases of this resource that it asks for itself."""
     asked = sorted(name for name in workload.asks if Consumer(workload.ref.namespace, name) in wanted.keepers)
     return {annotation(name): said for name in asked}
 
@@ -151,7 +152,7 @@ def _decide(found: _Sorted) -> Restarts:
 
 
 def _behind(pod: AppPod, wanted: Wanted, world: World) -> bool:
-    """Whether a restart would give it another keeper: its Secret says already what new ones look like."""
+    """Whether a restart would give the pod another keeper: its Secret already describes the new ones."""
     assert wanted.keeper is not None
     image, auth = wanted.keeper.image, wanted.keeper.auth
     lacking = [item.secret_name for item in pod.keepers if (item.image, item.auth) != (image, auth)]

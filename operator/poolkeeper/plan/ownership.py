@@ -1,9 +1,9 @@
-"""Which fields of a live object are ours, and whether they still say what we applied.
+"""Which fields of a live object are ours, and whether they still hold what we applied.
 
 The API server records per field manager which fields it set (`metadata.managedFields`, structured-merge-diff
 notation). Cutting a live object down to our fields makes it comparable with what we would apply: equal
-digests mean that no write is needed, whoever else set other fields. A field that somebody changed is no
-longer ours, so its change shows as well. The store keeps 16 bytes for each object instead of the object.
+digests mean that no write is needed, whatever fields other managers set. A field that another manager changed
+is no longer ours, so its change shows as well. The store keeps 16 bytes for each object instead of the object.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def live_digest(live: Object, manager: str) -> bytes:
 
 
 def _without_identity(obj: Object) -> dict[str, Any]:
-    """Without what names the object: managedFields never list it."""
+    """The object without its name and identity, which managedFields never list."""
     metadata = {
         key: value
         for key, value in obj.get("metadata", {}).items()

@@ -1,8 +1,8 @@
-"""A planned pause as the status records it: what is asked for, what was begun, what comes next. Pure.
+"""A planned pause as the status records it: what is asked for, what has begun, what comes next. Pure.
 
-A pause outlives the console that asked for it, and the operator too. So it is in the status, with its deadline,
-before any pooler hears of it, and leaves the status after every pooler has resumed: whatever happens in
-between, the next operator finds there what it has to end.
+A pause outlives the console that asked for it, and the operator too. So the status has it, with its deadline,
+before any pooler is paused, and until every pooler has resumed: whatever happens in between, the next operator
+finds there what it has to end.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from poolkeeper.plan.world import Resource
 from poolkeeper.spec.parse import PooledDatabase
 
 FIELD = "pause"
-"""Of the status."""
+"""The field of the status."""
 MARGIN_SECONDS = 30
-"""So much longer than the pause lasts a query may wait: it may have waited before, and takes its turn after."""
+"""How long a query may wait beyond the pause: it may have waited before, and takes its turn afterwards."""
 LOWER_SECONDS = 5.0
-"""How long after the resume the time limits go back to what they were. What has waited since the pause began
-would be cut off by them, so the last of it has to have its server by then."""
+"""How long after the resume the time limits go back to what they were. The lower limits would cut off queries
+that have waited since the pause began, so the last such query must have its server connection by then."""
 _WAIT_TIMEOUTS = {"query_wait_timeout": "120", "query_timeout": "0"}
-"""What cuts off a client that waits, with PgBouncer's defaults; 0 is no limit. (query_timeout counts from when
-the client asked, also while it has no server: tried.)"""
+"""Settings that cut off a waiting client, with PgBouncer's defaults; 0 is no limit. (query_timeout counts from
+the client's query, also while it has no server connection: tried.)"""
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
 class Pause:
-    """One pause. It ends at `until` at the latest; `resumed_at` once every pooler has resumed.
+    """One pause. It ends at `until` at the latest; `resumed_at` is set once every pooler has resumed.
 
-    `timed_out`: it was still asked for then. It is not begun again before it was taken back.
+    `timed_out`: it was still asked for then. It does not begin again before it was taken back.
     """
 
     since: datetime
@@ -41,15 +41,15 @@ class Pause:
     timed_out: bool = False
 
     def holds(self, asked: bool | None, now: datetime) -> bool:
-        """Whether poolers are to be paused; else they are to be resumed, or have been."""
+        """Whether poolers are to be paused; otherwise they are to be resumed, or have been."""
         return self.resumed_at is None and asked is not False and now < self.until
 
     def raises_limits(self, now: datetime) -> bool:
-        """Whether the time limits on waiting clients have to allow for it still."""
+        """Whether the time limits on waiting clients still have to allow for it."""
         return self.resumed_at is None or now < self._lowered_at
 
     def next_change(self, asked: bool | None, now: datetime) -> float | None:
-        """In how many seconds there is something to do that no event tells."""
+        """Seconds until the next step that no event reports; None if there is none."""
         if self.resumed_at is not None:
             return (self._lowered_at - now).total_seconds() if now < self._lowered_at else None
         return (self.until - now).total_seconds() if self.holds(asked, now) else None
@@ -61,7 +61,7 @@ class Pause:
 
 
 def asked(resource: Resource) -> bool | None:
-    """What the spec wants; None where it makes no sense, so that nobody knows. Deletion takes a pause back."""
+    """Whether the spec asks for a pause; None (unknown) if it is invalid. Deletion takes a pause back."""
     if resource.deleting:
         return False
     spec = resource.spec
@@ -69,12 +69,13 @@ def asked(resource: Resource) -> bool | None:
 
 
 def is_possible(database: PooledDatabase) -> bool:
-    """In session mode every client keeps its server for as long as it stays: there is nothing to hold back."""
+    """Whether a pause can hold anything back: in session mode every client keeps its server connection for as
+    long as it stays connected."""
     return database.pooler.mode != "session"
 
 
 def recorded(resource: Resource) -> Pause | None:
-    """The pause that the status speaks of."""
+    """The pause in the status; None without one."""
     found = resource.status.get(FIELD)
     if not found:
         return None
@@ -87,7 +88,7 @@ def recorded(resource: Resource) -> Pause | None:
 
 
 def to_record(pause: Pause) -> dict[str, Any]:
-    """The pause as the status has it."""
+    """The pause as the status records it."""
     return {
         "since": pause.since.strftime(_TIME),
         "until": pause.until.strftime(_TIME),
@@ -97,7 +98,7 @@ def to_record(pause: Pause) -> dict[str, Any]:
 
 
 def advance(resource: Resource, resumed: bool, now: datetime) -> Pause | None:
-    """What the status has to record next; `resumed`: every pooler showed that it holds nobody back."""
+    """The pause to record in the status next; `resumed`: every pooler showed that it holds no client back."""
     pause, wants = recorded(resource), asked(resource)
     if pause is None:
         return _new(resource, now) if wants else None
@@ -121,7 +122,7 @@ def wait_seconds(resource: Resource, now: datetime) -> int | None:
 
 
 def with_patience(parameters: Mapping[str, str], seconds: int | None) -> dict[str, str]:
-    """PgBouncer's settings with the limits raised that would cut waiting clients off before `seconds`."""
+    """PgBouncer's settings, with those limits raised that would cut off waiting clients before `seconds`."""
     raised = dict(parameters)
     for name, default in _WAIT_TIMEOUTS.items():
         limit = float(parameters.get(name, default))

@@ -1,4 +1,4 @@
-"""A pause at the pooler pods: what each of them is to do, what they showed, and the condition Paused. Pure."""
+"""A pause at the pooler pods: the orders for each pod, what they showed, and the condition Paused. Pure."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from poolkeeper.plan.world import World
 KIND = "Paused"
 PAUSING, TIMED_OUT, RESUMING, RESUMED = "Pausing", "TimedOut", "Resuming", "Resumed"
 AT_ONCE_SECONDS = 0.05
-"""How soon to go on once the status records the next step."""
+"""How long until the next run once the status records the next step."""
 ENDING_SECONDS = 7.0
-"""So long before a terminating pod is killed it resumes: who waits there would fail for certain."""
+"""How long before its kill a terminating pod resumes: clients that wait there would fail for certain."""
 
 
 @dataclass(frozen=True)
 class HeldPooler:
-    """A pooler pod that takes part, and when it resumes at the latest."""
+    """A pooler pod that takes part in a pause, and when it resumes at the latest."""
 
     uid: str
     name: str
     access: ConsoleAccess
     until: datetime
     leaving: bool
-    """It terminates. Its process ends once nobody is connected, an operator neither."""
+    """It terminates. Its process ends once no client is connected, and no operator either."""
 
 
 @dataclass(frozen=True)
 class Pausing:
-    """What is to be done at the poolers of one PooledDatabase now.
+    """The orders for the poolers of one PooledDatabase now.
 
-    `hold`: pause them, else resume them. Nothing is paused before a Pausing with `begin` came: then the status
-    records the pause, and every process has the time limits for it. `logins`, by transaction entry, serve to
-    make a pooler ready for new clients beforehand.
+    `hold`: pause them, otherwise resume them. No pooler is paused before a Pausing with `begin`: by then the
+    status records the pause, and every process has the time limits for it. `logins`, by transaction entry, make
+    a pooler ready for new clients beforehand.
     """
 
     hold: bool
@@ -53,7 +53,7 @@ class Pausing:
 
 
 def pausing(wanted: Wanted, world: World, now: datetime, *, begin: bool) -> Pausing | None:
-    """The orders for the pause that the status records, None where it records none that goes on."""
+    """The orders for the pause that the status records; None if it records no ongoing pause."""
     resource = world.resource
     found = pause.recorded(resource) if resource is not None else None
     if resource is None or found is None or found.resumed_at:
@@ -96,7 +96,7 @@ def _logins(wanted: Wanted) -> dict[str, Login]:
 
 
 def resumed(world: World) -> bool:
-    """Whether every pooler showed, after it was told to resume, that it holds nobody back."""
+    """Whether every pooler showed, after the order to resume, that it holds no client back."""
     return not any(_may_hold(pod, world) for pod in world.pods)
 
 
@@ -104,12 +104,12 @@ def _may_hold(pod: Pod, world: World) -> bool:
     seen = world.paused.get(pod.uid)
     if not pod.ip or (seen is not None and seen.resumed):
         return False
-    # One that does not serve may not have begun to listen, or be shutting down and listen no more.
+    # A pooler that does not serve may not listen yet, or may be shutting down and no longer listen.
     return serves(pod) or (seen is not None and not seen.problem)
 
 
 def requeue(world: World, now: datetime) -> float | None:
-    """In how many seconds the pause wants to be looked at again."""
+    """Seconds until the pause needs another run; None if it needs none."""
     assert world.resource is not None
     known = pause.recorded(world.resource)
     if pause.advance(world.resource, resumed(world), now) != known:
@@ -119,7 +119,7 @@ def requeue(world: World, now: datetime) -> float | None:
 
 
 def condition(wanted: Wanted, world: World, found: Pause | None, now: datetime) -> Condition | None:
-    """What becomes of the pause that is asked for or recorded (`found`); None without one."""
+    """The state of the pause that is asked for or recorded (`found`); None without one."""
     assert world.resource is not None
     spec, wants = world.resource.spec, pause.asked(world.resource)
     if not wants and getattr(spec, "paused", False):
@@ -173,7 +173,7 @@ def _holds(pod: Pod, world: World) -> bool:
 
 
 def _named(pods: list[Pod], world: World, wanted: Wanted | None = None) -> str:
-    """What is known of the first of them."""
+    """The state of the first of these pods, for a message."""
     pod = min(pods, key=lambda item: item.name)
     seen = world.paused.get(pod.uid)
     if seen is not None and seen.problem:

@@ -1,7 +1,7 @@
-"""Which pooler pod has which peer_id, and the lines of PgBouncer's configuration that each has of its own.
+"""The peer_id of each pooler pod, and the lines of PgBouncer's configuration that each pod has of its own.
 
 A cancel request comes over a connection of its own, which a Service leads to any of the poolers. The key in it
-holds the peer_id of the one that knows the query, and [peers] tells where that is.
+holds the peer_id of the pooler that knows the query, and [peers] has that pooler's address.
 https://www.pgbouncer.org/config.html#section-peers
 """
 
@@ -19,12 +19,12 @@ _LINES = re.compile(r"peer_id = ([1-9][0-9]{0,4})(\n%include \S+\n)?")
 
 
 def lines(peer: int, table: str | None) -> str:
-    """What a pod includes: its peer_id and, if it has one, its `table` of caps, a path."""
+    """The text that a pod includes: its peer_id and, if it has a `table` of caps, that table's path."""
     return f"peer_id = {peer}" + (f"\n%include {table}\n" if table else "")
 
 
 def table_path(uid: str) -> str:
-    """Where a pod finds its table of caps."""
+    """The path of a pod's table of caps."""
     return f"{CONFIG_DIRECTORY}/{table_file(uid)}"
 
 
@@ -35,7 +35,7 @@ def parse(text: str) -> tuple[int | None, bool]:
 
 
 def assign(pods: Iterable[Pod]) -> dict[str, int]:
-    """peer_ids by UID, for every pod that has an address: who has one keeps it, the others get free ones.
+    """peer_ids by UID, for every pod with an address: a pod keeps the one that it has, or gets a free one.
 
     Terminating pods keep theirs: their queries can be cancelled to the end.
     """

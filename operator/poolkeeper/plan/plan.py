@@ -1,13 +1,13 @@
-"""From what is observed to what to do next: plan(world) -> Plan. Pure, and idempotent.
+"""Turns observations into the next steps: plan(world) -> Plan. Pure, and idempotent.
 
-A Plan holds the next group of steps only. The shell executes them, observes again and asks again, until a
+A Plan holds the next group of steps only. The shell executes them, observes again and plans again, until a
 plan is settled: so the order below is the whole protocol, and a crash between two groups is nothing special.
 
 1. finalizer, marks on source Secrets, then logins    nothing may exist that can't be cleaned up or repaired
-2. the poolers and what is around them; what is not wanted any more goes
-3. configuration shown by every ready pod; the upstream probed
+2. the poolers and the objects around them; unwanted objects are deleted
+3. configuration shown by every pod with a reachable console; the upstream probed
 4. consumers' Secrets                              a login is handed out once the running poolers know it
-5. status; keepers, and poolers that leave, are seen to beside all this
+5. status; keepers, and poolers that leave, are handled in the background
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ from poolkeeper.upstream.target import Target
 Object = dict[str, Any]
 
 RECHECK_SECONDS = 5.0
-"""How soon what no event will tell is looked at again: a missing Secret, a refusal, a console that differs."""
+"""How often what no event reports is rechecked: a missing Secret, a refusal, a console that differs."""
 
 WATCH_SECONDS = 2.0
-"""How soon a workload that is being restarted is looked at again."""
+"""How often a workload that is being restarted is read again."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A login through a pooler pod, whose network may reach what the operator's does not."""
+    """A login to the upstream through a pooler pod, whose network may reach what the operator's does not."""
 
     pod: Pod
     login: Login
@@ -71,58 +71,58 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """The next group of steps, all of which may run side by side. Empty but for `status`: settled."""
+    """The next group of steps, all of which may run concurrently. See `settled`."""
 
     create: tuple[Object, ...] = ()
-    """Objects that do not exist as far as is known: an existing one that is not ours stays untouched."""
+    """Objects that do not exist as far as is known: an existing object that is not ours stays untouched."""
     apply: tuple[Object, ...] = ()
     delete: tuple[tuple[Ref, str], ...] = ()
     """With the UID as precondition."""
     finalizer: bool | None = None
-    """True: add ours. False: take it off."""
+    """True: add ours. False: remove it."""
     mark: tuple[str, ...] = ()
     unmark: tuple[str, ...] = ()
     tables: Object | None = None
-    """The pods' tables of caps, where they don't have the present lines of the entries."""
+    """The pods' tables of caps, if they don't have the present lines of the entries."""
     pod_lines: tuple[tuple[Pod, str], ...] = ()
-    """Pods to be given configuration of their own."""
+    """Pods to get lines of configuration of their own."""
     admit: tuple[Pod, ...] = ()
-    """Pods that clients may come to from now on."""
+    """Pods to admit: clients may connect from now on."""
     reload: tuple[Reload, ...] = ()
     keepers: tuple[Reload, ...] = ()
-    """Likewise keepers. They are seen to beside the runs: there are many, and some can't be reached."""
+    """Keepers to reload. They are handled in the background: there are many, and some can't be reached."""
     leaving: tuple[Leaving, ...] = ()
-    """Pooler pods to be drained, beside the runs as well."""
+    """Pooler pods to drain, also in the background."""
     moving: tuple[KeeperConsole, ...] = ()
-    """The keepers that may have to leave them."""
+    """The keepers that may have to leave the pods in `leaving`."""
     pausing: Pausing | None = None
-    """A planned pause, which is seen to beside the runs too."""
+    """A planned pause, also handled in the background."""
     observe: Place | None = None
-    """The upstream whose failovers are to be noticed."""
+    """The upstream to observe for failovers."""
     reconnect: tuple[Reconnect, ...] = ()
-    """Poolers to be led to where the upstream is now, beside the runs too."""
+    """Poolers to lead to where the upstream is now, also in the background."""
     renew: tuple[Renewal, ...] = ()
-    """Poolers to renew their server connections, beside the runs too."""
+    """Poolers that have to renew their server connections, also in the background."""
     look: tuple[Owner, ...] = ()
     """Controllers of app pods whose workloads have to be read."""
     retire: Pod | None = None
-    """A pooler pod to be evicted, once all else is reported."""
+    """A pooler pod to evict, once all else is reported."""
     restart: Restart | None = None
-    """The workload of app pods to be restarted. Like the keepers' own, this holds nothing else up."""
+    """The workload of app pods to restart. Like the keepers' reloads, the restart holds nothing else up."""
     budget: Order | None = None
-    """What it asks of the budget; None: what runs is left as it is."""
+    """The PooledDatabase's order to the budget; None: what runs is left as it is."""
     probe: Target | None = None
     trial: Trial | None = None
-    """What to try where the operator itself can't reach the upstream."""
+    """The login to try if the operator itself can't reach the upstream."""
     events: tuple[Event, ...] = ()
     status: Mapping[str, Any] | None = None
-    """The status to write, None where it is right already."""
+    """The status to write; None if it is already right."""
     requeue: float | None = None
-    """Seconds after which to look again although no event asked for it."""
+    """Seconds until the next run if no event causes one earlier."""
 
     @property
     def settled(self) -> bool:
-        """Nothing is left to do but to report."""
+        """Whether nothing is left to do but report."""
         return (
             not (
                 self.create
@@ -148,7 +148,7 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
     if resource.deleting:
         return replace(_teardown(world), pausing=pausing(without_spec(key, world), world, now, begin=False))
     if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
-        return Plan()  # nothing can be made there any more; the resource's own deletion follows
+        return Plan()  # nothing can be created there any more; the resource's own deletion follows
     if isinstance(resource.spec, SpecError):
         running = without_spec(key, world)
         revoked = _revoked(key, world)
@@ -164,7 +164,7 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         if not steps.settled:
             return _beside(steps, wanted, world, now)
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
-            break  # logins that could not be stored would be others in every run: nobody may see them
+            break  # logins that could not be stored would differ in every run: no consumer may see them
     reported, events = status.of(database, wanted, world, now)
     behind, rollout = keepers_behind(wanted, world), restarts(wanted, world)
     recheck = WATCH_SECONDS if rollout.waiting else _requeue(wanted, world)
@@ -181,7 +181,7 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
 
 
 def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: bool = False) -> Plan:
-    """With what goes on beside the runs, whatever group of steps is next; `pause`: a pause may begin."""
+    """Add the background work, whatever group of steps is next; `pause`: a pause may begin."""
     going = leaving(wanted, world, now)
     host = wanted.target.host if wanted.target is not None else None
     return replace(
@@ -197,7 +197,8 @@ def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: 
 
 
 def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
-    """The logins come last: with them an upstream that was just proved right is stored, in the same write."""
+    """Finalizer, marks and logins. The logins come last: the same write stores an upstream that was just
+    proved right."""
     resource = world.resource
     assert resource is not None
     unproved = wanted.logins.upstream is None
@@ -218,7 +219,7 @@ def _foundations(database: PooledDatabase, wanted: Wanted, world: World) -> Plan
 
 
 def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
-    """The poolers; with them the consumers' Secrets where no running pooler has to learn of them first."""
+    """The poolers, and the consumers' Secrets too if no running pooler has to learn of them first."""
     objects = wanted.poolers if poolers_behind(wanted, world) else wanted.poolers + wanted.bindings
     unwanted = _unwanted(database, wanted, world)
     removed = [
@@ -241,7 +242,7 @@ def _poolers(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
 
 
 def _tables(database: PooledDatabase, wanted: Wanted, world: World) -> Object | None:
-    """The budget decides on the caps (workers/servers/loop.py); what stands beside them is decided here."""
+    """The tables, if outdated. The budget decides on caps (workers/servers/loop.py), this module on lines."""
     if wanted.configuration is None or world.stored is None:
         return None
     name, lines = names.config_name(database.name), wanted.configuration.lines
@@ -263,7 +264,7 @@ def _proofs(database: PooledDatabase, wanted: Wanted, world: World) -> Plan:
 
 
 def _to_probe(wanted: Wanted, world: World) -> Target | None:
-    """The target to log in to now: it is new, or its turn has come, and no login to it is under way."""
+    """The target to log in to now: it is new or its interval is over, and no login to it is under way."""
     resolved, probe = wanted.resolved, world.probe
     if resolved is None or resolved == world.probing:
         return None
@@ -299,7 +300,7 @@ def _drift(objects: tuple[Object, ...], world: World) -> Plan:
 
 
 def _with_uid(obj: Object, uid: str) -> Object:
-    """The UID as precondition: an apply must not bring back, or change, what took the object's place."""
+    """Add the UID as precondition: an apply must not restore the object, nor change what took its place."""
     return {**obj, "metadata": {**obj["metadata"], "uid": uid}}
 
 
@@ -308,8 +309,8 @@ def _is_ours(child: Child, world: World) -> bool:
 
 
 def _unwanted(database: PooledDatabase, wanted: Wanted, world: World) -> tuple[tuple[Ref, str], ...]:
-    """Our objects that nothing asks for. While the target is unknown nothing of the last good state goes,
-    except what consent no longer covers: that is decided without the target."""
+    """Our objects that nothing asks for. While the target is unknown, the last good state stays, except what
+    consent no longer covers: that is decided without the target."""
     kept = {
         Ref(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
         for obj in wanted.poolers + wanted.bindings
@@ -337,7 +338,7 @@ def _unwanted(database: PooledDatabase, wanted: Wanted, world: World) -> tuple[t
 
 
 def _revoked(key: Key, world: World) -> tuple[tuple[Ref, str], ...]:
-    """Our Secrets where consent is gone: a namespace's word counts whatever state the spec is in."""
+    """Our Secrets where consent is gone: a namespace's consent counts whatever state the spec is in."""
     return tuple(
         (ref, child.uid)
         for ref, child in sorted(world.children.items())
@@ -350,14 +351,14 @@ def _revoked(key: Key, world: World) -> tuple[tuple[Ref, str], ...]:
 def _teardown(world: World) -> Plan:
     """Delete everything, wait until the pods have ended (their grace bounds it), then let the resource go.
 
-    While there are pods, what they hold of the server stays stored, for others to reckon with, and how to get
-    to their consoles.
+    While there are pods, the connections that they hold stay stored, for other PooledDatabases to reckon with,
+    and so does the access to their consoles.
     """
     stays = (names.ROLE_CONFIG, names.ROLE_LOGINS) if world.pods else ()
     deleted = tuple((ref, uid) for ref, uid in _all_children(world) if world.children[ref].role not in stays)
     if deleted or world.marked:
         return Plan(delete=deleted, unmark=tuple(sorted(world.marked)))
-    if world.pods or world.children:  # a child that is left was refused to be deleted
+    if world.pods or world.children:  # deletion of a child that is left was refused
         return Plan(requeue=RECHECK_SECONDS)
     assert world.resource is not None
     return Plan(finalizer=False if world.resource.finalized else None)

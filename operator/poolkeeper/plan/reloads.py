@@ -1,4 +1,4 @@
-"""What to do at processes that run: whose console has to show something else, who leaves a pooler. Pure."""
+"""Steps at running poolers and keepers: reloads, admissions, drains, and a pod to retire. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from poolkeeper.plan.world import World
 
 @dataclass(frozen=True)
 class Reload:
-    """A process whose console must come to show `configuration`."""
+    """A process whose console has to show `configuration`."""
 
     process: str
     """Key of World.shown."""
@@ -31,20 +31,20 @@ class Reload:
     pod: str
     uid: str
     annotations: Mapping[str, str]
-    """What the pod has to get beforehand, so that kubelet brings it the files at once."""
+    """Annotations that the pod needs first, so that kubelet updates its files at once."""
     restarts: int
     access: ConsoleAccess
     configuration: Configuration
 
     @property
     def shown_as(self) -> str:
-        """What its configuration is known by in World.shown."""
+        """The name of its configuration in World.shown."""
         return shown_as(self.configuration, self.configuration.databases)
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """A pooler pod that terminates: seconds since its deletion, and until it is killed."""
+    """A terminating pooler pod: seconds since its deletion, and until it is killed."""
 
     uid: str
     name: str
@@ -54,7 +54,7 @@ class Leaving:
 
 
 def poolers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
-    """The ready poolers that were not brought to the configuration yet, or not since they restarted."""
+    """The poolers with a reachable console that were not reloaded to the configuration since they started."""
     config = wanted.configuration
     if config is None or world.resource is None:
         return ()
@@ -76,19 +76,19 @@ def poolers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
 
 
 def _of_pod(config: Configuration, pod: Pod, peer: int, caps: Caps) -> Configuration:
-    """What a pooler's console must show: of the entries those that its table has."""
+    """The configuration that a pooler's console must show: of the entries only those in its table."""
     databases = {entry: columns for entry, columns in config.databases.items() if entry in caps}
     return replace(config, settings={**config.settings, "peer_id": str(peer)}, databases=databases)
 
 
 def shown_as(config: Configuration, entries: Iterable[str]) -> str:
-    """What a configuration with these of its entries is known by in World.shown."""
+    """The name, in World.shown, of a configuration with these of its entries."""
     present = sorted(entry for entry in entries if entry in config.databases)
     return f"{config.generation} {hashlib.sha256(' '.join(present).encode()).hexdigest()[:8]}"
 
 
 def admissible(wanted: Wanted, world: World) -> tuple[Pod, ...]:
-    """Pods that clients may come to from now on: the budget has room, and they show their configuration."""
+    """Pods to admit: the budget has room for them, and they show their configuration."""
     config = wanted.configuration
     if config is None or world.budget is None:
         return ()
@@ -104,7 +104,7 @@ def admissible(wanted: Wanted, world: World) -> tuple[Pod, ...]:
 
 
 def keepers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
-    """Likewise of the keepers."""
+    """The keepers that were not yet reloaded to their configuration, or not since they restarted."""
     found = []
     for pod, keeper, consumer in running_keepers(wanted, world):
         config = wanted.keepers.get(consumer)
@@ -123,7 +123,7 @@ def keepers_behind(wanted: Wanted, world: World) -> tuple[Reload, ...]:
 
 
 def leaving(wanted: Wanted, world: World, now: datetime) -> tuple[Leaving, ...]:
-    """The pooler pods that terminate and are not killed yet."""
+    """The terminating pooler pods that are not killed yet."""
     found = []
     for pod in world.pods:
         if not pod.terminating or not pod.ip or pod.killed_at is None or wanted.logins.console is None:
@@ -136,7 +136,7 @@ def leaving(wanted: Wanted, world: World, now: datetime) -> tuple[Leaving, ...]:
 
 
 def moving(wanted: Wanted, world: World) -> tuple[KeeperConsole, ...]:
-    """Every keeper, as one that may have to leave a pooler. None while no other pooler could take it in."""
+    """Every keeper, as it may have to leave a pooler. None while no other pooler could admit it."""
     if not any(map(serves, world.pods)):
         return ()
     return tuple(
@@ -151,7 +151,7 @@ def moving(wanted: Wanted, world: World) -> tuple[KeeperConsole, ...]:
 
 
 def running_keepers(wanted: Wanted, world: World) -> Iterator[tuple[AppPod, Keeper, Consumer]]:
-    """Those that serve one of the consumers, by pod and name."""
+    """The running keepers that serve one of the consumers, each with its pod and consumer."""
     granted = frozenset(wanted.consumers.granted)
     for pod in world.app_pods:
         for keeper in pod.keepers:
@@ -161,13 +161,13 @@ def running_keepers(wanted: Wanted, world: World) -> Iterator[tuple[AppPod, Keep
 
 
 def reachable(pod: Pod) -> bool:
-    """Whether the pooler runs, be it that clients may come or not, and is not about to go."""
+    """Whether the pooler runs, admitted or not, and does not terminate."""
     return pod.running and not pod.terminating and bool(pod.ip)
 
 
 def retiring(world: World) -> Pod | None:
-    """The pooler pod that is to be evicted since no statement gets through it; not while another one is on its
-    way, there or gone."""
+    """The pooler pod to evict, since no statement gets through it; None while another pod is starting or
+    ending."""
     silent = world.budget.silent if world.budget is not None else ""
     pods = [pod for pod in world.pods if not pod.stopped]
     if len(pods) < 2 or not all(map(serves, pods)):
@@ -176,7 +176,7 @@ def retiring(world: World) -> Pod | None:
 
 
 def serves(pod: Pod) -> bool:
-    """Whether the pooler takes clients in."""
+    """Whether the pooler accepts clients."""
     return pod.ready and not pod.terminating and bool(pod.ip)
 
 

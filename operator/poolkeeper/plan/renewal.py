@@ -1,4 +1,4 @@
-"""Which poolers have to renew their server connections, and what the status records of it. Pure.
+"""The poolers that have to renew their server connections, and the renewal in the status. Pure.
 
 There are two causes: the database's schema has changed (workers/servers/schemas.py), or the annotation
 poolkeeper.io/reconnect has a new value. The status holds the cause of the last renewal, so that the next
@@ -24,12 +24,12 @@ from poolkeeper.plan.wanted import Wanted
 from poolkeeper.plan.world import World
 
 FIELD = "renewal"
-"""Of the status."""
+"""The field of the status."""
 
 
 @dataclass(frozen=True)
 class Renewal:
-    """A pooler that has to renew its server connections of these `entries`, None: of all."""
+    """A pooler that has to renew its server connections of these `entries`; None: of all entries."""
 
     uid: str
     name: str
@@ -40,7 +40,7 @@ class Renewal:
 
 
 def renewals(wanted: Wanted, world: World) -> tuple[Renewal, ...]:
-    """The poolers that may have server connections older than what is asked for."""
+    """The poolers that may have server connections older than the cause of a renewal."""
     before, cause = recorded(world), _cause(world)
     if wanted.logins.console is None or not _concerns_connections(before, cause, wanted):
         return ()
@@ -59,13 +59,13 @@ def renewals(wanted: Wanted, world: World) -> tuple[Renewal, ...]:
 
 
 def recorded(world: World) -> RenewalCause:
-    """What the status says that connections were renewed for."""
+    """The cause of the last renewal, from the status."""
     stands = world.resource.status.get(FIELD, {}) if world.resource is not None else {}
     return RenewalCause(stands.get("request", ""), stands.get("schema", ""))
 
 
 def report(wanted: Wanted, world: World, now: datetime) -> tuple[dict[str, Any], tuple[Event, ...]]:
-    """The status' field, and the Event of a renewal that is complete."""
+    """The status field, and the Event of a complete renewal."""
     resource = world.resource
     assert resource is not None
     before, cause = recorded(world), _cause(world)
@@ -108,14 +108,14 @@ def _event(name: str, before: RenewalCause, cause: RenewalCause, wanted: Wanted,
 
 
 def _cause(world: World) -> RenewalCause:
-    """What connections have to be renewed for. What is not known or not asked for any more is as it was."""
+    """The cause to renew connections for. A part that is unknown, or no longer asked for, stays as recorded."""
     before = recorded(world)
     request = world.resource.reconnect if world.resource is not None else ""
     return RenewalCause(request or before.request, world.schema or before.schema)
 
 
 def _new_schema(before: RenewalCause, cause: RenewalCause) -> bool:
-    """The first schema that is ever seen is none that connections are older than."""
+    """Whether the schema changed. No connection is older than the first schema that is ever seen."""
     return bool(before.schema) and before.schema != cause.schema
 
 
@@ -125,7 +125,7 @@ def _concerns_connections(before: RenewalCause, cause: RenewalCause, wanted: Wan
 
 
 def _requested(cause: RenewalCause, wanted: Wanted) -> frozenset[str] | None:
-    """The entries that the annotation asks for: None for all, none for a consumer that isn't one."""
+    """The entries that the annotation asks for: None for all, an empty set for a consumer that isn't one."""
     named = _named(cause.request)
     if named is None:
         return None

@@ -1,9 +1,9 @@
 """Which of spec.pooler.parameters the poolers' file may hold now: PgBouncer doesn't start with one it lacks.
 
-Which version an image has shows only when it runs. So a parameter that some versions lack stays out of the
-file until a pooler of the image shows its version; RELOAD brings it then. It leaves the file before pods of
-another image read it, and stays there when the operator restarts, which forgets what consoles showed. All pods
-of one image count as one version.
+An image's version shows only when it runs. So a parameter that some versions lack stays out of the file until a
+pooler of the image shows its version; then a RELOAD adds it. It leaves the file before pods of another image
+read it, and stays in it when the operator restarts, which forgets what consoles showed. All pods of one image
+count as one version.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from poolkeeper.spec.parse import PooledDatabase
 
 @dataclass(frozen=True)
 class Supported:
-    """The parameters for the file, and why each of the others is not among them, by name."""
+    """The parameters for the file, and the reason for each that is withheld, by name."""
 
     parameters: Mapping[str, str]
     withheld: Mapping[str, str] = field(default_factory=dict)
 
 
 def supported(database: PooledDatabase, world: World, settings: Settings) -> Supported:
-    """What the poolers that run, and those that start next, can read."""
+    """The parameters that the running poolers, and those that start next, can read."""
     asked = database.pooler.parameters
     if database.pooler.image is None:
         return Supported(asked)  # parse() refused what the operator's own image lacks
@@ -56,7 +56,7 @@ def supported(database: PooledDatabase, world: World, settings: Settings) -> Sup
 
 
 def _withheld(parameter: Parameter, pods: list[Pod], wanted: str, written: str, world: World) -> str:
-    """Why a parameter must stay out of the file, or empty."""
+    """Why a parameter must stay out of the file; empty if it need not."""
     needs = f"{parameter.name} needs PgBouncer {release(parameter.since)}"
     if any(pod.image != wanted for pod in pods):
         return f"{needs}, and not every pooler is of image {wanted} yet"

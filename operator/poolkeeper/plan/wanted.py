@@ -1,4 +1,4 @@
-"""What one PooledDatabase should look like, given what is observed: every object, whole."""
+"""The wanted state of one PooledDatabase, given the observations: every object, complete."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one PooledDatabase should look like, given the world."""
+    """The wanted state of one PooledDatabase, given its World."""
 
     namespace: str
     host: str
-    """Name of the pooler Service, and in the poolers' certificate."""
+    """Name of the pooler Service, also in the poolers' certificate."""
     resolved: Target | None
     fault: TargetError | None
     target: Target | None
-    """The target in use: the resolved one, or the last proved one while the resolved one is rejected."""
+    """The target in use: the resolved one, or the last proved one until the resolved one is proved."""
     consumers: consent.Consumers
     logins: Logins
     configuration: Configuration | None = None
@@ -60,20 +60,20 @@ class Wanted:
     """peer_ids of pooler pods, by UID."""
     budget: Order | None = None
     pod_lines: Mapping[str, str] = field(default_factory=dict)
-    """The configuration that pooler pods have of their own, by UID."""
+    """Each pooler pod's own lines of configuration, by UID."""
     poolers: tuple[Object, ...] = ()
     bindings: tuple[Object, ...] = ()
     """The consumers' Secrets."""
     keepers: Mapping[Consumer, Configuration] = field(default_factory=dict)
-    """What keepers have to show; nothing where spec.keeper is not enabled."""
+    """The configurations that keepers have to show; empty unless spec.keeper is enabled."""
     keeper: KeeperTemplate | None = None
-    """What a keeper injected now looks like."""
+    """The template of a keeper that is injected now."""
     keeper_rollout: str = MANUAL
     withheld: Mapping[str, str] = field(default_factory=dict)
     """Why parameters of the spec are not in the poolers' file, by name."""
 
     def console_at(self, ip: str) -> ConsoleAccess:
-        """How to log in at the console of the pooler at this address."""
+        """Access to the console of the pooler at this address."""
         assert self.logins.console is not None
         assert self.logins.authorities is not None
         return ConsoleAccess(
@@ -85,7 +85,7 @@ class Wanted:
         )
 
     def keeper_at(self, consumer: Consumer, ip: str, port: int) -> ConsoleAccess:
-        """How to log in at the console of the consumer's keeper at this address."""
+        """Access to the console of the consumer's keeper at this address."""
         assert self.logins.authorities is not None
         name, authority = entries.login_name(consumer), self.logins.authorities.keepers
         return ConsoleAccess(
@@ -98,7 +98,7 @@ class Wanted:
 
 
 def want(database: PooledDatabase, world: World, settings: Settings, now: datetime) -> Wanted:
-    """Everything that should exist for a valid PooledDatabase."""
+    """The wanted state for a valid PooledDatabase."""
     resolved, fault = _resolved(database, world)
     target = _in_use(resolved, world)
     granted = consent.consumers(database, world.namespaces, settings)
@@ -190,21 +190,22 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
 
 
 def _most_pods(world: World) -> int | None:
-    """Until an operator that starts has measured the server it stays as it was: no pod more could come in."""
+    """How many pods the budget has room for. Until an operator that starts has measured the server, the number
+    stays as it was: no further pod could be admitted."""
     if world.budget is not None and world.budget.most_pods is not None:
         return world.budget.most_pods
     return world.rollout.most_pods if world.rollout is not None else None
 
 
 def allotted(pod: Pod, world: World) -> Caps:
-    """The caps that are stored for a pod; none if it has no table."""
+    """The stored caps of a pod; none if it has no table."""
     allotment = world.stored.record.allotments.get(pod.uid) if world.stored is not None else None
     return {} if allotment is None else allotment.caps
 
 
 def _pod_lines(peer_ids: Mapping[str, int], world: World) -> dict[str, str]:
-    """A table stays included while there is none: a pod that would forget the name of its table would throw
-    everybody out."""
+    """Each pod's own lines. A pod keeps including its table while there is none: if it forgot the table's name,
+    it would disconnect every client."""
     allotments = world.stored.record.allotments if world.stored is not None else {}
     lines = {}
     for pod in world.pods:
@@ -217,7 +218,7 @@ def _pod_lines(peer_ids: Mapping[str, int], world: World) -> dict[str, str]:
 def _withheld(consumer: Consumer, target: Target, world: World) -> bool:
     """Whether a consumer's Secrets have to wait, since a pooler that serves has no connection for it."""
     if left_out(consumer, target.database, world.budget):
-        return True  # it would lead to nothing
+        return True  # their URLs would lead to nothing
     if Ref("Secret", consumer.namespace, consumer.secret_name) in world.children:
         return False
     entry = entries.entry_name(target.database, consumer)
@@ -225,9 +226,9 @@ def _withheld(consumer: Consumer, target: Target, world: World) -> bool:
 
 
 def without_spec(key: Key, world: World) -> Wanted:
-    """What is known of what runs while the spec makes no sense: enough for what goes on at running processes.
+    """The known state of what runs while the spec is invalid: enough for the steps at running processes.
 
-    The target is the one that was proved last, and consumers are those that have their Secrets.
+    The target is the last proved one, and the consumers are those that have their Secrets.
     """
     known = (
         consent.Consumer(ref.namespace, ref.name)
@@ -293,7 +294,7 @@ def _keepers(
 def _apps(
     database: PooledDatabase, consumers: Iterable[Consumer], authorities: Authorities, world: World
 ) -> dict[Consumer, Login]:
-    """What apps log in with at keepers that demand it: those to come, or some that run still."""
+    """The logins of apps at keepers that demand one: at new keepers, or at some that still run."""
     demanding = {
         Consumer(pod.namespace, keeper.secret_name)
         for pod in world.app_pods

@@ -1,4 +1,4 @@
-"""What was observed of one PooledDatabase: the input of plan().
+"""The observations of one PooledDatabase: the input of plan().
 
 The store builds it from the watches, the API server's answers, the pods' consoles and the upstream. Nothing
 here knows where the values came from.
@@ -32,18 +32,18 @@ class Child:
     role: str
     digest: bytes
     applied: bytes = b""
-    """Digest of what we applied, where the API server says the same in other words: both are right."""
+    """Digest of what we applied, if the API server stores the same in other words: both are right."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """The PooledDatabase itself: its metadata, its parsed spec or what is wrong with it, its last status."""
+    """The PooledDatabase itself: its metadata, its parsed spec or the error in it, its last status."""
 
     uid: str
     generation: int
     deleting: bool
     finalized: bool
-    """Our finalizer is on it."""
+    """It has our finalizer."""
     spec: PooledDatabase | SpecError
     status: Mapping[str, Any]
     reconnect: str = ""
@@ -52,48 +52,48 @@ class Resource:
 
 @dataclass(frozen=True)
 class World:
-    """Everything plan() may look at for one PooledDatabase. `resource` is None if it does not exist."""
+    """Everything plan() may read for one PooledDatabase. `resource` is None if it does not exist."""
 
     resource: Resource | None
     children: Mapping[Ref, Child] = field(default_factory=dict)
     pods: tuple[Pod, ...] = ()
     app_pods: tuple[AppPod, ...] = ()
-    """Those that ask for the database of one of the consumers."""
+    """App pods that ask for the database of one of the consumers."""
     workloads: Mapping[Owner, Workload | ApiRefusal | None] = field(default_factory=dict)
-    """What was read of the workloads behind the app pods; None where there is none."""
+    """The workloads behind the app pods, as last read; None: there is none."""
     workloads_due: frozenset[Owner] = frozenset()
-    """Those of them to be read again before anything is made of them."""
+    """Controllers whose workloads have to be read again before a decision relies on them."""
     rollout: Rollout | None = None
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     """Data of the Secrets that the upstream names, by name; a Secret that does not exist is absent."""
     managed: frozenset[str] = frozenset()
-    """Names of those that turned out to be Secrets of the operator's own; their data are not in `sources`."""
+    """Names of those Secrets that turned out to be the operator's own; their data is not in `sources`."""
     marked: frozenset[str] = frozenset()
     """Names of Secrets in this namespace that carry our source label because of this PooledDatabase."""
     logins: Logins = field(default_factory=Logins)
-    """The stored logins, completed by freshly minted ones where a consumer has none yet."""
+    """The stored logins, completed by freshly minted ones for consumers that have none yet."""
     shown: Mapping[str, Shown] = field(default_factory=dict)
     """By pod UID, or AppPod.process()."""
     paused: Mapping[str, PauseSeen] = field(default_factory=dict)
-    """By pod UID, while a pause goes on."""
+    """By pod UID, during a pause."""
     probe: Probe | None = None
     probe_due: bool = False
     """The last probe is older than its interval."""
     probing: Target | None = None
-    """What a probe that is under way logs in to; its answer starts another run."""
+    """The target of a probe that is under way; its answer starts another run."""
     next_probe_seconds: float | None = None
     whereabouts: Whereabouts | None = None
-    """Of the host that is observed; None until something is known."""
+    """Of the observed host; None until something is known."""
     moved: Mapping[str, Moved] = field(default_factory=dict)
     """By pod UID."""
     schema: str = ""
-    """Fingerprint of the schema that server connections are to be renewed for, empty while it is not known."""
+    """Fingerprint of the schema that server connections are to be renewed for; empty while unknown."""
     renewed: Mapping[str, Renewed] = field(default_factory=dict)
     """By pod UID."""
     budget: BudgetSeen | None = None
     stored: Stored | None = None
-    """What is stored of the budget; None as long as the poolers' Secret doesn't exist."""
+    """The budget as stored; None as long as the poolers' Secret doesn't exist."""
     files: Mapping[Ref, Mapping[str, str]] = field(default_factory=dict)
-    """What is in the Secrets that pods mount: the poolers' one and those of keepers."""
+    """The contents of the Secrets that pods mount: the poolers' and the keepers'."""
     refusals: Mapping[Ref, ApiRefusal] = field(default_factory=dict)

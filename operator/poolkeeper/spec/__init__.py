@@ -1,1 +1,1 @@
-"""What users write: a PooledDatabase, read and checked. Pure."""
+"""Reads and checks what users write: a PooledDatabase. Pure."""

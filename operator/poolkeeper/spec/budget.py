@@ -1,7 +1,7 @@
-"""Reads what a spec says of the budget, and refuses what no server could ever fulfil.
+"""Reads the budget of a spec, and refuses one that no server could ever fulfil.
 
-It knows nothing of servers: whether there is room is for the condition WithinBudget
-(plan/status/budget.py). What is refused here, the CRD refuses too.
+This module knows no server: the condition WithinBudget (plan/status/budget.py) reports whether there is room.
+The CRD refuses the same values.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from poolkeeper.spec.values import SpecError
 
 AUTO = "auto"
 MOST = 262143
-"""Connections: the largest max_connections that PostgreSQL takes."""
+"""The largest max_connections that PostgreSQL accepts."""
 
 
 def budget(fields: Fields) -> Budget:
-    """spec.budget; raises SpecError."""
+    """Read spec.budget; raises SpecError."""
     return Budget(
         max_connections=_max_connections(fields),
         reserve=fields.integer("reserve", 0, 1000, default=5),
@@ -27,7 +27,7 @@ def budget(fields: Fields) -> Budget:
 
 
 def terms(consumer: Fields) -> Terms:
-    """The limits and the weight of one of spec.consumers; raises SpecError."""
+    """Read the limits and the weight of one item of spec.consumers; raises SpecError."""
     limits = consumer.object("limits")
     made = Terms(
         weight=consumer.integer("weight", 1, 1000, default=100),
@@ -45,8 +45,8 @@ def terms(consumer: Fields) -> Terms:
 
 
 def check_floors(most: int | None, rules: Iterable[ConsumerRule]) -> None:
-    """Refuse a spec.budget.maxConnections that is not enough for the named consumers on a single pod. (How many
-    a selector finds is not known here.)"""
+    """Refuse a spec.budget.maxConnections that is too small for the named consumers on a single pod. (How many
+    consumers a selector finds is not known here.)"""
     least = sum(_least(rule.terms) for rule in rules if rule.namespace is not None)
     if most is not None and most < least:
         raise SpecError(
@@ -58,7 +58,7 @@ def check_floors(most: int | None, rules: Iterable[ConsumerRule]) -> None:
 
 
 def _least(item: Terms) -> int:
-    """What a consumer needs on each pooler pod."""
+    """How many connections a consumer needs on each pooler pod."""
     return 1 + item.session_connections
 
 

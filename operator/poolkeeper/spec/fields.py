@@ -1,6 +1,6 @@
 """Typed access to the fields of a request body: every refusal names the field by its full path.
 
-Knows how to read text, numbers, maps and lists out of untyped JSON. Knows nothing about what the fields mean.
+Reads text, numbers, maps and lists out of untyped JSON. Knows nothing about what the fields mean.
 """
 
 import re
@@ -12,7 +12,7 @@ from poolkeeper.spec.values import SpecError, forbidden_character
 _LABEL_PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 _LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 
-# Every consumer gets the Secret <secretName> and two more, with one of these at the end.
+# Every consumer gets the Secret <secretName> and two more, whose names end with these suffixes.
 BINDING_SUFFIX = "-binding"
 KEEPER_SUFFIX = "-keeper"
 
@@ -120,11 +120,11 @@ class Fields:
         return self.values.get(key) is not None
 
     def object(self, key: str) -> "Fields":
-        """The object under `key`; an empty one where it is absent."""
+        """The object under `key`; an empty one if absent."""
         return _fields(self.values.get(key), self.at(key))
 
     def objects(self, key: str) -> Iterator["Fields"]:
-        """The objects of the list under `key`; none where it is absent."""
+        """The objects of the list under `key`; none if absent."""
         items = self.values.get(key)
         if items is None:
             return
@@ -154,7 +154,7 @@ class Fields:
         return value
 
     def choices(self, key: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-        """A list of some of the choices; empty where it is absent."""
+        """A list of some of the choices; empty if absent."""
         items = self.values.get(key)
         if items is None:
             return ()
@@ -183,7 +183,7 @@ class Fields:
         return value
 
     def texts(self, key: str, names: Text, values: Text) -> dict[str, str]:
-        """A map from text to text; empty where it is absent."""
+        """A map from text to text; empty if absent."""
         entries = self.object(key)
         return {
             names.check(name, entries.path): values.check(str(value), f"{entries.path}.{name}")

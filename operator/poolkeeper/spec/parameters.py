@@ -1,8 +1,8 @@
 """What spec.pooler.parameters accepts: a typed allow-list of PgBouncer's settings.
 
-A file with one bad value keeps PgBouncer from starting and makes a RELOAD fall back to defaults half-way, so
-nothing reaches it whose name, kind and range are not in the table. Settings that belong to the operator are
-refused by name with what to use instead, and so are those that the operator's own image lacks.
+If its file has one bad value, PgBouncer does not start, and a RELOAD falls back to defaults half-way. So only
+settings whose name, kind and range are in the table reach the file. Settings that belong to the operator, and
+those that the operator's own image lacks, are refused by name with what to use instead.
 """
 
 import re
@@ -36,7 +36,7 @@ OPERATOR_OWNED = frozenset(OWNED_REMEDIES)
 
 
 def validate(name: str, value: object) -> str:
-    """The text that PgBouncer's file holds and `SHOW CONFIG` shows for `value`; raises SpecError."""
+    """The text for `value` in PgBouncer's file and in `SHOW CONFIG`; raises SpecError."""
     field = f"{FIELD}.{name}"
     if name in OWNED_REMEDIES:
         raise SpecError(field, "belongs to the operator", OWNED_REMEDIES[name])
@@ -56,7 +56,7 @@ def validate(name: str, value: object) -> str:
 
 
 def newer(names: Iterable[str]) -> tuple[Parameter, ...]:
-    """Those of the parameters that the oldest PgBouncer, and with it the operator's own image, lacks."""
+    """The named parameters that the oldest PgBouncer, and so the operator's own image, lacks."""
     return tuple(PARAMETERS[name] for name in names if PARAMETERS[name].since > OLDEST)
 
 
@@ -67,7 +67,7 @@ def refuse_newer(names: Iterable[str]) -> None:
 
 
 def lacking(parameter: Parameter) -> tuple[str, str]:
-    """Problem and remedy where a parameter is newer than the operator's own image."""
+    """Problem and remedy for a parameter that is newer than the operator's own image."""
     return (
         f"needs PgBouncer {release(parameter.since)}, and the operator's own image has {release(OLDEST)}",
         "remove it, or set spec.pooler.image to an image that has it",
@@ -75,7 +75,7 @@ def lacking(parameter: Parameter) -> tuple[str, str]:
 
 
 def release(since: tuple[int, int]) -> str:
-    """A release as people write it."""
+    """A release as text, such as "1.25"."""
     return f"{since[0]}.{since[1]}"
 
 
@@ -102,7 +102,7 @@ def _canonical(parameter: Parameter, value: object) -> str | None:
 
 
 def _fraction(value: str) -> str:
-    """Drop the zeros that carry no meaning, as PgBouncer shows it: "01.50" is 1.5, "2.0" is 2."""
+    """Drop meaningless zeros, as PgBouncer does in what it shows: "01.50" is 1.5, "2.0" is 2."""
     whole, _, decimals = value.partition(".")
     decimals = decimals.rstrip("0")
     return str(int(whole)) + (f".{decimals}" if decimals else "")

@@ -1,7 +1,7 @@
 """The API of the operator: parse() reads a PooledDatabase out of a body of the API server.
 
-parse() repeats every rule of the CRD, since an object may be older than a rule, or the installed CRD may be;
-what it refuses becomes the condition SpecValid. It reads no other object and no clock.
+parse() repeats every rule of the CRD, since an object or the installed CRD may be older than a rule. A refusal
+becomes the condition SpecValid. parse() reads no other object and no clock.
 """
 
 from collections.abc import Mapping
@@ -65,9 +65,9 @@ TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 POOL_MODES = ("transaction", "session", "statement")
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
 
-# What a consumer's Secrets have after its secretName.
+# Suffixes of the names of a consumer's Secrets, after its secretName.
 _SECRET_SUFFIXES = ("", BINDING_SUFFIX, KEEPER_SUFFIX)
-# Secrets of the operator end like this in the PooledDatabase's namespace, which may be a consumer's too.
+# Suffixes of the operator's Secrets in the PooledDatabase's namespace, which may be a consumer's too.
 _RESERVED_SUFFIXES = ("-pooler-config", "-pooler-logins")
 # Labels by which the operator and its Services find the pods.
 _RESERVED_LABELS = frozenset({"app.kubernetes.io/name", "app.kubernetes.io/managed-by"})
@@ -107,7 +107,7 @@ def _upstream(fields: Fields) -> Upstream:
             "set host, database and credentialsSecretRef, or else uriSecretRef alone",
         )
     for name in ("host", "port", "database"):
-        # The schema writes no default port, so a port that is present was written by somebody.
+        # The schema sets no default port, so a port that is present was written by a user.
         if not by_host and fields.has(name):
             raise SpecError(
                 fields.at(name), "does not go with uriSecretRef", "remove it; the URL in the Secret says it"

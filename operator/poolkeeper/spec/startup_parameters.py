@@ -1,7 +1,7 @@
-"""What poolers and keepers do with session parameters that clients send at connect, and between two clients.
+"""How poolers and keepers treat session parameters of start-up messages, and isolate clients from each other.
 
-A parameter of a start-up message is applied to every server connection that its client is given, ignored, or
-refused with its name. The engine applies also what PostgreSQL doesn't report (docs/engine.md). Pure.
+A parameter of a start-up message is applied to every server connection that its client gets, ignored, or
+refused by name. The engine also applies parameters that PostgreSQL doesn't report (docs/engine.md). Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FAST, STRICT = "Fast", "Strict"
 ISOLATIONS = (FAST, STRICT)
 
 DEFAULTS: Mapping[str, str] = {
-    # PgBouncer's own default. DateStyle, TimeZone, client_encoding and application_name it applies in any case.
+    # PgBouncer's own default. PgBouncer always applies DateStyle, TimeZone, client_encoding, application_name.
     "IntervalStyle": APPLY,
     "idle_in_transaction_session_timeout": APPLY,
     "lock_timeout": APPLY,
@@ -27,10 +27,10 @@ DEFAULTS: Mapping[str, str] = {
     # Since PostgreSQL 12 every value above 0 prints the same digits, and pgjdbc sends one with each connection.
     "extra_float_digits": IGNORE,
 }
-"""Any other is refused unless spec.pooler.startupParameters names it."""
+"""Any other parameter is refused unless spec.pooler.startupParameters names it."""
 
 RESET_PARAMETERS = ("server_reset_query", "server_reset_query_always")
-"""What isolation Strict decides, so that it can't be set beside it."""
+"""PgBouncer's settings that isolation Strict decides, so that they can't be set along with it."""
 
 _NAME = Text(
     r"[A-Za-z_][A-Za-z0-9_.]*",
@@ -39,7 +39,7 @@ _NAME = Text(
     "use at most 63 letters, digits, '_' and '.', starting with a letter or '_'",
 )
 _CONNECTION = frozenset({"user", "database", "options", "replication"})
-"""Parts of every start-up message that are no parameters of a session."""
+"""Parts of a start-up message that are not session parameters."""
 
 
 def parse(fields: Fields) -> dict[str, str]:
@@ -57,9 +57,9 @@ def parse(fields: Fields) -> dict[str, str]:
 
 
 def treatments(chosen: Mapping[str, str]) -> dict[str, str]:
-    """What is done with each parameter that is named anywhere, DEFAULTS included, sorted by name.
+    """The treatment of each parameter that `chosen` or DEFAULTS names, sorted by name.
 
-    PostgreSQL knows parameters in any spelling, and so does `chosen`.
+    Names in `chosen` are case-insensitive, as in PostgreSQL.
     """
     names = {name.lower() for name in chosen}
     kept = {name: treatment for name, treatment in DEFAULTS.items() if name.lower() not in names}
@@ -67,7 +67,7 @@ def treatments(chosen: Mapping[str, str]) -> dict[str, str]:
 
 
 def settings(chosen: Mapping[str, str]) -> dict[str, str]:
-    """The settings of PgBouncer that do it, the same for poolers and keepers."""
+    """PgBouncer's settings for the treatments(), the same for poolers and keepers."""
     by_name = treatments(chosen)
 
     def listed(treatment: str) -> str:
@@ -77,14 +77,14 @@ def settings(chosen: Mapping[str, str]) -> dict[str, str]:
 
 
 def isolation_settings(isolation: str) -> dict[str, str]:
-    """The settings of PgBouncer for what a client leaves on a server connection. Strict: nothing stays."""
+    """PgBouncer's settings for what a client leaves on a server connection. With Strict, nothing stays."""
     if isolation == STRICT:
         return {"server_reset_query": "DISCARD ALL", "server_reset_query_always": "1"}
     return {}
 
 
 def check_isolation(isolation: str, parameters: Mapping[str, object], field: str) -> None:
-    """Raises SpecError for parameters that Strict decides."""
+    """Refuse parameters that Strict decides; raises SpecError."""
     for name in RESET_PARAMETERS:
         if isolation == STRICT and name in parameters:
             raise SpecError(
@@ -93,5 +93,5 @@ def check_isolation(isolation: str, parameters: Mapping[str, object], field: str
 
 
 def pooler_settings(pooler: Pooler) -> dict[str, str]:
-    """What the poolers of this specification are set to for all of it."""
+    """PgBouncer's settings for start-up parameters and isolation of these poolers."""
     return {**settings(pooler.startup_parameters), **isolation_settings(pooler.isolation)}

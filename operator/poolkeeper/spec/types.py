@@ -1,11 +1,11 @@
-"""The types of a PooledDatabase: its fields in the shape that the rest of the operator works with."""
+"""The types of a PooledDatabase: its fields in the shape that the rest of the operator uses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 MANUAL, WORKLOAD = ROLLOUTS = ("Manual", "Workload")
-"""Who restarts app pods whose keepers are not what they should be: their owners, or the operator."""
+"""Which side restarts app pods whose keepers are not as they should be: their owners, or the operator."""
 TRUST, SCRAM = AUTHS = ("Trust", "Scram")
 """Whether an app needs a password at its keeper."""
 
@@ -29,7 +29,7 @@ class CredentialsRef:
 
 @dataclass(frozen=True)
 class Tls:
-    """TLS towards the upstream. No mode: `require`, or what the URL's own sslmode says."""
+    """TLS towards the upstream. Without a mode, the URL's own sslmode counts, or else `require`."""
 
     mode: str | None
     ca: SecretKeyRef | None
@@ -54,7 +54,7 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Autoscaling:
-    """Between how many pooler pods a HorizontalPodAutoscaler chooses."""
+    """The minimum and maximum number of pooler pods for a HorizontalPodAutoscaler."""
 
     min: int
     max: int
@@ -63,7 +63,7 @@ class Autoscaling:
 @dataclass(frozen=True)
 class Pooler:
     """The pooler pods. `parameters` are PgBouncer's settings as canonical text; drain_seconds is seconds;
-    `allowed_faults` are names of engine/known_faults.py that are accepted."""
+    `allowed_faults` are the accepted names of engine/known_faults.py."""
 
     replicas: int
     mode: str
@@ -80,7 +80,7 @@ class Pooler:
     drain_seconds: int
     autoscaling: Autoscaling | None = None
     startup_parameters: Mapping[str, str] = field(default_factory=dict)
-    """By name, Apply, Ignore or Refuse: as it is written, without defaults."""
+    """Apply, Ignore or Refuse, by name: as written in the spec, without defaults."""
     isolation: str = "Fast"
     """Fast or Strict."""
     allowed_faults: tuple[str, ...] = ()
@@ -88,9 +88,9 @@ class Pooler:
 
 @dataclass(frozen=True)
 class Keeper:
-    """The keepers injected into app pods. `pool_size`: connections that one keeper opens to the poolers, for
-    its transaction endpoint and for its session endpoint each. `auth` is Trust or Scram. `image_pull_secrets`
-    are looked for in the app pods' namespaces. `rollout` is Manual or Workload."""
+    """The keepers injected into app pods. `pool_size` is how many connections to the poolers one keeper opens
+    for its transaction endpoint, and as many for its session endpoint. `auth` is Trust or Scram.
+    `image_pull_secrets` are Secrets of the app pods' namespaces. `rollout` is Manual or Workload."""
 
     enabled: bool
     image: str | None
@@ -133,8 +133,8 @@ class LabelSelector:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a consumer gets of the budget. `weight` is relative to that of the others. `max_connections`, all
-    poolers and both endpoints together, and `max_client_connections` are limits; None: none.
+    """A consumer's part of the budget. `weight` is relative to those of other consumers. `max_connections`,
+    over all poolers and both endpoints, and `max_client_connections` are limits; None is no limit.
     `session_connections` are the server connections of its session endpoint on each pooler pod."""
 
     weight: int = 100
@@ -145,7 +145,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class ConsumerRule:
-    """Who gets Secrets: one namespace by name, or every namespace that the selector matches."""
+    """Where consumers' Secrets go: one namespace by name, or every namespace that the selector matches."""
 
     namespace: str | None
     selector: LabelSelector | None
@@ -155,9 +155,9 @@ class ConsumerRule:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the poolers may take of their server. `max_connections`: at most so many, None: whatever their share
-    comes to. `reserve`: so many stay free on the server. `weight` is relative to that of the other
-    PooledDatabases on it."""
+    """The connections that the poolers may use of their server. `max_connections` is the maximum, None for all
+    of their share. `reserve` connections stay free on the server. `weight` is relative to those of the other
+    PooledDatabases on the server."""
 
     max_connections: int | None = None
     reserve: int = 5
@@ -166,7 +166,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class PooledDatabase:
-    """A PooledDatabase whose spec holds. `deleting` is true once it has a deletion timestamp."""
+    """A PooledDatabase with a valid spec. `deleting` is true once it has a deletion timestamp."""
 
     namespace: str
     name: str

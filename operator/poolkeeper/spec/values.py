@@ -30,7 +30,7 @@ _DECIMAL = {
 class SpecError(Exception):
     """A field of a PooledDatabase that cannot be used: which one, what is wrong, and what to write instead.
 
-    The same words become the message of the condition SpecValid and of the command line tools.
+    The same words become the message of the condition SpecValid.
     """
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:
@@ -47,7 +47,7 @@ def forbidden_character(value: str) -> str | None:
 
 
 def quantity(value: str) -> Decimal | None:
-    """Read a non-negative Kubernetes resource quantity ("250m", "64Mi", "2"); None where it is not one.
+    """Read a non-negative Kubernetes resource quantity ("250m", "64Mi", "2"); None for any other text.
 
     https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
     """

@@ -1,1 +1,1 @@
-"""What was seen last of everything that is watched."""
+"""The last known state of everything that is watched."""

@@ -1,4 +1,4 @@
-"""App pods that have keepers or lack them: an index by the consumers' Secrets that they ask for."""
+"""Index of the app pods that have or lack keepers, by the consumers' Secrets that they ask for."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from poolkeeper.observed.refs import Ref
 
 
 class AppPods:
-    """The pods by themselves and by what they ask for."""
+    """App pods by name and by the Secrets that they ask for."""
 
     def __init__(self) -> None:
         self._pods: dict[Ref, AppPod] = {}
         self._asking: dict[Ref, dict[Ref, AppPod]] = defaultdict(dict)
 
     def get(self, ref: Ref) -> AppPod | None:
-        """A pod as it was last seen."""
+        """A pod as last seen."""
         return self._pods.get(ref)
 
     def put(self, ref: Ref, pod: AppPod) -> None:
-        """Take in a pod, in place of what was known of it."""
+        """Take in a pod, in place of its last known state."""
         self.drop(ref)
         self._pods[ref] = pod
         for secret in asked(pod):
             self._asking[secret][ref] = pod
 
     def drop(self, ref: Ref) -> AppPod | None:
-        """The pod is gone, or none of them any more. Returns what was known of it."""
+        """Forget a pod that is gone, or is no app pod any more. Returns its last known state."""
         pod = self._pods.pop(ref, None)
         for secret in asked(pod) if pod is not None else ():
             del self._asking[secret][ref]
@@ -37,7 +37,7 @@ class AppPods:
         return pod
 
     def asking(self, secrets: Iterable[Ref]) -> tuple[AppPod, ...]:
-        """Those that ask for one of these Secrets."""
+        """The pods that ask for one of these Secrets."""
         found: dict[Ref, AppPod] = {}
         for secret in secrets:
             found |= self._asking.get(secret, {})

@@ -1,4 +1,4 @@
-"""Live Kubernetes objects, cut down to the values that planning needs."""
+"""Live Kubernetes objects, reduced to the values that planning needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from poolkeeper.observed.refs import Key, Owner
 from poolkeeper.plan import peers
 
 MOST_OF_A_REQUEST = 253
-"""Characters."""
+"""Maximum length of a reconnect request, in characters."""
 
 Object = Mapping[str, Any]
 
@@ -34,13 +34,13 @@ def namespace(obj: Object) -> Namespace:
 
 
 def reconnect(resource: Object) -> str:
-    """What a PooledDatabase's annotation asks for; a longer text counts as far as the status can hold it."""
+    """The reconnect request in a PooledDatabase's annotation, cut to what the status can hold."""
     annotations = resource["metadata"].get("annotations") or {}
     return str(annotations.get(names.RECONNECT_ANNOTATION, "")).strip()[:MOST_OF_A_REQUEST]
 
 
 def owner(obj: Object) -> Key | None:
-    """The PooledDatabase that an object says it belongs to."""
+    """The PooledDatabase that an object names as its owner."""
     key = names.owner_key(obj["metadata"].get("annotations") or {})
     return Key(*key) if key else None
 
@@ -96,8 +96,8 @@ def pod(obj: Object) -> Pod:
 
 
 def is_pooler(pod: Object) -> bool:
-    """Whether a pod says it is a pooler of a PooledDatabase of its own namespace. (Elsewhere it would only be
-    after the console's login.)"""
+    """Whether a pod says it is a pooler of a PooledDatabase in its own namespace. (In another namespace it
+    would only be after the console's login.)"""
     metadata = pod["metadata"]
     key = owner(pod)
     role = (metadata.get("labels") or {}).get(names.ROLE_LABEL)
@@ -114,7 +114,7 @@ def app_pod(obj: Object) -> AppPod | None:
         asked = injection.databases(obj)
     except injection.Refusal:
         asked = (labels[names.DATABASE_LABEL],)
-    # With hostNetwork its address is the node's: the operator would be led to whatever listens there.
+    # With hostNetwork the pod's address is the node's: the operator would connect to whatever listens there.
     injected = () if obj["spec"].get("hostNetwork") else injection.injected(obj)
     states = {item["name"]: item for item in status.get("initContainerStatuses") or ()}
     keepers = tuple(
@@ -161,13 +161,13 @@ def deployment_of(obj: Object) -> Owner | None:
 
 
 def stopped(obj: Object) -> bool:
-    """Whether its containers have ended, and none will start again."""
+    """Whether a pod's containers have ended, and none will start again."""
     status = obj.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return True
     containers = status.get("containerStatuses")
     if "deletionTimestamp" not in obj["metadata"] or containers is None:
-        # One that no node has taken yet goes at once.
+        # A pod that isn't bound to a node yet goes at once.
         return "deletionTimestamp" in obj["metadata"] and not obj["spec"].get("nodeName")
     return not any("running" in (item.get("state") or {}) for item in containers)
 
@@ -178,7 +178,7 @@ def _time(text: str | None) -> datetime | None:
 
 def _waiting(container: Object) -> str:
     """What keeps a container from starting. Kubernetes alternates between two reasons while an image can't be
-    pulled, and counts seconds in its messages: the same trouble must read the same every time."""
+    pulled, and counts seconds in its messages: the same problem must read the same every time."""
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason = waiting.get("reason") or "ContainerCreating"
     if reason in ("ContainerCreating", "PodInitializing"):

@@ -1,4 +1,4 @@
-"""The marked source Secrets and who reads them: an index for both directions."""
+"""Index of the marked source Secrets and the PooledDatabases that read them, in both directions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from poolkeeper.observed.refs import Key, Ref
 
 
 class Sources:
-    """Data of the Secrets that carry our mark, with the PooledDatabases that name them."""
+    """Data of the Secrets that carry the operator's mark, with the PooledDatabases that name them."""
 
     def __init__(self) -> None:
         self._data: dict[Ref, Mapping[str, bytes]] = {}
         self._readers: dict[Ref, set[Key]] = defaultdict(set)
         self._read: dict[Key, frozenset[str]] = {}
         self._unread: dict[str, set[Ref]] = defaultdict(set)
-        """By namespace: marked, and nobody reads them any more."""
+        """By namespace: marked Secrets that no PooledDatabase reads any more."""
 
     def put(self, ref: Ref, data: Mapping[str, bytes]) -> bool:
         """Take in a marked Secret; True if its data are new."""
@@ -27,7 +27,7 @@ class Sources:
         return changed
 
     def drop(self, ref: Ref) -> bool:
-        """The Secret is gone or its mark is; True if it was known."""
+        """Forget a Secret that is gone or has lost its mark; True if it was known."""
         self._unread[ref.namespace].discard(ref)
         return self._data.pop(ref, None) is not None
 
@@ -36,7 +36,7 @@ class Sources:
         return self._data.get(ref)
 
     def reads(self, key: Key, names: frozenset[str]) -> None:
-        """From now on `key` reads exactly these Secrets of its namespace; none while it is being deleted."""
+        """Set the Secrets of its namespace that `key` reads from now on; none while it is being deleted."""
         before = self._read.pop(key, frozenset())
         if names:
             self._read[key] = names
@@ -53,10 +53,10 @@ class Sources:
             self._unread[key.namespace].discard(ref)
 
     def readers(self, ref: Ref) -> frozenset[Key]:
-        """Who reads a Secret."""
+        """The PooledDatabases that read a Secret."""
         return frozenset(self._readers.get(ref, ()))
 
     def marked(self, key: Key) -> frozenset[str]:
-        """Marked Secrets that `key` answers for: those it reads and, in its namespace, those nobody reads."""
+        """Marked Secrets that `key` answers for: those it reads, and those in its namespace without readers."""
         own = {name for name in self._read.get(key, ()) if Ref("Secret", key.namespace, name) in self._data}
         return frozenset(own | {ref.name for ref in self._unread.get(key.namespace, ())})

@@ -1,8 +1,8 @@
-"""What the watches, the API server's answers, the consoles and the upstreams told last.
+"""The last state that the watches, the API server's answers, the consoles and the upstreams reported.
 
-Holds digests and the few fields that planning needs instead of whole objects, since thousands of
-PooledDatabases must fit. Observing answers which keys are concerned; an observation that changes nothing
-concerns nobody, so the echo of our own write starts no work.
+The store holds digests and the few fields that planning needs instead of whole objects, since thousands of
+PooledDatabases must fit. Each observation returns the keys that it concerns. If it changes nothing, it concerns
+no key, so the echo of the operator's own write starts no work.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ Object = Mapping[str, Any]
 Keys = frozenset[Key]
 
 PROBE_SECONDS = 60.0
-"""How often an upstream is logged in to, with few PooledDatabases."""
+"""How often the operator logs in to an upstream, with few PooledDatabases."""
 PROBES_PER_SECOND = 10.0
-"""With many, so many logins a second are enough."""
+"""Maximum number of logins a second, with many PooledDatabases."""
 FIRST_RETRY_SECONDS = 2.0
 KEEPER_RETRY_SECONDS = 10.0
-"""How soon a keeper that could not be reached, or differs, is tried again."""
+"""How long until a keeper that could not be reached, or differs, is tried again."""
 REMEMBERED_PODS = 4096
 _NOBODY: Keys = frozenset()
 
 
 class Store:
-    """The mutable memory of the shell; `world` cuts the immutable part of one key out of it."""
+    """The mutable memory of the shell; `world` returns the immutable part of one key."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -108,8 +108,8 @@ class Store:
         return self._observe_child(ref, obj)
 
     def applied(self, body: Object, answer: Object) -> None:
-        """Take in the answer to a write of ours. What the API server made of it is what we get, also where it
-        is not what we wrote: writing it again would change nothing, for ever."""
+        """Take in the answer to one of the operator's writes. What the API server made of it counts as applied,
+        even if it differs from what was written: writing it again would never change anything."""
         self.observe(answer)
         metadata = answer["metadata"]
         ref = Ref(answer["kind"], metadata["namespace"], metadata["name"])
@@ -123,7 +123,7 @@ class Store:
     ) -> Keys:
         """Take in a complete list of a kind: what it lacks is gone, unless it was seen later than the list.
 
-        `namespace` where the list is of that one only.
+        `namespace`, if the list covers only that one.
         """
         seen: set[Ref] = set()
         concerned: set[Key] = set()
@@ -142,7 +142,7 @@ class Store:
         return frozenset(concerned)
 
     def forget(self, ref: Ref, uid: str | None = None) -> Keys:
-        """An object that was found to be gone; with `uid`, not one that took its place meanwhile."""
+        """Forget an object that was found to be gone; with `uid`, not one that took its place meanwhile."""
         owner = self._owners.get(ref)
         known: Child | Pod | AppPod | None = self._app_pods.get(ref)
         if owner is not None:
@@ -226,7 +226,7 @@ class Store:
         return self._askers_owners(pod)
 
     def _app_pods_of(self, key: Key) -> tuple[AppPod, ...]:
-        """Those that ask for the Secret of one of its consumers."""
+        """The app pods that ask for the Secret of one of its consumers."""
         children = self._children.get(key, {})
         return self._app_pods.asking(
             ref for ref, child in children.items() if child.role == names.ROLE_CONSUMER
@@ -263,8 +263,8 @@ class Store:
             self._rollouts[key] = rollout
         own_logins = Ref("Secret", key.namespace, names.logins_name(key.name))
         if role == names.ROLE_LOGINS and ref == own_logins:
-            # Running poolers know the console's login, and keepers trust the authorities: when they were spoilt
-            # by hand, those that are remembered go back into the Secret.
+            # Running poolers know the console's login, and keepers trust the authorities: if they were spoilt
+            # by hand, the remembered ones go back into the Secret.
             found, known = from_secret(reading.data(obj)), self.logins(key)
             self._logins[key] = replace(
                 found,
@@ -290,7 +290,7 @@ class Store:
             self._schemas.pop(key, None)
             self._workloads.drop(key)
             self._budgets.pop(key, None)
-            # They outlive their Secret, which is made again with the same logins, but not the resource.
+            # Logins outlive their Secret, which is created again with them, but not the resource.
             self._logins.pop(key, None)
             self._sources.reads(key, frozenset())
             return frozenset({key}) if self._resources.pop(key, None) is not None else _NOBODY
@@ -328,37 +328,37 @@ class Store:
     # Observations of poolers, upstreams and refusals
 
     def show(self, process: str, shown: Shown) -> None:
-        """What a console showed; `process` is a key of World.shown."""
+        """Take in what a console showed; `process` is a key of World.shown."""
         self._shown[process] = (shown, time.monotonic())
 
     def unshow(self, process: str) -> None:
-        """Nobody knows what it shows now: it has to be looked at again."""
+        """Forget what a console showed: it has to be polled again."""
         self._shown.pop(process, None)
 
     def see_pause(self, uid: str, seen: PauseSeen) -> bool:
-        """What a pooler showed of a pause; whether that is news."""
+        """Take in what a pooler showed of a pause; True if it has changed."""
         news = self._paused.get(uid) != seen
         self._paused[uid] = seen
         return news
 
     def forget_pause(self, uid: str) -> None:
-        """The pause is over."""
+        """Forget what a pooler showed of a pause: it is over."""
         self._paused.pop(uid, None)
 
     def probed(self, key: Key, probe: Probe) -> None:
-        """The outcome of a login to the upstream. Failures are tried again soon, then ever later."""
+        """Take in the outcome of a login to the upstream. Failures are retried soon, then ever later."""
         before = self._probes.get(key)
         interval = max(PROBE_SECONDS, len(self._resources) / PROBES_PER_SECOND)
         if not probe.reachable:
             again = before is not None and not before[0].reachable and before[0].target == probe.target
             interval = min(before[2] * 2, interval / 2) if again and before else FIRST_RETRY_SECONDS
             if before is not None and before[0].target == probe.target:
-                # A server that can't be reached for a while is of no other version for that.
+                # A server that can't be reached for a while keeps its version.
                 probe = replace(probe, server_version=before[0].server_version)
         self._probes[key] = (probe, time.monotonic(), interval)
 
     def locate(self, key: Key, whereabouts: Whereabouts) -> Keys:
-        """Where the upstream's host was found to be. Returns the key if that is news."""
+        """Take in where the upstream's host was found. Returns the key if that has changed."""
         known = self._whereabouts.get(key)
         if known is not None and known[0] == whereabouts:
             return _NOBODY
@@ -366,42 +366,42 @@ class Store:
         return frozenset({key})
 
     def moved(self, key: Key, pod: str, whereabouts: Whereabouts, left: int) -> None:
-        """A pooler, by its UID, was led to where the upstream is; `left` connections are still elsewhere."""
+        """Note that a pooler, by its UID, was led to the upstream; `left` connections are still elsewhere."""
         seen = self._whereabouts.get(key)
         seconds = time.monotonic() - seen[1] if seen is not None else 0.0
         self._moved[pod] = Moved(whereabouts, seconds, left)
 
     def schema(self, key: Key, fingerprint: str) -> Keys:
-        """What schema server connections are to be renewed for. Returns the key if that is news."""
+        """Take in the schema to renew server connections for. Returns the key if it has changed."""
         if self._schemas.get(key) == fingerprint:
             return _NOBODY
         self._schemas[key] = fingerprint
         return frozenset({key})
 
     def renew(self, pod: str, renewed: Renewed) -> None:
-        """A pooler, by its UID, has renewed its server connections."""
+        """Note that a pooler, by its UID, has renewed its server connections."""
         self._renewed[pod] = renewed
 
     def budgeted(self, key: Key, seen: BudgetSeen) -> Keys:
-        """What the budget came to. Returns the key if that is news."""
+        """Take in the outcome of the budget. Returns the key if it has changed."""
         if self._budgets.get(key) == seen:
             return _NOBODY
         self._budgets[key] = seen
         return frozenset({key})
 
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
-        """The API server refused a write."""
+        """Note that the API server refused a write."""
         self._refusals[key][ref] = refusal
 
     def begin(self, key: Key) -> dict[Ref, ApiRefusal]:
-        """Start a run: what failed in the run before is tried once more. Returns the refusals that stood."""
+        """Start a run: what failed in the run before is retried. Returns the refusals so far."""
         refused = self._refusals.pop(key, {})
         for pod in self.pods(key):
             self._try_again(pod.uid, 0.0)
         app_pods = self._app_pods_of(key)
         for app_pod in app_pods:
             for keeper in app_pod.keepers:
-                # They are looked at beside the runs, and a look starts one: without a pause it would go on so.
+                # A keeper is polled in the background, and that starts a run: without a pause it never ends.
                 self._try_again(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
         self._workloads.begin(key, {pod.owner for pod in app_pods})
         return refused
@@ -412,11 +412,11 @@ class Store:
             del self._shown[process]
 
     def work(self, key: Key, owner: Owner, workload: Workload | ApiRefusal | None) -> None:
-        """What the workload behind an app pod's controller is like now."""
+        """Take in the current state of the workload behind an app pod's controller."""
         self._workloads.put(key, owner, workload)
 
     def verify_consoles(self) -> None:
-        """Forget what consoles showed, so that every pod is looked at once more."""
+        """Forget what consoles showed, so that every pod is polled again."""
         self._shown.clear()
 
     # Reading
@@ -430,19 +430,19 @@ class Store:
         return tuple(self._pods.get(key, {}).values())
 
     def ended(self, uid: str) -> bool:
-        """Whether a pooler pod is gone, and was seen to have ended."""
+        """Whether a pooler pod is gone, and had ended before."""
         return uid in self._stopped
 
     def stored(self, key: Key) -> Stored | None:
-        """What is stored of the budget, None as long as the poolers' Secret doesn't exist."""
+        """The budget as stored, None as long as the poolers' Secret doesn't exist."""
         return self._stored.get(key)
 
     def allotted_files(self, key: Key) -> Mapping[str, str]:
-        """What is in the Secret that the poolers mount."""
+        """The files in the Secret that the poolers mount."""
         return self._files.get(key, {}).get(_config(key), {})
 
     def budget(self, key: Key) -> BudgetSeen | None:
-        """What the budget came to."""
+        """The last outcome of the budget."""
         return self._budgets.get(key)
 
     def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
@@ -450,7 +450,7 @@ class Store:
         return self._sources.get(Ref("Secret", namespace, name))
 
     def resource(self, key: Key) -> Resource | None:
-        """The PooledDatabase as it was last seen."""
+        """The PooledDatabase as last seen."""
         return self._resources.get(key)
 
     def logins(self, key: Key) -> Logins:

@@ -1,4 +1,4 @@
-"""Workloads as the API server shows them, cut down to what restarting them takes."""
+"""Workloads as the API server shows them, reduced to what a restart needs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _asks(template: Object) -> frozenset[str]:
 
 
 def _complete(kind: str, spec: Object, status: Object) -> bool:
-    """As `kubectl rollout status` sees it, and no pod of an older template is left."""
+    """Whether the rollout is complete for `kubectl rollout status`, and no pod of an older template is left."""
     if kind == "DaemonSet":
         wanted = status.get("desiredNumberScheduled", 0)
         return bool(

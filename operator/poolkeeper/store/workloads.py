@@ -1,4 +1,4 @@
-"""What was read of the workloads behind app pods, and for how long it counts."""
+"""The workloads behind app pods as last read, and how long that counts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Seen = Workload | ApiRefusal | None
 """None: there is no such workload."""
 
 WORKLOAD_SECONDS = 60.0
-"""For so long what was read of an app's workload counts, if nothing went on there; a restart of what has
-changed meanwhile is refused by the API server."""
+"""How long the last reading of an app's workload counts if no rollout was under way. If the workload has
+changed meanwhile, the API server refuses its restart."""
 WORKLOAD_BUSY_SECONDS = 1.0
-"""And for so long if it was being rolled out, or could not be read."""
+"""How long it counts if the workload was being rolled out, or could not be read."""
 
 
 class KnownWorkloads:
-    """By PooledDatabase, and by the controllers of its app pods."""
+    """Workloads by PooledDatabase, and by the controllers of its app pods."""
 
     def __init__(self) -> None:
         self._known: dict[Key, dict[Owner, tuple[Seen, float]]] = defaultdict(dict)
@@ -28,8 +28,8 @@ class KnownWorkloads:
         self._due: dict[Key, set[Owner]] = {}
 
     def begin(self, key: Key, owners: Collection[Owner | None]) -> None:
-        """Start a run; `owners` are the controllers that pods have now. Others are forgotten, unless they are
-        being restarted."""
+        """Start a run; `owners` are the controllers that pods have now. Other workloads are forgotten, unless
+        they are being restarted."""
         now = time.monotonic()
         known = self._known.pop(key, {})
         kept = {owner: item for owner, item in known.items() if owner in owners or _is_restarted(item[0])}
@@ -43,21 +43,21 @@ class KnownWorkloads:
             }
 
     def put(self, key: Key, owner: Owner, seen: Seen) -> None:
-        """What it is like now."""
+        """Take in the current state of a workload."""
         self._known[key][owner] = (seen, time.monotonic())
         self._due.get(key, set()).discard(owner)
 
     def drop(self, key: Key) -> None:
-        """The PooledDatabase is gone."""
+        """Forget a PooledDatabase that is gone."""
         self._known.pop(key, None)
         self._due.pop(key, None)
 
     def of(self, key: Key) -> dict[Owner, Seen]:
-        """What was read."""
+        """The workloads as last read."""
         return {owner: seen for owner, (seen, _) in self._known.get(key, {}).items()}
 
     def due(self, key: Key) -> frozenset[Owner]:
-        """What has to be read again in this run."""
+        """The controllers whose workloads have to be read again in this run."""
         return frozenset(self._due.get(key, ()))
 
 

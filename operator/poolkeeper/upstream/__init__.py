@@ -1,1 +1,1 @@
-"""Where the database is, how to log in there, and what its refusals mean."""
+"""The upstream's address and login, and the meaning of its refusals."""

@@ -1,7 +1,7 @@
-"""What the text of a failed PostgreSQL connection means.
+"""Classifies failed PostgreSQL connections by their text.
 
-libpq gives no SQLSTATE for a connection that failed, only text: its own, or the server's after a severity.
-Pure, and knows neither host nor Secret.
+For a failed connection libpq gives no SQLSTATE, only text: its own, or the server's after a severity. Pure, and
+knows neither host nor Secret.
 """
 
 import re
@@ -17,8 +17,8 @@ UNAVAILABLE = "Unavailable"
 
 MESSAGE_LIMIT = 300
 
-# The first one that matches counts: of several addresses tried, one where a server answered says more than
-# one where nothing listens. The servers' messages are those of PostgreSQL, PgBouncer and hosted poolers.
+# The first match counts: of several addresses tried, one whose server answered says more than one where
+# nothing listens. The servers' messages are those of PostgreSQL, PgBouncer and hosted poolers.
 _PATTERNS = (
     (
         AUTHENTICATION_FAILED,
@@ -57,8 +57,8 @@ def reason(text: str, user: str, database: str) -> str:
         if pattern.search(said):
             return found
     if _SEVERITY.search(said):
-        # The server's answer in another language. It names the user when it rejects the login, the database
-        # when that is missing, and neither when it is starting, stopping or full.
+        # The server's answer in another language names the user if the server rejects the login, the database
+        # if that is missing, and neither if the server is starting, stopping or full.
         if _mentions(said, user):
             return AUTHENTICATION_FAILED
         if _mentions(said, database):
@@ -67,9 +67,9 @@ def reason(text: str, user: str, database: str) -> str:
 
 
 def quoted(text: str, password: str) -> str:
-    """The first line of what libpq or the server said, without its preamble, cut to a sane length.
+    """The first line of the text from libpq or the server, without its preamble, at most MESSAGE_LIMIT long.
 
-    A server can say anything, so a password that it repeats is blotted out.
+    A server can send any text, so a password that it repeats is blotted out.
     """
     said = _SEVERITY.sub("", _PREFIX.sub("", text)).strip()
     if password:

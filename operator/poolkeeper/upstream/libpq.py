@@ -1,6 +1,6 @@
-"""Connections through libpq (psycopg) with strict time limits, by the simple protocol, closed in any case.
+"""Connections through libpq (psycopg) with strict time limits and the simple protocol, closed in any case.
 
-Shared by workers/upstream.py and pgbouncer/console.py; knows nothing about what is asked or answered.
+Shared by workers/upstream.py and pgbouncer/console.py; knows nothing about queries and answers.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ Connection = psycopg.AsyncConnection[Any]
 
 @contextlib.asynccontextmanager
 async def connect(timeout: float, **parameters: str) -> AsyncIterator[Connection]:
-    """Log in within `timeout` seconds; `parameters` are libpq's. Closes the connection in the end.
+    """Log in within `timeout` seconds; `parameters` are libpq's. Closes the connection at the end.
 
-    Raises TimeoutError, psycopg.Error, OSError, and UnicodeError for a host name that can't be one.
+    Raises TimeoutError, psycopg.Error, OSError, and UnicodeError for an impossible host name.
     """
     async with asyncio.timeout(timeout):
         connection = await psycopg.AsyncConnection.connect(
@@ -41,7 +41,7 @@ async def connect(timeout: float, **parameters: str) -> AsyncIterator[Connection
 
 @contextlib.contextmanager
 def authority(certificate: str) -> Iterator[dict[str, str]]:
-    """Certificates to verify a server against (PEM), as a parameter of libpq, which takes them as a file."""
+    """The libpq parameter for certificates (PEM) to verify a server against: libpq reads them from a file."""
     with tempfile.TemporaryDirectory(prefix="poolkeeper-") as directory:  # mode 0700
         path = Path(directory, "ca.crt")
         path.touch(mode=0o600)
@@ -62,7 +62,7 @@ async def execute(connection: Connection, command: str, timeout: float) -> psyco
         return task.result()
     finally:
         if not task.done():
-            # To cancel the task instead would make psycopg send a cancel request and wait 10 s for its effect.
+            # If the task were cancelled, psycopg would send a cancel request and wait 10 s for its effect.
             _hang_up(connection)
             with contextlib.suppress(psycopg.Error):
                 await task

@@ -1,7 +1,7 @@
-"""Where the upstream is and how to log in there, put together from the spec and its Secrets.
+"""The upstream's address and login, resolved from the spec and its Secrets.
 
-Pure: it gets the data of the Secrets and opens no connection. Whatever is wrong with a Secret becomes a
-TargetError, whose reason and message go to a condition; a message never holds a value of a Secret.
+Pure: it gets the data of the Secrets and opens no connection. A fault of a Secret becomes a TargetError, whose
+reason and message go to a condition. A message never holds a value of a Secret.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ def _by_uri(upstream: Upstream, reference: SecretKeyRef, secrets: Mapping[str, M
         sslmode = uri.sslmode(parts.query, has_ca=ca is not None, overridden=upstream.tls.mode is not None)
     except uri.UriError as error:
         raise TargetError("InvalidUri", f"{where}: {error}") from None
-    # A percent-encoded line feed only shows after decoding.
+    # A percent-encoded line feed shows only after decoding.
     for name, value in (
         ("user", parts.user),
         ("password", parts.password),
@@ -128,7 +128,7 @@ def _text(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -
 
 
 def _one_line(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> str:
-    """The value without one line end, which `kubectl create secret --from-file` takes over from editors."""
+    """The value without a final line end: editors add one, which `kubectl create secret --from-file` keeps."""
     value = _text(reference, secrets)
     value = value.removesuffix("\r\n") if value.endswith("\r\n") else value.removesuffix("\n")
     if not value:

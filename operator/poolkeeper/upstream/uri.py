@@ -1,8 +1,7 @@
-"""Reading a postgres:// URL as libpq does, for the part of it that a pooler can honour.
+"""Reads a postgres:// URL as libpq does, as far as a pooler can honour it.
 
-Parameters that only concern the client are dropped; those that would change what the pooler must do are
-refused with a remedy instead of being lost silently. No message holds any part of the URL but names of its
-parameters.
+Parameters that concern only the client are dropped. Those that would change what the pooler must do are refused
+with a remedy rather than lost silently. No message holds any part of the URL but names of its parameters.
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
 """
 
@@ -16,7 +15,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 _SSLMODES = ("disable", "require", "verify-ca", "verify-full")
 
-# They tune the client that holds the URL, so nothing is lost: apps get a URL of their own, for the pooler.
+# These tune the client that holds the URL, so nothing is lost: apps get their own URL, for the pooler.
 _OF_THE_CLIENT = frozenset(
     {
         "application_name",
@@ -43,7 +42,7 @@ _OF_THE_CLIENT = frozenset(
         "workaround",
     }
 )
-# Harmless with these values only, which are what everybody gets anyhow.
+# Harmless with these values only, which every client gets anyway.
 _HARMLESS_VALUES: Mapping[str, frozenset[str]] = {
     "charset": frozenset({"utf8", "utf-8"}),
     "client_encoding": frozenset({"auto", "utf8", "utf-8"}),
@@ -82,7 +81,7 @@ class UriError(Exception):
 
 @dataclass(frozen=True)
 class Uri:
-    """A URL in its decoded parts. `query` is what split() left unchecked: the parameters about TLS."""
+    """The decoded parts of a URL. `query` holds what split() left unchecked: the TLS parameters."""
 
     user: str
     password: str = field(repr=False)
@@ -93,7 +92,7 @@ class Uri:
 
 
 def split(text: str) -> Uri:
-    """Take the URL apart and refuse what a pooler cannot honour; raises UriError."""
+    """Split the URL, and refuse what a pooler cannot honour; raises UriError."""
     scheme = next((scheme for scheme in _SCHEMES if text.lower().startswith(scheme)), None)
     if scheme is None:
         raise UriError("it is not a PostgreSQL URL; begin it with postgres:// or postgresql://")
@@ -118,14 +117,14 @@ def split(text: str) -> Uri:
 
 
 def sslmode(query: Mapping[str, str], *, has_ca: bool, overridden: bool) -> str | None:
-    """The TLS mode that the URL demands, None where it says nothing; raises UriError.
+    """The TLS mode that the URL demands, None if it demands none; raises UriError.
 
-    With `overridden` (the spec writes a mode) the URL's words on it count for nothing.
+    If it is `overridden` (the spec sets a mode), the URL's TLS parameters don't count.
     """
     if overridden:
         return None
     if "sslrootcert" in query and not has_ca:
-        # libpq would verify the certificate against that file, also with sslmode=require.
+        # libpq would verify the certificate against that file, even with sslmode=require.
         raise UriError(
             "its parameter sslrootcert names a file of another machine; remove it, or name the Secret with"
             " the CA in spec.upstream.tls.caSecretRef"
@@ -168,7 +167,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _query(text: str) -> Mapping[str, str]:
-    """The parameters about TLS; refuses those that would change what the pooler must do."""
+    """The TLS parameters; refuses others that would change what the pooler must do."""
     kept: dict[str, str] = {}
     for pair in filter(None, text.split("&")):
         key, separator, value = (_decoded(part) for part in pair.partition("="))

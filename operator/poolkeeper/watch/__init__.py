@@ -1,1 +1,1 @@
-"""What brings changes in: watches, and the resync that repairs what they miss."""
+"""Input of changes: watches, and the resync that repairs what they miss."""

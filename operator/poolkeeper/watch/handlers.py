@@ -1,7 +1,7 @@
 """Every kopf handler: each maps an event to keys for the queue, and does nothing more.
 
-kopf neither retries event handlers nor tells when its first listing is complete, so no work happens here: the
-resync lists everything before the first run and ever again, and events only make it quick.
+kopf neither retries event handlers nor reports when its first listing is complete. So no work happens here: the
+resync lists everything before the first run and periodically after it; events only make it faster.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
 
 STUCK_SECONDS = 120.0
-"""A single run that takes longer than all its timeouts together means that the process hangs."""
+"""Maximum duration of a run: longer than all its timeouts together means that the process hangs."""
 RETRY_SECONDS = 1.0
 
 
@@ -71,7 +71,7 @@ def watch_settings(settings: Settings) -> kopf.OperatorSettings:
 
 
 def _session(found: kopf.ConnectionInfo) -> kopf.AiohttpSession:
-    """What kopf makes of these credentials by itself, with a middleware."""
+    """The session that kopf itself makes of these credentials, with a middleware."""
     connector = aiohttp.TCPConnector(limit=0, ssl=found.as_ssl_context())
     session = aiohttp.ClientSession(
         connector=connector,
@@ -87,7 +87,7 @@ def _session(found: kopf.ConnectionInfo) -> kopf.AiohttpSession:
 async def _try_again_if_not_found(
     request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """The CRD may be deleted and installed again: a 404 ends kopf, a lost connection does not."""
+    """Turn a 404, which ends kopf, into a lost connection: the CRD may be deleted and installed again."""
     response = await send(request)
     if response.status == 404 and request.url.name in _KINDS:
         response.close()
@@ -103,7 +103,7 @@ def _selector(kind: str) -> tuple[str, str, str] | tuple[str, str]:
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
-    """kopf copies every object of every event in order to compare it with the one before; nobody here asks."""
+    """Stores nothing: kopf would copy every object of every event to compare it with the previous one."""
 
     def build(self, **_: Any) -> Any:
         return None

@@ -1,7 +1,7 @@
-"""The resync: list everything, take it in, and have every key worked on.
+"""The resync: list everything, store it, and queue every key.
 
-It comes before the first run, since kopf does not tell when its own listing is complete, and then every ten
-minutes: it repairs what no event told (a watch that fell behind, an event that was lost).
+It precedes the first run, since kopf does not report when its own listing is complete. It then repeats every
+ten minutes and repairs what no event reported (a watch that fell behind, an event that was lost).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RETRY_SECONDS = 2.0
 
 
 async def work(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
-    """What the leader does: resync, reconcile, resync ever again. Runs until cancelled."""
+    """The leader's work: resync, reconcile, resync periodically. Runs until cancelled."""
     await _resync(cluster, store, queue, settings)
     async with asyncio.TaskGroup() as group:
         group.create_task(queue.run())

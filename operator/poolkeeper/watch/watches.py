@@ -1,7 +1,7 @@
-"""The watches over what carries a label of ours: children, pooler pods, source Secrets; app pods with keepers.
+"""The watches of objects with our labels: children, pooler pods, source Secrets; app pods with keepers.
 
-kopf watches what users write (handlers.py). For these objects, a dozen for every PooledDatabase, it would start
-a task and keep a record each: a quarter of the operator's processor time and half of its memory.
+kopf watches what users write (handlers.py). For each of these objects, a dozen for every PooledDatabase, it
+would start a task and keep a record: a quarter of the operator's processor time and half of its memory.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SELECTORS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(CHILD_KINDS, (names.ROLE_LABEL,)),
     "Pod": (names.ROLE_LABEL, names.DATABASE_LABEL),
 }
-"""Every kind, and the labels whose presence selects what is watched of it."""
+"""Every watched kind, and the labels whose presence selects its objects."""
 PAUSE_SECONDS = 0.1
-"""Between two watches, so that a server that ends them at once is not kept busy."""
+"""How long to pause between two watches, so that a server that ends them at once is not kept busy."""
 RETRY_SECONDS = 1.0
 
 
 async def watch(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
-    """Take in what happens from now on, until cancelled. What was before is for the resync to list."""
+    """Store changes from now on, until cancelled. The resync lists what was before."""
     async with asyncio.TaskGroup() as group:
         for kind, selectors in SELECTORS.items():
             for selector in selectors:
@@ -42,7 +42,7 @@ async def watch(cluster: Cluster, store: Store, queue: Queue[Key], settings: Set
 async def pages(
     cluster: Cluster, kind: str, namespace: str | None
 ) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
-    """Everything that the watches of a kind show: store.replace() forgets what it is not shown."""
+    """Every object that the watches of a kind show: store.replace() forgets all other ones."""
     for selector in SELECTORS.get(kind, ("",)):
         async for page in cluster.pages(kind, namespace, selector):
             yield page
@@ -57,7 +57,7 @@ async def _follow(
         pause = PAUSE_SECONDS
         try:
             version = version or await cluster.version(kind, namespace)
-            if expired:  # events are lost: the whole list tells what they would have told
+            if expired:  # events are lost: the whole list has what they would have reported
                 queue.add(await store.replace(kind, pages(cluster, kind, namespace), namespace))
                 expired = False
             async for event, obj in cluster.watch(kind, namespace, selector, version):

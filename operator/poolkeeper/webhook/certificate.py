@@ -1,8 +1,8 @@
 """The certificate of the admission webhook, made by the operator itself.
 
-All that is kept is an authority's key, in a Secret of the operator's namespace. What it issues follows from the
-key and the date (credentials/certificates.py), so that every replica comes to the same certificate and none has
-to lead. The API server learns of the authority by the webhook configuration's caBundle.
+The operator stores only an authority's key, in a Secret in its own namespace. What the authority issues follows
+from the key and the date (credentials/certificates.py), so that every replica has the same certificate and none
+has to lead. The API server gets the authority from the webhook configuration's caBundle.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _KEY = "authority.key"
 
 
 async def current(cluster: Cluster, settings: Settings, webhook: Webhook, now: datetime) -> Certificate:
-    """The certificate to serve now, which the API server is told to trust. A settled system gets no write.
+    """The certificate to serve now, once the caBundle trusts its authority. A settled system gets no write.
 
-    Raises ClusterError's kinds: Refused where the webhook configuration or a usable key is missing.
+    Raises ClusterError's kinds: Refused if the webhook configuration or a usable key is missing.
     """
     configuration = await cluster.get(Ref("MutatingWebhookConfiguration", "", webhook.name))
     if configuration is None:
@@ -53,7 +53,7 @@ async def current(cluster: Cluster, settings: Settings, webhook: Webhook, now: d
 
 
 async def _key(cluster: Cluster, namespace: str, configuration: dict[str, Any]) -> str:
-    """The stored key; where there is none, a new one is stored first. Of two replicas one wins."""
+    """The stored key; if there is none, a new one is stored first. Of two replicas, one wins."""
     ref = Ref("Secret", namespace, configuration["name"])
     secret = await cluster.get(ref)
     if secret is None:
@@ -67,7 +67,7 @@ async def _key(cluster: Cluster, namespace: str, configuration: dict[str, Any]) 
 
 
 def _secret(ref: Ref, configuration: dict[str, Any], key: str) -> dict[str, Any]:
-    """It belongs to the configuration, and goes with it."""
+    """The key's Secret, which belongs to the webhook configuration and is deleted with it."""
     owner = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",

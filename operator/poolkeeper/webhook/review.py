@@ -1,7 +1,7 @@
 """The answer to an admission review of a pod: its keepers, or why it can't have them.
 
-Thin over keeper/injection.py. Reads the keeper Secrets that the pod names, in the pod's own namespace, and
-nothing else, so that every replica can answer, leader or not.
+A thin layer over keeper/injection.py. It reads only the keeper Secrets that the pod names, in the pod's own
+namespace, so that every replica can answer, leader or not.
 https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
 """
 
@@ -41,11 +41,11 @@ _PATCHED = (
 """All that an injection changes."""
 _SPEAKER = "poolkeeper: "
 _WARNING_LIMIT = 240
-"""Characters; the API server cuts longer ones."""
+"""Maximum length of a warning, in characters; the API server cuts longer ones."""
 
 
 class Access(Protocol):
-    """As much of cluster.Cluster as is needed here and by the server."""
+    """The part of kube.client.Cluster that this module and the server need."""
 
     async def get(self, ref: Ref) -> Object | None: ...
 
@@ -53,7 +53,7 @@ class Access(Protocol):
 
 
 async def review(body: Mapping[str, Any], cluster: Access) -> Object:
-    """Answer one AdmissionReview. Raises KeyError or TypeError for what is none, ClusterError if a Secret
+    """Answer one AdmissionReview. Raises KeyError or TypeError if the body is none, ClusterError if a Secret
     can't be read: then the webhook's failurePolicy decides."""
     request = body["request"]
     pod, namespace = request["object"], request["namespace"]
@@ -76,8 +76,8 @@ async def review(body: Mapping[str, Any], cluster: Access) -> Object:
 
 
 def event(body: Mapping[str, Any], answer: Object, now: datetime) -> Object | None:
-    """What the answer warns of, as an Event on the pod's owner: a ReplicaSet or Job shows no warnings. The pod
-    has no name yet; for the same pods of the same owner it is the same Event. None for a dry run."""
+    """The answer's warnings as an Event on the pod's owner: a ReplicaSet or Job shows no warnings. The pod has
+    no name yet; the same pods of the same owner get the same Event. None for a dry run."""
     request, warnings = body["request"], answer["response"].get("warnings")
     owners = request["object"]["metadata"].get("ownerReferences") or ()
     owner = next((item for item in owners if item.get("controller")), None)
@@ -92,7 +92,7 @@ def event(body: Mapping[str, Any], answer: Object, now: datetime) -> Object | No
 
 
 def _inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> Injection:
-    """The API server validates a pod only after this: it may lack what every pod has."""
+    """Inject keepers. The API server validates a pod only after this: it may lack what every pod has."""
     try:
         return injection.inject(pod, templates)
     except KeyError as error:

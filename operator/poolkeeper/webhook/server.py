@@ -1,7 +1,7 @@
 """The HTTPS server that the API server asks about app pods (review.py), and the renewal of its certificate.
 
-aiohttp, which kopf and the client library bring along. kopf's own server would not do: it starts only when kopf
-has scanned the whole cluster's API, closes its port in order to take up a renewed certificate, and can neither
+It uses aiohttp, which kopf and the client library depend on. kopf's own server is unsuitable: it starts only
+when kopf has scanned the whole cluster's API, closes its port to load a renewed certificate, and can neither
 leave a failure to the webhook's failurePolicy nor choose what a refusal is.
 """
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 PATH = "/pods"
 READY_PATH = "/readyz"
 CHECK_SECONDS = 30.0
-"""A renewed certificate is served, and a caBundle changed by others set right, after so long."""
+"""How long until a renewed certificate is served, and a caBundle that another client changed is restored."""
 RETRY_SECONDS = 2.0
 ANSWER_SECONDS = 4.0
-"""Less than the configuration's timeout, so that the API server hears why."""
+"""Maximum time for an answer: less than the configuration's timeout, so that the API server gets the reason."""
 _BODY_LIMIT = 4 * 2**20
 _SHUTDOWN_SECONDS = 5.0
 
@@ -70,7 +70,7 @@ def application(cluster: review.Access) -> web.Application:
                 body = await request.json()
                 answer = await review.review(body, cluster)
             event = review.event(body, answer, datetime.now(UTC))
-            if event is not None:  # beside the answer, which nobody should wait for
+            if event is not None:  # in the background: the answer should not wait for it
                 telling.add(task := asyncio.create_task(_tell(cluster, event)))
                 task.add_done_callback(telling.discard)
             return web.json_response(answer)
@@ -90,7 +90,7 @@ async def _tell(cluster: review.Access, event: dict[str, Any]) -> None:
     try:
         await cluster.post(event)
     except Conflict:
-        pass  # told before, of another pod
+        pass  # posted before, for another pod
     except ClusterError as error:
         log.warning("Event %s: %s", event["metadata"]["name"], error.message)
 
@@ -103,7 +103,7 @@ class _Own:
         self._served: Certificate | None = None
 
     async def load(self, context: ssl.SSLContext) -> None:
-        """Raises ClusterError."""
+        """Load the current certificate. Raises ClusterError."""
         now = datetime.now(UTC)
         certificate = await webhook_certificate.current(self._cluster, self._settings, self._webhook, now)
         if certificate != self._served:
@@ -116,14 +116,14 @@ class _Own:
 
 
 class _Provided:
-    """Files of a mounted Secret, kept current by others."""
+    """The files of a mounted Secret, which are kept current from outside."""
 
     def __init__(self, webhook: Webhook) -> None:
         self._files = [Path(webhook.certificate_directory, name) for name in ("tls.crt", "tls.key")]
         self._served = b""
 
     async def load(self, context: ssl.SSLContext) -> None:
-        """Raises OSError; ssl.SSLError, which is one, where the two don't fit."""
+        """Load the files. Raises OSError; ssl.SSLError, which is one, if the two don't match."""
         digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in self._files)).digest()
         if digest != self._served:
             context.load_cert_chain(self._files[0], self._files[1])
@@ -131,7 +131,7 @@ class _Provided:
 
 
 async def _renew(source: _Own | _Provided, context: ssl.SSLContext) -> None:
-    """Have the context show the current certificate to whoever connects from now on; try until it does."""
+    """Make the context show the current certificate on new connections; retry until it does."""
     while True:
         try:
             return await source.load(context)

@@ -1,1 +1,1 @@
-"""What goes on beside the runs of a PooledDatabase."""
+"""Background work, which the runs of a PooledDatabase do not wait for."""

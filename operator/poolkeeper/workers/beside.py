@@ -1,8 +1,8 @@
-"""What goes on beside the runs of a PooledDatabase: pooler pods are drained, paused, led to where their
-upstream is, and renew their server connections; keepers are reconfigured.
+"""Background work of a PooledDatabase: pooler pods are drained, paused, moved to where their upstream is, and
+renew their server connections; keepers are reconfigured.
 
-All of it takes as long as apps and networks please, and a run must not wait for it. Each tells the queue when
-it is over, and the next run reports it.
+How long it takes is up to apps and networks, so a run must not wait for it. Each task queues its PooledDatabase
+when it ends, and the next run reports the outcome.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from poolkeeper.workers.pooler_tasks import PoolerTasks
 log = logging.getLogger(__name__)
 
 UPDATES = 32
-"""Keepers that are brought to a configuration at one time."""
+"""Keepers that are reconfigured at one time."""
 UPDATE_SECONDS = 4.0
 PATIENCE_SECONDS = 1.5
-"""How long a run waits for keepers to follow: those that can be reached take half a second."""
+"""How long a run waits for keepers to follow: reachable keepers take half a second."""
 
 
 class Beside:
-    """The tasks under way: at most one per pooler pod that leaves or follows its upstream, one per
+    """The tasks under way: at most one per pooler pod that terminates or follows its upstream, and one per
     PooledDatabase for its keepers."""
 
     def __init__(self, store: Store, queue: Queue[Key], annotate: Annotate) -> None:
@@ -55,7 +55,7 @@ class Beside:
         self.pauser = Pauser(store, queue)
 
     def drain(self, key: Key, leaving: Iterable[Leaving], moving: tuple[KeeperConsole, ...]) -> None:
-        """Have these pods drained: all of the PooledDatabase that terminate now. One is drained once only."""
+        """Drain these pods: all of the PooledDatabase that terminate now. Each is drained only once."""
         present = {pod.uid: pod for pod in leaving}
         known = self._drains.pop(key, {})
         drains = {uid: task for uid, task in known.items() if uid in present or not task.done()}
@@ -80,11 +80,11 @@ class Beside:
         log.info("%s/%s: pooler pod %s %s", key.namespace, key.name, pod.name, text)
         for keeper, problem in outcome.unreached.items():
             log.warning("%s/%s: keeper %s: %s", key.namespace, key.name, keeper.name, problem)
-            self._store.unshow(keeper.process)  # looked at again, it gets into the status
+            self._store.unshow(keeper.process)  # so it is checked again, and gets into the status
         self._queue.add((key,))
 
     def reconnect(self, key: Key, wanted: Iterable[Reconnect]) -> None:
-        """Have these poolers led to where the upstream is: all that may still be elsewhere."""
+        """Move these poolers to where the upstream is: all that may still be connected elsewhere."""
         self._reconnects.order(key, wanted)
 
     async def _reconnect(self, key: Key, item: Reconnect, interrupted: bool) -> None:
@@ -95,7 +95,7 @@ class Beside:
         self._store.moved(key, item.uid, item.whereabouts, left)
 
     def renew(self, key: Key, wanted: Iterable[Renewal]) -> None:
-        """Have these poolers renew their server connections."""
+        """Renew the server connections of these poolers."""
         self._renewals.order(key, wanted)
 
     async def _renew(self, key: Key, item: Renewal, _: bool) -> None:
@@ -105,7 +105,7 @@ class Beside:
         self._store.renew(item.uid, Renewed(item.cause, asyncio.get_running_loop().time() - begun, left))
 
     async def update(self, key: Key, reloads: Iterable[Reload]) -> bool:
-        """Have these keepers show their configuration. False if that takes longer: it starts another run."""
+        """Make these keepers show their configuration. False if it takes longer: its end starts another run."""
         task = self._updates.get(key)
         if task is None:
             task = self._updates[key] = asyncio.create_task(self._update(reloads))
@@ -122,7 +122,7 @@ class Beside:
         config = reload.configuration
         try:
             where = (reload.namespace, reload.pod, reload.uid)
-            # All of them first, so that every node brings the files while others are looked at.
+            # All pods are annotated first, so that every node delivers files while other keepers are updated.
             if reload.annotations and not await self._annotate(*where, reload.annotations):
                 return
             async with self._slots, self._keepers.alone(reload.access):

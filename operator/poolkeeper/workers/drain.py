@@ -1,9 +1,10 @@
-"""Emptying a pooler pod that has to go, so that nobody who reaches it through a keeper notices.
+"""Drains a pooler pod that has to go, so that no client behind a keeper notices.
 
-The pod leaves the Service's endpoints. Its own console then tells which keepers still hold connections to it;
-each of them retires its connections, and the new ones lead to other pods. Since the dying pod is asked again
-and again, nothing has to be remembered: a drain that is cut short by the operator's end begins anew. Clients
-without a keeper are closed shortly before the pod's grace ends, one after the other, when they are idle.
+The pod leaves the Service's endpoints. The pod's console then shows which keepers still hold connections to it.
+Each of these retires its connections, and its new ones lead to other pods. Since the terminating pod is polled
+repeatedly, nothing has to be remembered: if the operator's end cuts a drain short, the next operator begins it
+again. Clients without a keeper are closed shortly before the pod's grace ends, one at a time, when they are
+idle.
 
 Nothing depends on it. Keepers' server_lifetime and the pod's grace do the same without an operator, slower.
 """
@@ -26,11 +27,11 @@ from poolkeeper.upstream import faults
 CONCURRENCY = 64
 """Keepers' consoles that are open at one time."""
 ENDPOINTS_SECONDS = 1.0
-"""How long it takes at most, usually, until no new connection is led to a terminating pod."""
+"""Maximum time, usually, until no new connection reaches a terminating pod."""
 CLOSING_SECONDS = 5.0
-"""So long before the pod's grace ends, clients without a keeper begin to be closed."""
+"""How long before the end of the pod's grace the operator begins to close clients without a keeper."""
 LAST_SECONDS = 0.5
-"""So long before it ends, the process is told to end: it then closes its connections itself."""
+"""How long before the end of the grace the process gets a SHUTDOWN: it then closes its connections itself."""
 RETRY_SECONDS = 3.0
 CONSOLE_SECONDS = 3.0
 POLL_SECONDS = 0.1
@@ -39,7 +40,7 @@ _SLOWEST_POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Departure:
-    """A terminating pooler pod. `begun`, its deletion, and `end`, of its grace, are times of the event loop."""
+    """A terminating pooler pod. `begun` (its deletion) and `end` (of its grace) are times of the event loop."""
 
     access: ConsoleAccess
     begun: float
@@ -48,7 +49,7 @@ class Departure:
 
 @dataclass(frozen=True)
 class Drained:
-    """How it went. `unreached`: keepers that could not be told to leave, and why; they leave later."""
+    """A drain's outcome. `unreached`: keepers that could not be asked to leave, and why; they leave later."""
 
     empty: bool
     unreached: Mapping[KeeperConsole, str]
@@ -56,12 +57,12 @@ class Drained:
 
 @dataclass
 class _Attempts:
-    """What a drain knows of the keepers that it has met."""
+    """What a drain knows of the keepers that it has found connected."""
 
     running: dict[KeeperConsole, asyncio.Task[None]] = field(default_factory=dict)
     problems: dict[KeeperConsole, str] = field(default_factory=dict)
     next: dict[KeeperConsole, float] = field(default_factory=dict)
-    """When each may be told to retire again."""
+    """When each keeper may be asked to retire again."""
     pauses: dict[KeeperConsole, float] = field(default_factory=dict)
 
     def ended(self, keeper: KeeperConsole) -> None:
@@ -69,7 +70,7 @@ class _Attempts:
 
 
 class Keepers:
-    """The way to keepers' consoles, for whoever changes something there: one at a time, and not too many."""
+    """Access to keepers' consoles for changes: one change per keeper at a time, and not too many in total."""
 
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(CONCURRENCY)
@@ -77,16 +78,16 @@ class Keepers:
 
     @contextlib.asynccontextmanager
     async def alone(self, access: ConsoleAccess) -> AsyncIterator[None]:
-        """Nobody else changes this keeper meanwhile: a RELOAD, say, would undo what a drain has set."""
+        """Keep other tasks from changing this keeper: a RELOAD, say, would undo what a drain has set."""
         lock = self._locks.setdefault((access.ip, access.port), asyncio.Lock())
         async with lock, self._slots:
             yield
 
     async def retire(self, access: ConsoleAccess) -> str | None:
-        """Have a keeper leave the connections that it has now, each after its transaction, and make new ones.
+        """Make a keeper close its present connections, each after its transaction, and open new ones.
 
-        None, or in words what went wrong. What is in a transaction for longer stays, and goes when the keeper's
-        server_lifetime is over.
+        Returns None, or in words what went wrong. A connection whose transaction lasts longer stays until the
+        keeper's server_lifetime is over.
         """
         async with self.alone(access):
             try:
@@ -98,10 +99,10 @@ class Keepers:
             return None
 
     async def drain(self, departure: Departure, keepers: Callable[[], Iterable[KeeperConsole]]) -> Drained:
-        """Empty the pod. Ends when it is empty, or when its grace is over; raises nothing.
+        """Drain the pod. Ends when the pod is empty or its grace is over; raises nothing.
 
-        `keepers` answers with all of the PooledDatabase, as they are then; with none, for as long as there is
-        no other pod to take them in.
+        `keepers` returns all current keepers of the PooledDatabase; none for as long as no other pod can take
+        them in.
         """
         loop = asyncio.get_running_loop()
         attempts = _Attempts()
@@ -109,17 +110,17 @@ class Keepers:
         try:
             while loop.time() < departure.end:
                 try:
-                    # Held to the end: a process that is shutting down lets nobody in any more.
+                    # Held to the end: a process that is shutting down accepts no new connection.
                     async with console.connect(departure.access, CONSOLE_SECONDS) as pod:
                         await _sleep_until(departure.begun + ENDPOINTS_SECONDS)
                         empty = await self._empty(pod, departure, keepers, attempts)
                     break
                 except ConsoleError as error:
-                    # It can't say who is there. Whoever was asked to retire before is left alone.
+                    # The pod can't show its clients. Keepers that were asked to retire before are left alone.
                     known = tuple(keepers())
                     self._start((item for item in known if item not in attempts.next), attempts)
                     if known and error.reason == faults.CONNECTION_REFUSED:
-                        break  # it has ended or is shutting down: it takes nobody in any more
+                        break  # it has ended or is shutting down: it accepts no client any more
                 await _sleep_until(min(loop.time() + RETRY_SECONDS, departure.end))
             await asyncio.gather(*attempts.running.values())
         finally:
@@ -133,7 +134,7 @@ class Keepers:
         keepers: Callable[[], Iterable[KeeperConsole]],
         attempts: _Attempts,
     ) -> bool:
-        """Whether the pod got empty before its grace ended. Raises ConsoleError when its console is lost."""
+        """Whether the pod became empty before its grace ended. Raises ConsoleError if its console is lost."""
         loop = asyncio.get_running_loop()
         end = departure.end - LAST_SECONDS
         closing = max(departure.begun + ENDPOINTS_SECONDS, departure.end - CLOSING_SECONDS)
@@ -141,7 +142,8 @@ class Keepers:
         first = True
         while (now := loop.time()) < end:
             clients = present(await pod.show("CLIENTS"))
-            # Somebody who did not hear that the pod left may still come, until the process begins to shut down.
+            # A client that did not learn that the pod left may still connect, until the process begins to shut
+            # down.
             if not clients and now >= departure.begun + LEAVE_ENDPOINTS_SECONDS:
                 return True
             known = tuple(keepers())
@@ -159,7 +161,7 @@ class Keepers:
         return False
 
     def _start(self, keepers: Iterable[KeeperConsole], attempts: _Attempts) -> None:
-        """Have these keepers retire what they hold, but for those that are at it or failed just now."""
+        """Make these keepers retire their connections, except those that are doing so or have just failed."""
         now = asyncio.get_running_loop().time()
         for keeper in keepers:
             if keeper in attempts.running or now < attempts.next.get(keeper, now):
@@ -173,7 +175,7 @@ class Keepers:
         attempts.problems.pop(keeper, None)
         if problem is not None:
             attempts.problems[keeper] = problem
-        # In a large cluster new connections may lead to the pod for a while: not to retire all the time.
+        # In a large cluster new connections may lead to the pod for a while: don't retire all the time.
         pause = min(attempts.pauses.get(keeper, POLL_SECONDS) * 2, RETRY_SECONDS)
         attempts.pauses[keeper] = pause
         attempts.next[keeper] = asyncio.get_running_loop().time() + (
@@ -182,7 +184,7 @@ class Keepers:
 
 
 async def _close(pod: Console, clients: Iterable[str]) -> None:
-    """Close clients' connections, one after the other."""
+    """Close clients' connections one at a time."""
     for client in clients:
         try:
             await pod.execute(f"KILL_CLIENT {client}")

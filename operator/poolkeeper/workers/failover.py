@@ -1,8 +1,8 @@
-"""Leading a pooler's server connections to where the upstream is now.
+"""Moves a pooler's server connections to where the upstream is now.
 
-RECONNECT has every connection end after its transaction, so that no client notices; those in the middle of a
-login it ends at once, and whoever waits for one of them fails. So it waits for a moment without any, and is
-said as rarely as it can be. https://www.pgbouncer.org/usage.html#reconnect-db
+RECONNECT ends every connection after its transaction, so that no client notices. But it ends connections in the
+middle of a login at once, and a client that waits for one of them fails. So the operator waits for a moment
+without any, and sends RECONNECT as rarely as it can. https://www.pgbouncer.org/usage.html#reconnect-db
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from poolkeeper.plan.addresses import Reconnect
 CONSOLE_SECONDS = 3.0
 POLL_SECONDS = 0.1
 PROXY_SECONDS = (0.7, 2.0)
-"""Most nodes lead new connections to a Service's new endpoints after the first, usually all of them after the
-last."""
+"""How long until nodes lead new connections to a Service's new endpoints: most nodes after the first, usually
+all after the last."""
 FIRST_PAUSE_SECONDS = 0.5
-"""At least, before RECONNECT is said again where connections went to the old address once more: about four
-times while the process may remember that address, then ever later."""
+"""How long to wait at least before the next RECONNECT if connections went to the old address again: about four
+times while the process may remember that address, then ever less often."""
 LAST_PAUSE_SECONDS = 8.0
 PATIENCE_SECONDS = 25.0
-"""Connections that still go elsewhere after that go where the pooler's own resolver leads them."""
+"""How long to continue once old addresses have expired: connections that still go elsewhere after that go where
+the pooler's own resolver leads them."""
 _LOGIN_SECONDS = 1.0
 _LOGIN_POLL_SECONDS = 0.02
 _MARGIN_SECONDS = 0.5
 
 
 async def follow(task: Reconnect) -> int:
-    """Have all server connections leave where the upstream was, and see it. Those in a transaction or held by a
-    session leave after it.
+    """Make all server connections leave where the upstream was, and verify it. Those in a transaction or held
+    by a session leave after it.
 
-    Answers how many were still made to elsewhere when it was given up. Raises ConsoleError.
+    Returns how many still went elsewhere when the operator gave up. Raises ConsoleError.
     """
     loop = asyncio.get_running_loop()
     begun = loop.time()
     pause = max(FIRST_PAUSE_SECONDS, task.lookup_seconds / 4)
-    # An address that the process still has in its memory, or rules that a node has, lead back until then.
+    # Until then, an address in the process's memory or a node's rules may lead back.
     certain = begun + max(task.lookup_seconds, PROXY_SECONDS[-1]) + _MARGIN_SECONDS
     async with console.connect(task.access, CONSOLE_SECONDS) as pooler:
         await _reconnect(pooler)
@@ -52,7 +53,7 @@ async def follow(task: Reconnect) -> int:
             now = loop.time()
             hidden = False
             if again and now >= max(again[0], said + FIRST_PAUSE_SECONDS):
-                # Through a Service's own address nobody sees which endpoint is at the other end.
+                # Behind a Service's own address, the endpoint at the other end is invisible.
                 del again[0]
                 hidden = any(address not in task.whereabouts.endpoints for address in addresses)
             if hidden or (stale and now >= said + pause):
@@ -77,7 +78,7 @@ async def _reconnect(pooler: Console) -> None:
 
 
 async def _connected(pooler: Console) -> list[str]:
-    """The addresses that server connections lead to, but for those that end after their transaction."""
+    """The addresses of the server connections, except those that end after their transaction."""
     return [
         row["addr"]
         for row in await pooler.show("SERVERS")

@@ -1,7 +1,8 @@
-"""Where upstreams are: their names are looked up again and again, the endpoints of their Services are watched.
+"""Where upstreams are: their names are resolved repeatedly, the endpoints of their Services are watched.
 
-One task per name and one watch per Service, whoever uses them; there is no watch over all EndpointSlices of the
-cluster. What can't be learned (a name that does not resolve, a Service that may not be read) stays unknown.
+There is one task per name and one watch per Service, which PooledDatabases share, and no watch over all
+EndpointSlices of the cluster. What can't be learned (a name that does not resolve, a Service that may not be
+read) stays unknown.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from poolkeeper.store.store import Store
 log = logging.getLogger(__name__)
 
 LOOKUP_SECONDS = 1.0
-"""How often a name is looked up, with few of them."""
+"""How often a name is resolved, if there are few names."""
 LOOKUPS_PER_SECOND = 10.0
-"""With many, so many a second are enough."""
+"""How many lookups in a second are enough, if there are many names."""
 ANSWER_SECONDS = 1.0
-"""A name whose first answer takes longer counts as unknown until then."""
+"""How long to wait for a name's first answer; if it takes longer, the name counts as unknown until then."""
 LOOKUPS = 8
-"""At one time. They have threads of their own: a resolver that is silent must not hold up anything else."""
+"""Lookups at one time. They have threads of their own: a silent resolver must not delay anything else."""
 PAUSE_SECONDS = 0.1
 RETRY_SECONDS = 2.0
 REFUSED_SECONDS = 600.0
-"""Before a Service that may not be read is tried again."""
+"""How long until a Service that may not be read is retried."""
 TICK_SECONDS = 1.0
 
 _SLICE = "EndpointSlice"
@@ -43,11 +44,11 @@ _SERVICE_LABEL = "kubernetes.io/service-name"
 
 NameT = TypeVar("NameT", bound=Hashable)
 Resolve = Callable[[str], frozenset[str]]
-"""Answers with the addresses of a name, none where it has none or nobody knows. Blocks."""
+"""Returns the addresses of a name; none if it has none or they are unknown. Blocks."""
 
 
 def resolve(name: str) -> frozenset[str]:
-    """By the resolver of the operator's pod."""
+    """Resolve a name by the resolver of the operator's pod."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -57,17 +58,17 @@ def resolve(name: str) -> frozenset[str]:
 
 @dataclass
 class _Source:
-    """A name or a Service that is observed for somebody."""
+    """A name or a Service that is observed for PooledDatabases."""
 
     task: asyncio.Task[None] | None = None
     users: set[Key] = field(default_factory=set)
     seen: Answers = field(default_factory=Answers)
     answered: bool = False
-    """Something is known of it, if only that nothing can be learned."""
+    """Something is known of the source, if only that nothing can be learned."""
 
 
 class UpstreamWatch:
-    """Observes what observe() asks for; news go to the store, and the keys that they concern to the queue."""
+    """Observes what observe() asks for; changes go to the store, and the keys that they affect to the queue."""
 
     def __init__(
         self, cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings, resolver: Resolve = resolve
@@ -83,7 +84,7 @@ class UpstreamWatch:
         self._services: dict[ServiceName, _Source] = {}
 
     def observe(self, key: Key, place: Place | None) -> None:
-        """Observe this for a PooledDatabase, and nothing else; None: nothing."""
+        """Observe exactly this place for a PooledDatabase; None: nothing."""
         before = self._places.get(key)
         if before == place:
             return
@@ -102,20 +103,20 @@ class UpstreamWatch:
             service = self._services.setdefault(place.service, _Source())
             service.users.add(key)
             service.task = service.task or asyncio.create_task(self._follow(place.service, service))
-        self._tell((key,))  # others may have asked before
+        self._tell((key,))  # the answers may be known already, from other PooledDatabases
 
     async def _look_up(self, name: str, source: _Source) -> None:
         loop = asyncio.get_running_loop()
         while True:
             asked = loop.run_in_executor(self._threads, self._resolve, name)
             _, late = await asyncio.wait({asked}, timeout=ANSWER_SECONDS)
-            if late:  # nobody waits for what may take half a minute
+            if late:  # the answer may take half a minute: PooledDatabases don't wait for it
                 self._take(source, frozenset())
             self._take(source, await asked)
             await asyncio.sleep(max(LOOKUP_SECONDS, len(self._names) / LOOKUPS_PER_SECOND))
 
     async def _follow(self, service: ServiceName, source: _Source) -> None:
-        """Watch the endpoints of one Service, until cancelled."""
+        """Watch the endpoints of one Service until cancelled."""
         if not self._settings.watches(service.namespace):
             self._take(source, frozenset())
             return
@@ -139,7 +140,7 @@ class UpstreamWatch:
             await asyncio.sleep(pause)
 
     async def _watch(self, service: ServiceName, source: _Source) -> None:
-        """List its EndpointSlices, then take in their changes for as long as the API server tells them."""
+        """List a Service's EndpointSlices, then follow their changes while the API server sends them."""
         selector = f"{_SERVICE_LABEL}={service.name}"
         slices: dict[str, frozenset[str]] = {}
         version = ""
@@ -163,7 +164,7 @@ class UpstreamWatch:
             ticking.cancel()
 
     async def _tick(self, source: _Source, slices: dict[str, frozenset[str]]) -> None:
-        """Endpoints that flap are held for a while, and nothing tells when that is over."""
+        """Take the endpoints again: flapping ones are held for a while, and no event says when that ends."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._take(source, frozenset().union(*slices.values()))
@@ -176,7 +177,7 @@ class UpstreamWatch:
             self._tell(source.users)
 
     def _tell(self, keys: Iterable[Key]) -> None:
-        """Both sources, as soon as both have answered: it makes one status of what would be two."""
+        """Store what both sources found, once both have answered: that makes one status instead of two."""
         for key in tuple(keys):
             place = self._places[key]
             name = self._names[place.lookup]
@@ -187,7 +188,7 @@ class UpstreamWatch:
 
 
 def ready(endpoints: dict[str, Any]) -> frozenset[str]:
-    """The addresses of an EndpointSlice to which new connections are led."""
+    """The addresses of an EndpointSlice that receive new connections."""
     if endpoints.get("addressType") == "FQDN":
         return frozenset()
     return frozenset(

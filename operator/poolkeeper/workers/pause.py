@@ -1,11 +1,11 @@
-"""Pausing and resuming at the poolers' consoles, beside the runs, for as long as a pause goes on.
+"""Pauses and resumes entries at the poolers' consoles, in the background, for as long as a pause lasts.
 
-Each transaction entry is paused by itself, for three reasons, all tried on PgBouncer 1.26.1. Sessions then go
-on. SHOW DATABASES tells what is paused, so that every look can mend what differs. And a process that is
-shutting down refuses a RESUME of everything, but not that of an entry. Such a process takes no new connection
-in, which is why the one to its console is kept from the beginning.
+Each transaction entry is paused by itself, for three reasons, all tried on PgBouncer 1.26.1. Sessions then
+continue. SHOW DATABASES shows which entries are paused, so that every poll can correct differences. A process
+that is shutting down refuses a RESUME of everything, but not that of an entry. Such a process accepts no new
+connection, which is why the connection to its console is kept from the beginning.
 
-A pause goes on although the console that asked for it is gone, and over a RELOAD; it ends with the process.
+A pause outlasts the console connection that asked for it and a RELOAD; it ends with the process.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.4
 CONSOLE_SECONDS = 3.0
 PATIENCE_SECONDS = 0.2
-"""How long one entry's transactions are waited for before the next entry's turn comes."""
+"""How long to wait for one entry's transactions before the next entry's turn."""
 WARM_SECONDS = 1.0
 CONCURRENCY = 4
 """Entries of one pooler that are paused at one time. Each may open one connection to the database first."""
 CONCLUSIVE_LOOKS = 2
-"""So many looks in a row have to find nothing paused: a command that was given up may still be on its way."""
+"""Polls in a row that have to find nothing paused: an abandoned command may still take effect."""
 
 
 class Pauser:
@@ -52,7 +52,7 @@ class Pauser:
         self._changed: dict[Key, asyncio.Event] = {}
 
     def order(self, key: Key, pausing: Pausing | None) -> None:
-        """Have the poolers paused or resumed from now on; None: the pause is over, and was seen to be."""
+        """Keep the poolers paused or resumed from now on; None: the pause is over, as the consoles showed."""
         known = self._orders.pop(key, None)
         tasks = self._tasks.setdefault(key, {})
         poolers = set() if pausing is None else {pooler.uid for pooler in pausing.poolers}
@@ -74,7 +74,7 @@ class Pauser:
                 tasks[uid] = asyncio.create_task(self._attend(key, uid))
 
     async def _attend(self, key: Key, uid: str) -> None:
-        """See to one pooler until cancelled."""
+        """Pause and resume one pooler until cancelled."""
         while True:
             problem = ""
             try:
@@ -92,7 +92,7 @@ class Pauser:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _keep_looking(self, key: Key, uid: str, opened: Console) -> None:
-        """Until the pooler is to end and nobody is connected to it any more."""
+        """Poll and correct until the pooler is to end and no client is connected to it any more."""
         free = 0
         while True:
             changed, hold = self._changed[key], self._holds(key, uid)
@@ -110,7 +110,7 @@ class Pauser:
                 await asyncio.wait_for(changed.wait(), LOOK_SECONDS)
 
     async def _pause(self, key: Key, uid: str, opened: Console, names: list[str]) -> None:
-        """Each of these entries, several at a time."""
+        """Pause these entries, several at a time."""
         if not names:
             return
         pools = await opened.show("POOLS")
@@ -123,19 +123,19 @@ class Pauser:
     async def _pause_some(self, key: Key, uid: str, names: Iterator[str], known: set[str]) -> None:
         for first in names:
             name: str | None = first
-            with contextlib.suppress(ConsoleError):  # the next look finds what is not paused yet
+            with contextlib.suppress(ConsoleError):  # the next poll finds what is not paused yet
                 async with console.connect(self._pooler(key, uid).access, CONSOLE_SECONDS) as opened:
                     while name is not None and self._holds(key, uid):
                         if name not in known:
                             await self._warm(key, uid, name)
-                        # It is paused at once. The answer comes when its transactions have ended, and may
-                        # take too long: this connection is of no use then.
+                        # The entry is paused at once. The answer arrives when its transactions have ended. If
+                        # that takes too long, this connection is useless.
                         await opened.execute(f"PAUSE {_quoted(name)}", PATIENCE_SECONDS)
                         name = next(names, None)
 
     async def _warm(self, key: Key, uid: str, entry: str) -> None:
-        """Log in once through an entry that nobody is connected to. PgBouncer learns there what a server tells
-        its clients; without that knowledge a paused entry lets logins wait, until the client gives up."""
+        """Log in once through an entry without clients. PgBouncer thereby learns the parameters that a server
+        sends to its clients; without them a paused entry lets logins wait until the client gives up."""
         login = self._orders[key].logins.get(entry)
         access = self._pooler(key, uid).access
         if login is not None:
@@ -157,12 +157,12 @@ async def _resume(opened: Console, names: Iterable[str]) -> None:
         try:
             await opened.execute(f"RESUME {_quoted(name)}")
         except ConsoleError as error:
-            if error.reason != console.COMMAND_FAILED:  # else it isn't paused, or is gone: the next look tells
+            if error.reason != console.COMMAND_FAILED:  # else it isn't paused, or is gone: the next poll shows
                 raise
 
 
 def _transactions(rows: Iterable[Row]) -> dict[str, Row]:
-    """The rows of SHOW DATABASES by entry, but for the console and for sessions."""
+    """The rows of SHOW DATABASES by entry, without the console and session entries."""
     return {
         row["name"]: row for row in rows if row["name"] != CONSOLE_DATABASE and row["pool_mode"] != "session"
     }
@@ -173,7 +173,7 @@ def _free(row: Row) -> bool:
 
 
 def _seen(entries: Iterable[tuple[str, Row]], hold: bool, resumed: bool) -> PauseSeen:
-    """An entry is held back once it is paused and has no server connection left."""
+    """The state of the pause. An entry is held back once it is paused and has no server connection left."""
     lacking = [name for name, row in entries if _free(row) or row["current_connections"] != "0"]
     return PauseSeen(
         held=hold and not lacking,

@@ -1,4 +1,4 @@
-"""One task for each pooler pod whose server connections have to move or to be renewed."""
+"""One task for each pooler pod whose server connections have to move or be renewed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETRY_SECONDS = 5.0
 
 
 class AtPooler(Protocol):
-    """What is to be done at one pooler; equal ones are the same work."""
+    """Work to do at one pooler; equal items are the same work."""
 
     @property
     def uid(self) -> str: ...
@@ -32,7 +32,7 @@ ItemT = TypeVar("ItemT", bound=AtPooler)
 
 class PoolerTasks(Generic[ItemT]):
     """The tasks under way. `work` gets the PooledDatabase, the item, and whether a task for an earlier item was
-    interrupted just now; it puts what it did into the store."""
+    just interrupted; it stores what it did."""
 
     def __init__(self, queue: Queue[Key], work: Callable[[Key, ItemT, bool], Awaitable[None]]) -> None:
         self._queue = queue
@@ -40,9 +40,9 @@ class PoolerTasks(Generic[ItemT]):
         self._tasks: dict[Key, dict[str, tuple[ItemT, asyncio.Task[None]]]] = {}
 
     def order(self, key: Key, wanted: Iterable[ItemT]) -> None:
-        """Have this done at the poolers of a PooledDatabase, and nothing else.
+        """Run exactly this work at the poolers of a PooledDatabase.
 
-        A task that is under way goes on, unless another item has taken its place."""
+        A task that is under way continues, unless another item has replaced its own."""
         known = self._tasks.pop(key, {})
         tasks: dict[str, tuple[ItemT, asyncio.Task[None]]] = {}
         for item in wanted:
@@ -62,7 +62,7 @@ class PoolerTasks(Generic[ItemT]):
             await self._work(key, item, interrupted)
         except (ConsoleError, KeyError, ValueError) as error:
             log.warning("%s/%s: pooler %s: %s", key.namespace, key.name, item.name, error)
-            # Of one that doesn't serve nothing else is expected, and nothing waits for it.
+            # A pooler that doesn't serve is expected to fail, and nothing waits for it.
             if item.serves:
                 self._queue.add_later(key, RETRY_SECONDS)
         except Exception:

@@ -24,7 +24,7 @@ _AT_ONCE = 16
 
 
 async def look(cluster: Cluster, store: Store, key: Key, owners: Iterable[Owner]) -> None:
-    """Read what stands behind these controllers of pods, until the API server refuses it."""
+    """Read the workloads behind these controllers of pods, until the API server refuses one."""
     left = list(owners)
     while left:
         now, left = left[:_AT_ONCE], left[_AT_ONCE:]
@@ -36,7 +36,7 @@ async def look(cluster: Cluster, store: Store, key: Key, owners: Iterable[Owner]
 
 
 async def restart(cluster: Cluster, store: Store, key: Key, steps: Restart) -> bool:
-    """Restart one workload; False if it is not what it was when that was decided."""
+    """Restart one workload; False if it has changed since that was decided."""
     known = steps.workload
     try:
         answer = await cluster.annotate_template(known.ref, known.uid, known.version, steps.annotations)
@@ -54,7 +54,7 @@ async def restart(cluster: Cluster, store: Store, key: Key, steps: Restart) -> b
 
 
 async def _tell(cluster: Cluster, key: Key, steps: Restart) -> None:
-    """Those who own the workload see an Event on it. Its name follows from what the restart is for."""
+    """Post an Event on the workload, for its owners. Its name follows from what the restart is for."""
     ref = steps.workload.ref
     about = {
         "apiVersion": RESOURCES[ref.kind].api_version,
@@ -68,7 +68,7 @@ async def _tell(cluster: Cluster, key: Key, steps: Restart) -> None:
     try:
         await cluster.post(events.body(event, about, datetime.now(UTC)))
     except Conflict:
-        return  # an image that was there before
+        return  # the workload was restarted for this image before
     except Refused as error:
         log.warning("%s/%s: Event refused: %s", key.namespace, key.name, error.message)
 

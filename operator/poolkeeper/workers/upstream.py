@@ -1,6 +1,6 @@
 """The operator's own logins: to an upstream, and through a pooler pod as one of its consumers.
 
-Knows libpq through psycopg, and says what a failure means to the user. Nothing else speaks to PostgreSQL.
+Uses libpq through psycopg, and says what a failure means for the user. Nothing else connects to PostgreSQL.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from poolkeeper.upstream.target import Target
 REACHABLE = "Reachable"
 POOLER_REFUSED = "PoolerRefused"
 MEASURE_SECONDS = 3.0
-"""For a login to measure a server, and for each question."""
+"""Maximum time for a login that measures a server, and for each of its queries."""
 
 _POOLER_REFUSALS = (
     "no authentication method is found",
@@ -31,10 +31,10 @@ _POOLER_REFUSALS = (
     "no such database",
     "not allowed",
 )
-"""What PgBouncer says when a login isn't in its userlist or hba file, or an entry not in its [databases]."""
+"""PgBouncer's errors if a login isn't in its userlist or hba file, or an entry isn't in its [databases]."""
 
 _NO_SLOT = ("client connections exceeded", "no more connections allowed")
-"""What PgBouncer says where there is no room for another client: it answers."""
+"""PgBouncer's errors if it has no room for another client: they prove that it answers."""
 
 _REMEDIES = {
     faults.AUTHENTICATION_FAILED: "correct user name and password in the Secret, or the server's pg_hba.conf",
@@ -57,13 +57,13 @@ _INSTANCE = (
 _CONNECTIONS = (
     "SELECT 'backend', pid, coalesce(usename, ''), coalesce(datname, ''), coalesce(host(client_addr), '')"
     " FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL"
-    # Of others' backends a role without pg_monitor sees no type: parallel workers then count as well.
+    # A role without pg_monitor sees no type of other roles' backends: parallel workers then count as well.
     " AND coalesce(backend_type, 'client backend') = 'client backend'"
     " UNION ALL SELECT 'role', rolconnlimit, rolname, '', ''"
     " FROM pg_roles WHERE rolconnlimit >= 0 AND NOT rolsuper"
     " UNION ALL SELECT 'database', datconnlimit, '', datname, '' FROM pg_database WHERE datconnlimit >= 0"
 )
-"""Every role may read all of it."""
+"""Connections and limits. Every role may read all of it."""
 _PLAIN = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)"
 """A role's own search_path could lead any of these names, operators included, to something else."""
 _SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::text"
@@ -74,13 +74,13 @@ _BACKENDS = (
     " coalesce(extract(epoch FROM clock_timestamp() - state_change), 0), coalesce(state_change::text, '')"
     " FROM pg_stat_activity WHERE usename = current_user AND pid IN ({pids})"
 )
-"""A plain role sees the state of its own role's backends alone."""
+"""A plain role sees the state of its own backends only."""
 _TERMINATE = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid = {pid}"
     " AND state = 'idle' AND xact_start IS NULL AND state_change::text = {changed}"
 )
 _FIRST_OID = 16384
-"""What has a lower one came with PostgreSQL."""
+"""Objects with a lower OID came with PostgreSQL."""
 _SCHEMA = " UNION ALL ".join(
     _DIGEST.format(columns=columns, rows=rows)
     for columns, rows in (
@@ -101,7 +101,7 @@ _SCHEMA = " UNION ALL ".join(
         ("oid, nspname", f"pg_catalog.pg_namespace WHERE oid >= {_FIRST_OID} AND nspname !~ '^pg_'"),
     )
 )
-"""All that the columns of a statement's result depend on. Temporary tables, indexes and rewritten tables
+"""Everything that the columns of a statement's result depend on. Temporary tables, indexes and rewritten tables
 (TRUNCATE, VACUUM FULL, REFRESH) don't count."""
 
 
@@ -118,7 +118,7 @@ class Observation:
 async def probe(target: Target, timeout: float) -> Observation:
     """Log in to the upstream and run SELECT 1, in at most `timeout` seconds.
 
-    Never raises for what is wrong with the database or the way to it; no message holds the password.
+    A fault of the database or of the way to it never raises; no message contains the password.
     """
     try:
         with _authority(target) as authority:
@@ -130,12 +130,12 @@ async def probe(target: Target, timeout: float) -> Observation:
 
 
 class Unmeasured(Exception):
-    """A server could not be asked about its connections; the text says why, and what to do."""
+    """A server's connections could not be measured; the text says why, and what to do."""
 
 
 class Meter:
-    """A standing connection to a server that counts its connections, itself included, and reads its database's
-    schema. All methods raise Unmeasured."""
+    """A standing connection to a server that counts the server's connections, itself included, and reads the
+    schema of its database. All methods raise Unmeasured."""
 
     def __init__(self, connection: libpq.Connection, target: Target, timeout: float) -> None:
         self._connection = connection
@@ -145,8 +145,8 @@ class Meter:
         self.pid: int = connection.info.backend_pid
 
     async def identify(self) -> tuple[str, str]:
-        """(system, instance) of servers.Identity: they hold as long as the connection does. Where the server
-        doesn't tell its system, as the database's host is all that is known of it."""
+        """(system, instance) of servers.Identity: they hold as long as the connection does. If the server
+        doesn't show its system, the host's address and the port stand for it."""
         [(instance, *settings)] = await self._ask(_INSTANCE)
         self._settings = (int(settings[0]), int(settings[1]), int(settings[2]))
         try:
@@ -158,7 +158,7 @@ class Meter:
         return str(system), str(instance)
 
     async def measure(self) -> Measured:
-        """The server's connections as they are now. identify() has to come first."""
+        """The server's current connections. identify() has to come first."""
         rows = await self._ask(_CONNECTIONS)
         return Measured(
             *self._settings,
@@ -168,7 +168,7 @@ class Meter:
         )
 
     async def snapshot(self) -> str:
-        """What is visible on the server now, in PostgreSQL's words: the same snapshot sees the same schema."""
+        """PostgreSQL's current snapshot: the same snapshot sees the same schema."""
         [(snapshot,)] = await self._ask(_SNAPSHOT)
         return str(snapshot)
 
@@ -178,15 +178,15 @@ class Meter:
         return hashlib.sha256("\n".join(sorted(digest for (digest,) in rows)).encode()).hexdigest()[:16]
 
     async def backends(self, pids: Iterable[int]) -> dict[int, wedges.Backend]:
-        """Of these backends those that belong to the connection's role, by PID."""
+        """Those of these backends that belong to the connection's role, by PID."""
         rows = await self._ask(_BACKENDS.format(pids=", ".join(map(str, pids))))
         return {
             pid: wedges.Backend(resting, float(seconds), changed) for pid, resting, seconds, changed in rows
         }
 
     async def terminate(self, pid: int, changed: str) -> bool:
-        """End a backend of the connection's role if it has rested since `changed` (of backends()) to this
-        moment; whether it has."""
+        """End a backend of the connection's role if it has rested from `changed` (of backends()) to this
+        moment; returns whether it was ended."""
         rows = await self._ask(_TERMINATE.format(pid=pid, changed=sql.Literal(changed).as_string()))
         return rows == [(True,)]
 
@@ -207,7 +207,7 @@ class Meter:
 
 @contextlib.asynccontextmanager
 async def measuring(target: Target, timeout: float) -> AsyncIterator[Meter]:
-    """Log in to the upstream to measure it; `timeout` (seconds) bounds the login and each question. Raises
+    """Log in to the upstream to measure it; `timeout` (seconds) bounds the login and each query. Raises
     Unmeasured."""
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -230,8 +230,8 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
     """Log in at a pooler as a consumer and run SELECT 1, in at most `timeout` seconds.
 
     Success proves the login's lines in userlist and hba file, its entry, and that the pooler reaches the
-    upstream. (It may be served by a server connection that the pooler holds already.) A refusal by the pooler
-    itself has the reason PoolerRefused; any other failure has the reason that probe() would give.
+    upstream. (A server connection that the pooler holds already may serve the login.) If the pooler itself
+    refuses, the reason is PoolerRefused; any other failure has the reason that probe() would give.
     """
     where = f"{host}:{port}"
     try:
@@ -245,7 +245,7 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
             sslmode="disable",
         )
     except TimeoutError:
-        # PgBouncer lets a login wait while it keeps trying the upstream.
+        # PgBouncer lets a login wait while it keeps retrying the upstream.
         message = (
             f"login through the pooler at {where} did not finish within {timeout:.2g} s: the pooler can't log"
             " in to the upstream (its log says why), or can't be reached itself"
@@ -263,8 +263,8 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
 
 @dataclass(frozen=True)
 class Echo:
-    """What came of a probe through a pooler: what went wrong, empty if it was answered; `silent`: nothing came
-    in time."""
+    """The outcome of a probe through a pooler. `said`: what went wrong, empty if the probe was answered;
+    `silent`: no answer arrived in time."""
 
     said: str
     silent: bool = False
@@ -283,7 +283,7 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
                 user=login.name,
                 password=login.password,
                 sslmode="verify-full",
-                application_name="",  # the entry's own, as the connection is its consumer's again afterwards
+                application_name="",  # the entry's own, since the connection is its consumer's again afterwards
                 **authority,
             )
     except TimeoutError:
@@ -321,7 +321,7 @@ def _unreachable(reason: str, where: str, said: str) -> Observation:
 
 
 async def _log_in(timeout: float, **parameters: str) -> int:
-    """One login and one query, together within `timeout`; returns the server's version."""
+    """Log in and run one query, together within `timeout`; returns the server's version."""
     end = asyncio.get_running_loop().time() + timeout
     async with libpq.connect(timeout, **parameters) as connection:
         await libpq.execute(connection, "SELECT 1", end - asyncio.get_running_loop().time())
@@ -329,7 +329,7 @@ async def _log_in(timeout: float, **parameters: str) -> int:
 
 
 def _authority(target: Target) -> contextlib.AbstractContextManager[dict[str, str]]:
-    """The CA where it is verified. None for `require`, which a CA would turn into verify-ca."""
+    """The CA, if it is verified. None for `require`, which a CA would turn into verify-ca."""
     if target.sslmode.startswith("verify-"):
         return libpq.authority(target.ca or "")
     return contextlib.nullcontext({})

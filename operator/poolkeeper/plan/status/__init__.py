@@ -1,1 +1,1 @@
-"""The status of a PooledDatabase: one module for each condition. Pure."""
+"""The status of a PooledDatabase: the conditions, by subject. Pure."""

@@ -1,7 +1,7 @@
-"""The condition WithinBudget and status.budget: what the budget came to, in words for people.
+"""The condition WithinBudget and status.budget: the outcome of the budget, in words.
 
-Pure, and without arithmetic of its own: what is shared out, and what doesn't fit, others say
-(budget/division.py). Not part of Ready: what was given goes on serving.
+Pure, and without arithmetic of its own: budget/division.py decides what is divided, and what doesn't fit. Not
+part of Ready: what was given keeps serving.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _TOLD_BY = (
     ("no connection is left for", ENTRIES_LEFT_OUT),
     ("limits.maxConnections is", LIMIT_TOO_SMALL),
 )
-"""The words of a problem that tell which reason it is; whatever else doesn't fit is held beyond the share."""
+"""The words of a problem that identify its reason; any other problem means: held beyond the share."""
 _PRECEDENCE = (OVERCOMMITTED, PODS_WAIT, ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL)
 
 
 def left_out(consumer: Consumer, upstream_database: str, seen: BudgetSeen | None) -> bool:
-    """Whether no connection is left for the consumer's main entry, which then is at no pooler."""
+    """Whether no connection is left for the consumer's main entry, which then no pooler has."""
     return seen is not None and entries.entry_name(upstream_database, consumer) in seen.left_out
 
 
 def no_connection_left(consumer: Consumer) -> dict[str, str]:
-    """Such a consumer among status.consumers.failing."""
+    """The item of such a consumer in status.consumers.failing."""
     return {
         "namespace": consumer.namespace,
         "secretName": consumer.secret_name,
@@ -47,7 +47,7 @@ def no_connection_left(consumer: Consumer) -> dict[str, str]:
 
 
 def within_budget(database: PooledDatabase, consumers: Consumers, world: World) -> Condition:
-    """Whether everybody has what they need at least, and nobody holds more than there is."""
+    """Whether every entry has its least, and the poolers hold no more than there is."""
     seen = world.budget
     if database.pooler.replicas == 0 and (seen is None or not seen.held):
         return Condition(KIND, TRUE, "ScaledToZero", "spec.pooler.replicas is 0: no pooler holds a connection")
@@ -73,7 +73,7 @@ def within_budget(database: PooledDatabase, consumers: Consumers, world: World) 
 
 
 def record(world: World) -> dict[str, Any]:
-    """What status holds of it: what it held before, while nobody knows the server."""
+    """The budget in the status; while the server is unknown, as the status had it before."""
     seen = world.budget
     if seen is None or not seen.server:
         assert world.resource is not None
@@ -141,7 +141,7 @@ def _shares(seen: BudgetSeen) -> str:
 
 
 def _rollouts(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) -> str:
-    """A pod more, which a rollout has while it lasts, needs its least too."""
+    """A note if there is no room for the least of one pod more, which a rollout has while it lasts."""
     replicas = database.pooler.replicas
     if not consumers.granted or seen.most_pods is None or seen.most_pods > replicas:
         return ""

@@ -1,6 +1,6 @@
-"""The condition ClientSlots: whether each consumer finds room for its clients, and which one fills its part.
+"""The condition ClientSlots: whether each consumer has room for its clients, and which one fills its part.
 
-Pure. Not part of Ready: the other consumers go on as before.
+Pure. Not part of Ready: the other consumers continue as before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONSUMER_AT_LIMIT, SLOTS_EXHAUSTED = "ConsumerAtLimit", "SlotsExhausted"
 
 
 def client_slots_condition(wanted: Wanted, world: World) -> Condition:
-    """Whether there is a slot for each consumer, and none has filled its own."""
+    """Whether there is a slot for each consumer, and no consumer has filled its part."""
     config = wanted.configuration
     if config is None:
         return last_known(world, KIND) or Condition(
@@ -52,7 +52,7 @@ def client_slots_condition(wanted: Wanted, world: World) -> Condition:
 
 
 def _words(item: AtLimit, most: int, general: str) -> str:
-    """`most` and `general` are the settings for all clients and for those of each login; 0: none."""
+    """The message. `most` and `general`: the settings for all clients and for those of each login; 0: none."""
     if item.limited:
         remedy = "raise its limits.maxClientConnections"
     elif int(general) == item.bound:

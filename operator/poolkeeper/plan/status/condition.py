@@ -1,4 +1,4 @@
-"""A condition as a value, and what the status said of it before. (metav1.Condition)"""
+"""A condition as a value, and the one that the status had before. (metav1.Condition)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition before it has a time of transition."""
+    """One condition, before it has a transition time."""
 
     type: str
     status: str
@@ -20,7 +20,7 @@ class Condition:
 
 
 def last_known(world: World, kind: str) -> Condition | None:
-    """What was reported for this generation before the operator started: an answer is on its way."""
+    """The condition reported for this generation before the operator started: an answer is on its way."""
     assert world.resource is not None
     for item in world.resource.status.get("conditions", ()):
         if item["type"] == kind and item["observedGeneration"] == world.resource.generation:

@@ -1,6 +1,6 @@
 """The condition DataPath: whether statements get through every pooler, and what was done where they did not.
 
-Pure. Not part of Ready: the other connections and pods go on as before.
+Pure. Not part of Ready: the other connections and pods continue as before.
 """
 
 from __future__ import annotations

@@ -19,15 +19,15 @@ KIND = "PoolerImage"
 _POOLER, _KEEPER = "pooler", "keeper"
 _FIELD = "spec.pooler.allowKnownFaults"
 _KEEPERS_TLS = "verify-full"
-"""How keepers reach the poolers."""
+"""The sslmode of keepers' connections to the poolers."""
 _NAMED = 3
 _EXPLAINED = 3
-"""So many faults, the gravest, are shown with their effects: an old release has more than a message holds."""
+"""Maximum number of faults, the gravest, shown with effects: an old release has more than a message holds."""
 
 
 @dataclass(frozen=True)
 class _Process:
-    """A process that runs. `shown` is None as long as its console is still to be asked."""
+    """A running process. `shown` is None until its console has been polled."""
 
     tier: str
     pod: str
@@ -51,15 +51,15 @@ class _Process:
 
 
 def pooler_image(database: PooledDatabase, wanted: Wanted, world: World) -> Condition:
-    """The worst version that runs decides. Not part of Ready: a pooler with a fault serves all the same."""
+    """The condition: the worst running version decides. Not part of Ready: poolers with faults still serve."""
     found = sorted(_running(wanted, world), key=lambda process: (process.tier != _POOLER, process.pod))
     first = {(process.tier, process.text): process for process in reversed(found) if process.text}
-    answered = list(reversed(first.values()))  # of many alike one is enough
+    answered = list(reversed(first.values()))  # one of many alike is enough
     if not answered:
         return Condition(KIND, UNKNOWN, "NoConsole", "no console has shown its PgBouncer's version yet")
     condition = _judged(database, answered)
     if condition.status == TRUE and any(process.shown is None for process in found):
-        return last_known(world, KIND) or condition  # a worse one may be among those still to be asked
+        return last_known(world, KIND) or condition  # a process not polled yet may be worse
     return condition
 
 
@@ -103,7 +103,7 @@ def _judged(database: PooledDatabase, answered: Sequence[_Process]) -> Condition
 
 
 def _refused(process: _Process, allowed: frozenset[str], *, certain: bool) -> tuple[Fault, ...]:
-    """The faults that the spec does not accept: those that apply for certain, or those that may apply."""
+    """The faults that the spec does not accept: those that certainly apply, or those that may apply."""
     return tuple(
         fault
         for fault in process.faults

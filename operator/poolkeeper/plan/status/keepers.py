@@ -1,4 +1,4 @@
-"""The condition KeepersCurrent: whether app pods have their keepers, and those show what they are to show."""
+"""The condition KeepersCurrent: whether app pods have their keepers, each showing its configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KIND = "KeepersCurrent"
 
 
 def keepers_current(wanted: Wanted, world: World) -> Condition:
-    """Not part of Ready: what is behind serves all the same."""
+    """The condition. Not part of Ready: a keeper that is behind still serves."""
     pods = sorted(
         (pod for pod in world.app_pods if not pod.terminating), key=lambda pod: (pod.namespace, pod.name)
     )
@@ -67,7 +67,7 @@ def _faults(
 
 
 def _behind(wanted: Wanted, world: World, keepers: Sequence[Running]) -> Fault | None:
-    """What was tried and failed."""
+    """Keepers whose reload was tried and failed."""
     failed = [
         (item, shown.problem)
         for item in keepers
@@ -100,7 +100,7 @@ def _lacking(wanted: Wanted, pods: Sequence[AppPod]) -> Fault | None:
 
 
 def _outdated(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
-    """A new image needs a new pod, which is for its owner to decide."""
+    """Keepers of another image. A new image needs a new pod, on which the pod's owner decides."""
     assert wanted.keeper is not None
     outdated = [item for item in keepers if item[1].image != wanted.keeper.image]
     if not outdated:
@@ -114,7 +114,7 @@ def _outdated(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
 
 
 def _another_auth(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
-    """The variables of its containers go with it, and a pod keeps those for life."""
+    """Keepers with another `auth`. The containers' variables go with it, and a pod keeps those for life."""
     assert wanted.keeper is not None
     outdated = [item for item in keepers if item[1].auth != wanted.keeper.auth]
     if not outdated:

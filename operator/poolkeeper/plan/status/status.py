@@ -1,6 +1,6 @@
-"""The status of a PooledDatabase: one pure function per condition, and the Events that transitions make.
+"""The status of a PooledDatabase: conditions that need no module of their own, and Events of transitions.
 
-Conditions follow metav1.Condition. Status changes with transitions only; numbers that move fast stay out.
+Conditions follow metav1.Condition. Status changes with transitions only; numbers that change fast stay out.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _FAULTS_FROM_THE_START = (
     data_path_status.KIND,
 )
 _FALSE_AS_PLANNED = frozenset({pause_orders.PAUSING, pause_orders.RESUMING, pause_orders.RESUMED})
-"""Reasons that are no warning."""
+"""Reasons whose Event is no warning."""
 
 
 def of(
     database: PooledDatabase, wanted: Wanted, world: World, now: datetime
 ) -> tuple[dict[str, Any] | None, tuple[Event, ...]]:
-    """The status to write (None if it stands already) and the Events of its transitions."""
+    """The status to write (None if it is already written) and the Events of its transitions."""
     resource = world.resource
     assert resource is not None
     data_path = (
@@ -96,7 +96,7 @@ def of(
 def of_invalid_spec(
     resource: Resource, error: SpecError, wanted: Wanted, world: World, now: datetime
 ) -> tuple[dict[str, Any] | None, tuple[Event, ...]]:
-    """The status while the spec makes no sense: what runs is left as it is, and so is what it reported."""
+    """The status while the spec is invalid: what runs is left as it is, and so is what it reported."""
     invalid = spec_valid(error)
     where, moved = _upstream(resource, wanted, world, now)
     renewed, renewals = renewal.report(wanted, world, now)
@@ -116,7 +116,7 @@ def of_invalid_spec(
 
 
 def spec_valid(error: SpecError | None) -> Condition:
-    """Whether the spec makes sense beyond what the CRD's schema can check."""
+    """Whether the spec is valid beyond what the CRD's schema can check."""
     if error is None:
         return Condition("SpecValid", TRUE, "Valid", "the spec is valid")
     return Condition("SpecValid", FALSE, "Invalid", str(error))
@@ -199,7 +199,7 @@ def config_applied(wanted: Wanted, world: World) -> Condition:
 
 
 def consumers_synced(wanted: Wanted, world: World) -> Condition:
-    """Whether every consumer that is named, or selected and willing, has its two Secrets."""
+    """Whether every consumer that is named, or selected and willing, has its Secrets."""
     kind = "ConsumersSynced"
     failing = _failing_consumers(wanted, world)
     total = len(wanted.consumers.granted) + len(wanted.consumers.refused)
@@ -288,7 +288,7 @@ def _failing_consumers(wanted: Wanted, world: World) -> list[dict[str, str]]:
 def _written(
     resource: Resource, body: Mapping[str, Any], conditions: Sequence[Condition], now: datetime
 ) -> tuple[dict[str, Any] | None, tuple[Event, ...]]:
-    """The whole status with times of transition, None if it equals the one that stands."""
+    """The whole status with transition times; None if it equals the present one."""
     previous = {item["type"]: item for item in resource.status.get("conditions", ())}
     written = []
     events = []
@@ -316,7 +316,7 @@ def _written(
 
 
 def _worth_an_event(before: Mapping[str, Any] | None, condition: Condition) -> bool:
-    """Transitions to a known state; of what is seen first, only what the user has to mend."""
+    """Whether it is a transition to a known state or, if new, a fault that the user has to fix."""
     if condition.status == UNKNOWN:
         return False
     if before is None:
@@ -325,7 +325,7 @@ def _worth_an_event(before: Mapping[str, Any] | None, condition: Condition) -> b
 
 
 def consumer_removed(ref: Ref, uid: str) -> Event:
-    """A consumer lost its Secrets: it left the spec, or consent was withdrawn."""
+    """The Event of a consumer that lost its Secrets: it left the spec, or consent was withdrawn."""
     return Event(
         name=hashlib.sha256(f"removed/{uid}".encode()).hexdigest()[:16],
         type="Normal",
@@ -335,7 +335,7 @@ def consumer_removed(ref: Ref, uid: str) -> Event:
 
 
 def pod_retired(pod: Pod) -> Event:
-    """A pod was evicted since no statement got through it."""
+    """The Event of a pod that was evicted since no statement got through it."""
     return Event(
         name=hashlib.sha256(f"retired/{pod.uid}".encode()).hexdigest()[:16],
         type="Warning",
@@ -348,7 +348,7 @@ def pod_retired(pod: Pod) -> Event:
 def _upstream(
     resource: Resource, wanted: Wanted, world: World, now: datetime
 ) -> tuple[dict[str, Any], tuple[Event, ...]]:
-    """Where the poolers were brought to, and the Event that they left another place."""
+    """The place of the upstream that the poolers were led to, and the Event that they left another."""
     record = addresses.to_record(wanted, world)
     if record is None:
         return {}, ()
@@ -394,8 +394,8 @@ def _moved_message(before: Whereabouts, record: Whereabouts, world: World) -> st
 
 
 def _transition(resource: Resource, before: Mapping[str, Any] | None, condition: Condition) -> Event:
-    """The name holds the state before, which only the status write that follows replaces: a crash between
-    the two posts the same Event again, which then exists."""
+    """The Event of a transition. Its name holds the state before, which only the status write that follows
+    replaces: after a crash between the two, the same Event is posted again, and already exists."""
     seed = [resource.uid, condition.type, condition.status, condition.reason]
     seed += [before["lastTransitionTime"], before["reason"]] if before else []
     return Event(
@@ -407,5 +407,5 @@ def _transition(resource: Resource, before: Mapping[str, Any] | None, condition:
 
 
 def _short(text: str) -> str:
-    """Bounded, since the API server bounds it; a refusal quoted from elsewhere may be long."""
+    """The text, bounded since the API server bounds it; a refusal quoted from elsewhere may be long."""
     return text if len(text) <= _MESSAGE_LIMIT else f"{text[: _MESSAGE_LIMIT - 1]}…"

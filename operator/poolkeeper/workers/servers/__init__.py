@@ -1,1 +1,1 @@
-"""The work on each PostgreSQL server: measuring it, and dividing its connections."""
+"""Measures each PostgreSQL server, and divides its connections."""

@@ -1,6 +1,6 @@
-"""Standing connections to the consoles of pooler pods: what they hold, and having them show their tables.
+"""Standing connections to the consoles of pooler pods: read what pods hold, and make them show their tables.
 
-To log in anew for every look would cost a pooler more than the look.
+Logging in for every poll would cost a pooler more than the poll itself.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from poolkeeper.pgbouncer.retirement import retiring
 from poolkeeper.upstream import faults
 
 CONSOLE_SECONDS = 1.0
-"""For the login and for every command: nobody else should have to wait for a pooler that is out of reach."""
+"""Maximum time for the login and each command: other poolers should not wait for one that is out of reach."""
 RETRY_SECONDS = 2.0
 SLOWEST_RETRY_SECONDS = 15.0
 MUTE_SECONDS = 4.0
-"""The pause before another try that tells a console that answers no more from one that was busy."""
+"""How long the pause before the next try is once a console counts as no longer answering, not just busy."""
 RETIRE_SECONDS = 0.3
-"""For so long connections above their cap are waited for; meanwhile every transaction takes a new one."""
+"""How long to wait for connections above their cap; meanwhile every transaction takes a new one."""
 RETIRE_PAUSE_SECONDS = 0.5
 SLOWEST_RETIRE_SECONDS = 8.0
 _POLL_SECONDS = 0.02
@@ -39,8 +39,8 @@ _LOGGING_IN, _NO_ENTRY = "cl_login", "(nodb)"
 
 @dataclass(frozen=True)
 class Pooler:
-    """A pod whose console is to be asked. `rules` is the path of the rules for logins that admit to these
-    `entries` alone; empty if it isn't known."""
+    """A pod whose console is polled. `rules` is the path of the login rules that admit to these `entries` only;
+    empty if unknown."""
 
     uid: str
     access: ConsoleAccess
@@ -55,16 +55,16 @@ class _Opened:
     stack: contextlib.AsyncExitStack
     console: Console
     logging_in: dict[str, frozenset[str]] = field(default_factory=dict)
-    """By entry that takes no logins any more, the IDs of clients that were in the middle of one before."""
+    """By entry that takes no logins any more: the IDs of clients that were in the middle of one before."""
 
 
 class PoolerConsoles:
-    """The consoles by pod UID. To be closed in the end, as a context manager does."""
+    """The consoles by pod UID. To be closed in the end, as the context manager does."""
 
     def __init__(self) -> None:
         self._opened: dict[str, _Opened] = {}
         self._failed: dict[str, tuple[float, float]] = {}
-        """When to try again, and the pause before it."""
+        """When to retry, and the pause before that."""
         self._retired: dict[str, tuple[float, float]] = {}
 
     async def __aenter__(self) -> PoolerConsoles:
@@ -76,7 +76,7 @@ class PoolerConsoles:
         await self.keep(())
 
     async def keep(self, uids: Collection[str]) -> None:
-        """Close all but these."""
+        """Close all consoles but these."""
         for uid in self._opened.keys() - set(uids):
             await self._close(uid)
         for known in (self._failed, self._retired):
@@ -88,8 +88,8 @@ class PoolerConsoles:
         return uid in self._failed and self._failed[uid][1] >= MUTE_SECONDS
 
     async def look(self, poolers: Iterable[Pooler]) -> dict[str, Look]:
-        """What these show, each after it was told to RELOAD if it lags behind its table. Those that don't
-        answer are left out."""
+        """What these poolers show, each after a RELOAD if it lags behind its table. Poolers that don't answer
+        are left out."""
         asked = tuple(poolers)
         answers = await asyncio.gather(*map(self._look, asked))
         return {pooler.uid: look for pooler, look in zip(asked, answers, strict=True) if look is not None}
@@ -110,12 +110,12 @@ class PoolerConsoles:
         return look
 
     async def sockets(self, uid: str) -> list[dict[str, str]]:
-        """SHOW SOCKETS of a pooler that answered the last look. Raises ConsoleError."""
+        """SHOW SOCKETS of a pooler that answered the last poll. Raises ConsoleError."""
         return await self._known(uid).show("SOCKETS")
 
     async def close_client(self, uid: str, client: str) -> None:
-        """Close a client's connection, and with it a server connection that waits for an answer to it. Raises
-        ConsoleError."""
+        """Close a client's connection, and with it a server connection that waits for an answer to that client.
+        Raises ConsoleError."""
         await self._known(uid).execute(f"KILL_CLIENT {client}")
 
     def _known(self, uid: str) -> Console:
@@ -124,10 +124,11 @@ class PoolerConsoles:
         return self._opened[uid].console
 
     async def retire(self, surplus: Mapping[str, tuple[Pooler, Collection[str]]]) -> None:
-        """Have poolers give back what these entries hold above their caps, after the transactions there.
+        """Make poolers close what these entries hold above their caps, after the transactions there.
 
-        Nothing else ends it: PgBouncer closes no connection because a cap fell. server_lifetime 0 closes all of
-        the process that are idle, so it is set for a moment only, and ever more rarely where transactions last.
+        Nothing else closes it: PgBouncer closes no connection because a cap fell. server_lifetime 0 closes all
+        idle connections of the process, so it is set only for a moment, and ever less often if transactions
+        last.
         """
         await asyncio.gather(*(self._retire(pooler, entries) for pooler, entries in surplus.values()))
         for uid in self._retired.keys() - surplus.keys():
@@ -163,14 +164,14 @@ class PoolerConsoles:
 
 
 async def _ask(opened: _Opened, asked: Pooler) -> Look:
-    """The table is asked for after its revision, so that it is no older than that."""
+    """Poll one console. Its table is read after the table's revision, and so is no older than that."""
     pooler, allotment = opened.console, asked.allotment
     settings = await pooler.settings()
     if allotment is not None and allotments.revision(settings) != allotment.revision:
         try:
             await pooler.reload()
         except ConsoleError as error:
-            if error.reason != COMMAND_FAILED:  # the table's file has not arrived yet
+            if error.reason != COMMAND_FAILED:  # else the table's file has not arrived yet
                 raise
         settings = await pooler.settings()
     allotted = None if allotment is None else allotment.caps
@@ -188,8 +189,8 @@ async def _ask(opened: _Opened, asked: Pooler) -> Look:
 
 
 async def _closed(opened: _Opened, refused: Set[str]) -> frozenset[str]:
-    """Of the entries that were just seen to refuse logins, those that nobody is in the middle of one to. It may
-    not be shown yet whom a client wants; later ones don't matter."""
+    """Of the entries that just refused logins, those to which no client is in the middle of one. The console
+    may not show yet which entry a client wants; later clients don't matter."""
     known = {entry: ids for entry, ids in opened.logging_in.items() if entry in refused}
     if known.keys() != refused or any(known.values()):
         rows = [row for row in await opened.console.show("SOCKETS") if row["state"] == _LOGGING_IN]

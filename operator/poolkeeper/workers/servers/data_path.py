@@ -1,8 +1,8 @@
 """Watches the data path of the poolers on a server: ends stuck server connections, and probes each pooler.
 
-It goes by what the look at the server has read already (poll.py). Only where that arouses suspicion are
-PostgreSQL and a console asked more, beside the looks. One PooledDatabase's own role sees its backends and may
-end them, so that no right is needed beyond those that every role has.
+It uses what the poll of the server has read already (poll.py). Only if that is suspicious, it asks PostgreSQL
+and a console for more, in the background. A PooledDatabase's own role sees its backends and may end them, so
+that it needs no right beyond those that every role has.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ JUDGE_EVERY_SECONDS = 0.9
 PROBE_EVERY_SECONDS = 4.0
 """How often each pooler is probed."""
 PROBE_AGAIN_SECONDS = 1.0
-"""How soon after a probe that failed."""
+"""How long until a pooler is probed again after a failed probe."""
 PROBE_SECONDS = 2.5
-"""How long a probe may take."""
+"""Maximum duration of a probe."""
 RETIRE_EVERY_SECONDS = 600.0
-"""How long after a pod of a PooledDatabase was retired another one may be. What recurs is mended by no other
-pod."""
+"""How long after a pod of a PooledDatabase was retired another one may be. No other pod fixes a fault that
+recurs."""
 
 
 @dataclass
@@ -64,14 +64,14 @@ class _Seen:
     probes: dict[str, Probed] = field(default_factory=dict)
     probing: dict[str, _Probing] = field(default_factory=dict)
     ended: list[Wedge] = field(default_factory=list)
-    """Since the last look."""
+    """Connections ended since the last poll."""
     reports: Reports = field(default_factory=dict)
     retired: tuple[str, float] = ("", 0.0)
-    """The pod that was to be retired last, and when it was so first."""
+    """The pod that was last to be retired, and since when it was."""
     task: asyncio.Task[None] | None = None
     """Asks about the suspects."""
     due: float = 0.0
-    """When they may be asked about again."""
+    """When the suspects may be asked about again."""
 
     def cancel(self) -> None:
         for task in (self.task, *(item.task for item in self.probing.values())):
@@ -80,14 +80,14 @@ class _Seen:
 
 
 class DataPathWatch:
-    """The PooledDatabases on one cluster of data. To be closed in the end, by keep()."""
+    """The PooledDatabases on one database cluster. To be closed in the end, by keep()."""
 
     def __init__(self, consoles: PoolerConsoles) -> None:
         self._consoles = consoles
         self._seen: dict[Key, _Seen] = {}
 
     def keep(self, keys: Collection[Key]) -> None:
-        """Forget all but these."""
+        """Forget all PooledDatabases but these."""
         for key in self._seen.keys() - set(keys):
             self._seen.pop(key).cancel()
 
@@ -101,10 +101,10 @@ class DataPathWatch:
         instance: str,
         connected: Callable[[], Awaitable[Meter]],
     ) -> tuple[tuple[Wedge, ...], str]:
-        """With one more look at the poolers of a PooledDatabase: what is to be reported, and the UID of a pod
-        that is to be retired (empty for none). `measured`: its server, after the looks; None: it can't be
-        measured, so that a fault may be the server's. `connected` answers with the connection of the
-        PooledDatabase's own role, or raises Unmeasured. Waits for nothing."""
+        """Take in one more poll of a PooledDatabase's poolers: returns what to report, and the UID of a pod to
+        retire (empty for none). `measured`: its server, after the polls of `looks`; None: it can't be measured,
+        so that a fault may be the server's. `connected` returns the connection of the PooledDatabase's own
+        role, or raises Unmeasured. Waits for nothing."""
         now = asyncio.get_running_loop().time()
         seen = self._seen.setdefault(key, _Seen())
         named = {pod.uid: pod.name for pod in pods}
@@ -136,8 +136,8 @@ class DataPathWatch:
         named: Mapping[str, str],
         connected: Callable[[], Awaitable[Meter]],
     ) -> None:
-        """Ask PostgreSQL and the consoles about the suspects, and end those that are stuck: one of each pooler
-        at a time, so that a mistake does not end them all."""
+        """Ask PostgreSQL and the consoles about the suspects, and end the stuck ones: one of each pooler at a
+        time, so that a mistake does not end them all."""
         loop = asyncio.get_running_loop()
         suspects = wedges.suspects(seen.holds, loop.time())
         try:
@@ -162,7 +162,7 @@ class DataPathWatch:
             log.exception("%s/%s: stuck server connections", key.namespace, key.name)
 
     async def _sockets(self, uid: str) -> dict[str, Sockets]:
-        """Nothing from a console that does not answer: the next look tells."""
+        """A console's pairs of clients and servers; empty if it does not answer: the next poll shows it."""
         try:
             return pairs(await self._consoles.sockets(uid))
         except (ConsoleError, KeyError, ValueError):
@@ -178,9 +178,9 @@ class DataPathWatch:
         held: Held,
         meter: Meter,
     ) -> bool:
-        """End a stuck connection; whether anything was done to it. First by its backend, which PostgreSQL ends
-        only if it has rested to that moment: the client gets PostgreSQL's own error. Where that has no effect,
-        by its client."""
+        """End a stuck connection; returns whether anything was done to it. First PostgreSQL ends its backend,
+        but only if that has rested to that moment: the client gets PostgreSQL's own error. If that has no
+        effect, the pooler closes its client."""
         now = asyncio.get_running_loop().time()
         where = f"{key.namespace}/{key.name}: pooler {pod}: entry {held.active.entry}"
         first = held.terminated is None
@@ -214,7 +214,8 @@ class DataPathWatch:
         measured: bool,
         now: float,
     ) -> None:
-        """A probe counts once its console was looked at after it, which tells whether it may have failed."""
+        """Take in finished probes. Each counts once its console was polled after it, which shows whether the
+        probe may have failed."""
         for uid in (seen.probing.keys() | seen.probes.keys()) - set(serving):
             item = seen.probing.pop(uid, None)
             seen.probes.pop(uid, None)
@@ -246,7 +247,7 @@ class DataPathWatch:
 
 
 async def _probe(key: Key, access: ConsoleAccess, login: Login, entry: str) -> Echo:
-    """Where the operator itself fails, that is no word about the pooler."""
+    """Probe one pooler. A failure of the operator itself says nothing about the pooler."""
     try:
         return await upstream.through_pooler(access, login, entry, PROBE_SECONDS)
     except Exception:
@@ -263,8 +264,8 @@ def _held(
     instance: str,
     now: float,
 ) -> dict[Connection, Held]:
-    """What another instance of the server was seen to have says nothing of this one. Replication has
-    connections for as long as its clients like, as sessions do."""
+    """The active connections, after one more poll. Those on another instance of the server say nothing about
+    this one. Replication keeps connections for as long as its clients like, as sessions do."""
     before = seen.holds if instance == seen.instance else {}
     active = {
         Connection(uid, row["id"]): Active(
@@ -292,14 +293,14 @@ def _silent(seen: _Seen, now: float) -> str:
 
 
 def _store(seen: _Seen, connection: Connection, before: Held, after: Held) -> None:
-    """Unless it has moved on since."""
+    """Store what is known of a connection, unless the connection has moved on since."""
     known = seen.holds.get(connection)
     if known is not None and (known.active, known.since) == (before.active, before.since):
         seen.holds = {**seen.holds, connection: replace(after, known=known.known)}
 
 
 def pairs(rows: Sequence[Mapping[str, str]]) -> dict[str, Sockets]:
-    """From SHOW SOCKETS, by the ID of the server connection. A message in part is one with a rest to come
+    """Pairs from SHOW SOCKETS, by the ID of the server connection. A message in part has a rest to come
     (pkt_remain); what a client has not read yet waits in the buffer of the server connection (send_avail)."""
     clients = {row["ptr"]: row for row in rows if row["type"] == "C"}
     found = {}

@@ -1,8 +1,8 @@
-"""The budget at work: looks at poolers and their servers, and stores what budget_protocol.step() says.
+"""Runs the budget: polls poolers and their servers, and stores what protocol.step() returns.
 
-One task for each cluster of data. It measures a server over a standing connection and asks the poolers'
-consoles over others (poll.py); with every look it works out anew who should have what, so there is
-nothing to remember over a restart. It alone changes Records.
+There is one task for each database cluster. It measures a server over a standing connection and polls the
+poolers' consoles over others (poll.py). Every poll works out all caps again, so nothing has to be remembered
+over a restart. Only this task changes Records.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from poolkeeper.workers.upstream import MEASURE_SECONDS, Unmeasured
 log = logging.getLogger(__name__)
 
 IDENTIFY_SECONDS = 60.0
-"""How often it is looked where a PooledDatabase's upstream is, if it is not the one that the server is measured
-by."""
+"""How often a PooledDatabase's server identity is rechecked, unless the server is measured with its login."""
 RETRY_SECONDS = 5.0
 
 
 class Budgets:
-    """The servers that PooledDatabases are on, each seen to by a task."""
+    """The servers that PooledDatabases are on, each polled by a task."""
 
     def __init__(self, store: Store, queue: Queue[Key], watch: Callable[[], ServerWatch]) -> None:
         self._store = store
@@ -52,7 +51,7 @@ class Budgets:
         self._wake: dict[str, asyncio.Event] = {}
 
     def order(self, key: Key, order: Order | None) -> None:
-        """Have a PooledDatabase seen to so from now on; None: what it has stays as it is."""
+        """Apply this order to a PooledDatabase from now on; None: what it has stays as it is."""
         if order is None:
             if self._orders.pop(key, None) is not None:
                 self._seen.pop(key, None)
@@ -63,7 +62,7 @@ class Budgets:
         before = self._orders.get(key)
         self._orders[key] = order
         if not pods and (stored is None or not stored.record.allotments):
-            return  # nothing is asked of a server that nobody uses
+            return  # an unused server is not polled
         if before is not None and before.target != order.target:
             self._identities.pop(key, None)
         if before is not None and before.whereabouts != order.whereabouts:
@@ -79,7 +78,7 @@ class Budgets:
     # Which server
 
     async def _identify(self, key: Key) -> None:
-        """Find out which server a PooledDatabase is on; until it is known its poolers wait."""
+        """Identify the server that a PooledDatabase is on; until it is known, the poolers wait."""
         while key in self._orders:
             order = self._orders[key]
             try:
@@ -101,22 +100,22 @@ class Budgets:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _presumed(self, key: Key, order: Order) -> str:
-        """The server that a PooledDatabase was on when it was last measured. If it never was, but its spec says
-        how much it may take, one of its own; else nothing."""
+        """The server that a PooledDatabase was on when it was last measured. If it never was, but the spec says
+        how much it may take, a server of its own; else empty."""
         stored = self._store.stored(key)
         if stored is not None and stored.server:
             return stored.server
         return given(order) if order.pooled.most is not None else ""
 
     async def _look_where(self, key: Key) -> None:
-        """Raises Unmeasured."""
+        """Identify a PooledDatabase's server once. Raises Unmeasured."""
         self._doubted.discard(key)
         self._tried[key] = asyncio.get_running_loop().time()
         async with upstream.measuring(self._orders[key].target, MEASURE_SECONDS) as meter:
             self._met(key, *await meter.identify())
 
     def _met(self, key: Key, system: str, instance: str) -> None:
-        if key not in self._orders:  # no more
+        if key not in self._orders:  # it was dropped meanwhile
             return
         now = asyncio.get_running_loop().time()
         known = self._identities.get(key) or Identity(system, instance, now, now)
@@ -135,10 +134,10 @@ class Budgets:
         if system in self._wake:
             self._wake[system].set()
 
-    # One cluster of data
+    # One database cluster
 
     async def _attend(self, system: str) -> None:
-        """See to the servers of a system for as long as anybody uses one."""
+        """Poll the servers of a system for as long as a PooledDatabase uses one."""
         async with contextlib.aclosing(self._watch()) as watch:
             while members := self._members(system):
                 self._wake[system].clear()
@@ -174,8 +173,8 @@ class Budgets:
         return {key: self._identities[key].instance for key in keys}
 
     def _frozen(self, system: str) -> tuple[Key, ...]:
-        """PooledDatabases that hold connections of the system although nothing is known of what they want:
-        their spec is invalid, or they are being deleted."""
+        """PooledDatabases that hold connections of the system although their needs are unknown: their spec is
+        invalid, or they are being deleted."""
         return tuple(
             key
             for key in sorted(self._store.keys() - self._identities.keys())
@@ -185,7 +184,7 @@ class Budgets:
         )
 
     async def _look_again(self, members: Iterable[Key]) -> None:
-        """Where there is doubt whether two are on the same server, or nobody looked for long."""
+        """Identify servers again, if it is in doubt whether two are the same, or after a long time."""
         now = asyncio.get_running_loop().time()
         known = {key: self._identities[key] for key in members}
         latest = max((identity.since for identity in known.values()), default=now)

@@ -1,6 +1,6 @@
-"""Standing connections to the servers of one cluster of data: servers are measured by them, schemas read.
+"""Standing connections to the servers of one database cluster, which measure servers and read schemas.
 
-Any PooledDatabase's login does to measure its server; another one's is used where that fails.
+Any PooledDatabase's login can measure its server; if that fails, another one's is used.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 GIVEN = "given "
 
 Met = Callable[[Key, str, str], None]
-"""Told of where a PooledDatabase's upstream is: system and instance of servers.Identity."""
+"""Receives where a PooledDatabase's upstream is: system and instance of servers.Identity."""
 
 
 def given(order: Order) -> str:
-    """Name of the server of a PooledDatabase that can't be measured, but is told how much it may take."""
+    """Name of a server that can't be measured, but whose PooledDatabase specifies how much it may take."""
     return f"{GIVEN}{order.target.host}:{order.target.port}"
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A connection, and where it leads to."""
+    """A connection, and where it leads."""
 
     target: Target
     instance: str
@@ -42,14 +42,14 @@ class _Opened:
 
 
 class Meters:
-    """The connections by the PooledDatabase whose login they have. To be closed in the end, by keep()."""
+    """The connections, by the PooledDatabase whose login they use. To be closed in the end, by keep()."""
 
     def __init__(self) -> None:
         self._opened: dict[Key, _Opened] = {}
         self._failed: dict[Key, float] = {}
 
     async def keep(self, keys: Collection[Key]) -> None:
-        """Close all but these."""
+        """Close all connections but these."""
         for key in self._opened.keys() - set(keys):
             await self._close(key)
 
@@ -60,13 +60,13 @@ class Meters:
     async def measure(
         self, system: str, orders: Mapping[Key, Order], instances: Mapping[Key, str], met: Met
     ) -> tuple[Measured | None, str]:
-        """The server as it is now, or in words why it isn't known. One login is tried at most: of those that
+        """The server's current state, or in words why it is unknown. At most one login is tried: of those that
         failed, the one longest ago."""
         for key, order in orders.items():
             if key in self._opened:
                 opened = self._opened[key]
                 if (opened.target, opened.instance) != (order.target, instances[key]):
-                    await self._close(key)  # it goes on to where the upstream was
+                    await self._close(key)  # it leads to where the upstream was
                     continue
                 try:
                     return await opened.meter.measure(), ""
@@ -84,7 +84,7 @@ class Meters:
             return None, str(error)
 
     async def opened(self, key: Key, system: str, order: Order, instance: str, met: Met) -> Meter:
-        """The connection to this PooledDatabase's database, made where there is none. Raises Unmeasured."""
+        """The connection to this PooledDatabase's database, opened if there is none. Raises Unmeasured."""
         known = self._opened.get(key)
         if known is not None and (
             known.meter.closed or (known.target, known.instance) != (order.target, instance)
@@ -110,7 +110,7 @@ class Meters:
         except BaseException:
             await stack.aclose()
             raise
-        if key in self._opened:  # another task was quicker
+        if key in self._opened:  # another task was faster
             await stack.aclose()
         else:
             self._opened[key] = _Opened(order.target, where[1], stack, meter)

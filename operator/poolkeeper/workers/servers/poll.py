@@ -1,7 +1,7 @@
-"""One look at a server and its poolers: consoles, then the server itself, then what may be written now.
+"""One poll of a server and its poolers: consoles, then the server itself, then what may be written now.
 
-The order is what the proof rests on (budget/protocol.py): what a console showed counts once the server was
-measured after it.
+The proof relies on that order (budget/protocol.py): what a console showed counts once the server was measured
+after it.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from poolkeeper.workers.servers.records import Records
 from poolkeeper.workers.servers.schemas import SchemaWatch
 
 LOOK_SECONDS = 1.0
-"""How often a server and its poolers are looked at while nothing happens."""
+"""How often a server and its poolers are polled while nothing happens."""
 PODS_PER_SECOND = 200
-"""With many poolers less often, so that no more of them are asked in a second."""
+"""How many poolers are polled in a second at most: if there are many, each is polled less often."""
 SOON_SECONDS = 0.1
-"""How soon again while something is under way."""
+"""How long until the next poll while something is under way."""
 UNSEEN_SECONDS = 10.0
-"""A pod that disappeared unseen, while no operator ran, counts for so long. What it has on the server is seen
-there; it is what it could still open that has to be waited for."""
+"""How long a pod that disappeared unseen, while no operator ran, still counts. What it holds is seen on the
+server; only what it could still open has to be waited for."""
 START_SECONDS = 10.0
-"""For so long others make room for a pod that does not run yet."""
+"""How long other pods make room for a pod that does not run yet."""
 FORGET_SECONDS = 7200.0
 
 
 class ServerWatch:
-    """The servers of one cluster of data, with what is kept from look to look: connections, and who was there
-    lately. To be closed in the end."""
+    """The servers of one database cluster, with what is kept from poll to poll: connections, and which pods
+    were there lately. To be closed in the end."""
 
     def __init__(self, store: Store, queue: Queue[Key], records: Records, annotate: Annotate) -> None:
         self._store = store
@@ -65,9 +65,9 @@ class ServerWatch:
         self._memories: dict[str, Memory] = {}
         """By the first PooledDatabase on a server."""
         self._starting: dict[str, float] = {}
-        """Since when pods are there that don't run yet, by UID."""
+        """When each pod that doesn't run yet appeared, by UID."""
         self._missing: dict[str, float] = {}
-        """Since when pods are gone that nobody saw end, by UID."""
+        """When each pod that still has an allotment disappeared, by UID."""
         self._crowds: dict[Key, client_limits.Crowds] = {}
 
     async def aclose(self) -> None:
@@ -75,7 +75,7 @@ class ServerWatch:
         await self.keep(())
 
     async def keep(self, members: Collection[Key]) -> None:
-        """Close what belongs to others than these."""
+        """Close what belongs to other PooledDatabases than these."""
         self._schemas.keep(members)
         self._data_paths.keep(members)
         await self._meters.keep(members)
@@ -92,10 +92,10 @@ class ServerWatch:
         frozen: Iterable[Key],
         met: Met,
     ) -> float:
-        """Look at one server, which these PooledDatabases are on, and do what may be done now.
+        """Poll one server, which these PooledDatabases are on, and do what may be done now.
 
-        `instances` are what servers.Identity says of each; `frozen` are others whose poolers hold connections
-        there. Answers in how many seconds to look again."""
+        `instances` has what servers.Identity says of each; `frozen` are other PooledDatabases whose poolers
+        hold connections there. Returns in how many seconds to poll again."""
         now = asyncio.get_running_loop().time()
         pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
         ended = self._ended(pods, now)
@@ -119,7 +119,7 @@ class ServerWatch:
         }
         ours = _ours(orders, pods, looks)
         if measured is not None and _unknown(ours, measured, self._meters.pids()):
-            # Opened since the first look, perhaps; what was closed since then is in neither.
+            # Perhaps opened since the first poll; what was closed since then is in neither.
             later = await self._consoles.look(asked)
             ours = replace(ours, pids=ours.pids | _pids(later))
         sight = Sight(
@@ -163,7 +163,7 @@ class ServerWatch:
             return SOON_SECONDS
         return max(LOOK_SECONDS, len(asked) / PODS_PER_SECOND)
 
-    # Looking
+    # Polling
 
     def _at_limit(
         self, key: Key, order: Order, pods: Sequence[Pod], looks: Mapping[str, Look]
@@ -176,7 +176,7 @@ class ServerWatch:
         return client_limits.at_limit(crowds)
 
     def _coming(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
-        """Pods that don't run yet, and have not had long to."""
+        """Pods that don't run yet, and have not existed for long."""
         starting = [
             pod.uid for present in pods.values() for pod in present if not (pod.running or pod.terminating)
         ]
@@ -184,8 +184,9 @@ class ServerWatch:
         return frozenset(uid for uid in starting if now - self._starting[uid] < START_SECONDS)
 
     def _ended(self, pods: Mapping[Key, Sequence[Pod]], now: float) -> frozenset[str]:
-        """Pods with an allotment that are gone for good: seen to have ended, or gone for so long that their
-        node has ended them, even if they were deleted by force. (One that lost touch may run them on.)"""
+        """Pods with an allotment that are gone for good: their end was seen, or they have been gone long enough
+        for their node to have ended them, even if they were deleted by force. (A node that lost touch may still
+        run them.)"""
         missing = {
             uid: key
             for key, present in pods.items()
@@ -209,8 +210,8 @@ class ServerWatch:
         stored: Mapping[Key, Stored | None],
         steps: Steps,
     ) -> bool:
-        """Store the Records in place of those that the steps were worked out from; whether there were any. The
-        first that can't be stored ends it: what comes next is worked out anew."""
+        """Store the Records in place of those that the steps were worked out from; returns whether there were
+        any. The first that can't be stored ends it: what follows is worked out again."""
         keys = {_name(key): key for key in stored}
         for name, record in steps.records.items():
             key = keys[name]
@@ -228,7 +229,7 @@ class ServerWatch:
         return bool(steps.records)
 
     async def _tell(self, orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]]) -> bool:
-        """Annotate the pods whose table changed, so that kubelet brings it; whether there were any."""
+        """Annotate the pods whose table changed, so that kubelet delivers it; returns whether any had."""
         work = []
         for key in orders:
             for pod in pods[key]:
@@ -246,14 +247,14 @@ class ServerWatch:
 
 
 def since(known: Mapping[str, float], present: Iterable[str], now: float) -> dict[str, float]:
-    """Since when each of these has been so; what is `known` of others is kept for FORGET_SECONDS, since a look
-    at one server says nothing of the pods of another."""
+    """Since when each of these pods has been so; what is `known` of other pods is kept for FORGET_SECONDS,
+    since a poll of one server says nothing about the pods of another."""
     kept = {uid: at for uid, at in known.items() if now - at < FORGET_SECONDS}
     return kept | {uid: known.get(uid, now) for uid in present}
 
 
 def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
-    """Those that may hold connections or come to, in the order in which they are let in."""
+    """The pods that may hold connections now or later, in the order in which they are admitted."""
     return tuple(sorted((pod for pod in pods if not pod.stopped), key=lambda pod: (pod.name, pod.uid)))
 
 
@@ -263,8 +264,8 @@ def _asked(
     stored: Mapping[Key, Stored | None],
     records: Mapping[Key, Record],
 ) -> Iterator[Asked]:
-    """Whom to ask for what. Where the stored rules for logins are not those of the order (yet), no entry can be
-    known to be closed."""
+    """The poolers to poll, and for what. If the stored login rules are not those of the order (yet), no entry
+    can be known to be closed."""
     for key, order in orders.items():
         item, entries = stored[key], frozenset(order.lines)
         rules = order.rules if item is not None and item.rules == order.rules else ""
@@ -295,7 +296,7 @@ def _unknown(ours: Ours, measured: Measured, own: frozenset[int]) -> bool:
 def _surplus(
     steps: Steps, asked: Iterable[Asked], orders: Mapping[Key, Order]
 ) -> dict[str, tuple[Asked, tuple[str, ...]]]:
-    """What can be given back: not what sessions hold, which end when their clients leave."""
+    """What can be given back: not the connections of sessions, which end when their clients leave."""
     fixed = frozenset(entry for order in orders.values() for entry in order.fixed)
     found = {
         item.uid: (item, tuple(entry for entry in steps.drain.get(item.uid, ()) if entry not in fixed))

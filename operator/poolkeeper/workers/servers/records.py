@@ -1,6 +1,6 @@
 """Reads and writes the Records, so that no two operators can give away the same connections.
 
-What is to be in them others say (budget/protocol.py, which tells why it has to be written so).
+budget/protocol.py decides what is in them, and says why they have to be written like this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from poolkeeper.store.store import Store
 log = logging.getLogger(__name__)
 
 TERM_WRITES = 2**20
-"""More writes than one leader leaves without an answer."""
+"""More than the writes of one leader that get no answer."""
 
 
 class Records:
@@ -35,18 +35,18 @@ class Records:
         self._unanswered = 0
 
     def epoch(self) -> int:
-        """Higher than that of every operator before, and than this one's own as long as a write of it without
-        an answer may still take effect."""
+        """The operator's epoch: higher than that of every earlier operator, and than its own epochs of which a
+        write without an answer may still take effect."""
         return self._term() * TERM_WRITES + self._unanswered
 
     def of(self, key: Key) -> Record:
-        """What is stored for a PooledDatabase, as last seen."""
+        """The Record stored for a PooledDatabase, as last seen."""
         stored = self._store.stored(key)
         return Record(0) if stored is None else stored.record
 
     async def write(self, key: Key, stored: Stored, files: Mapping[str, str]) -> bool:
-        """Store `files` (budget/allotments.py) in place of what is `stored`. False if somebody else has written
-        since, or if it is refused; raises Retry if nobody knows."""
+        """Store `files` (budget/allotments.py) in place of what is `stored`. False if the Secret was changed
+        since, or if the write is refused; raises Retry if the outcome is unknown."""
         ref = Ref("Secret", key.namespace, names.config_name(key.name))
         try:
             answer = await self._cluster.apply(

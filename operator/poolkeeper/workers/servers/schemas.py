@@ -1,10 +1,10 @@
-"""Notices changes of the schemas of the databases that PooledDatabases are on.
+"""Notices schema changes in the databases of PooledDatabases.
 
-PgBouncer keeps prepared statements on its server connections. After a change of a table's columns PostgreSQL
-refuses to run those that return them until they are prepared anew, which a client can't make PgBouncer do. So
-the poolers renew their server connections (plan/renewal.py); this module says when.
+PgBouncer keeps prepared statements on its server connections. After a change of a table's columns, PostgreSQL
+refuses to run statements that return them until they are prepared again, which a client can't make PgBouncer
+do. So the poolers renew their server connections (plan/renewal.py); this module says when.
 
-One standing connection for each PooledDatabase, as the upstream's own role, which needs no right beyond those
+Each PooledDatabase has one standing connection, as the upstream's own role, which needs no right beyond those
 that every role has.
 """
 
@@ -25,11 +25,11 @@ from poolkeeper.workers.upstream import Meter, Unmeasured
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.9
-"""How often a database is asked at most."""
+"""How often a database is polled at most."""
 COST = 20
-"""Reading a schema takes one part in so many of the time at most."""
+"""Reading a schema takes at most one part in this many of the time."""
 LATEST = 5
-"""How many readings show the cost of one: the quickest of them, since a busy machine makes some slower."""
+"""How many readings show the cost of one: the fastest counts, since a busy machine slows some of them."""
 RETRY_SECONDS = 3.0
 
 
@@ -37,21 +37,21 @@ RETRY_SECONDS = 3.0
 class _Seen:
     """What is known of one database. While PostgreSQL's `snapshot` stays the same, nothing was committed.
 
-    Another `meter` may lead to another server."""
+    A different `meter` may lead to another server."""
 
     meter: Meter | None = None
     snapshot: str = ""
     fingerprint: str = ""
     schema: Schema = field(default_factory=Schema)
     took: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
-    """Seconds of the latest readings."""
+    """Seconds that the latest readings took."""
     problem: str = ""
     due: float = 0.0
     task: asyncio.Task[None] | None = None
 
 
 class SchemaWatch:
-    """The databases of the PooledDatabases on one cluster of data. To be closed in the end, by keep()."""
+    """The databases of the PooledDatabases on one database cluster. To be closed in the end, by keep()."""
 
     def __init__(self, store: Store, queue: Queue[Key]) -> None:
         self._store = store
@@ -59,15 +59,15 @@ class SchemaWatch:
         self._seen: dict[Key, _Seen] = {}
 
     def keep(self, keys: Collection[Key]) -> None:
-        """Forget all but these."""
+        """Forget all PooledDatabases but these."""
         for key in self._seen.keys() - set(keys):
             task = self._seen.pop(key).task
             if task is not None:
                 task.cancel()
 
     def poll(self, key: Key, connected: Callable[[], Awaitable[Meter]]) -> None:
-        """Have a database asked whether its schema has changed, if it is its turn. Waits for nothing: a change
-        goes to the store. `connected` answers with the connection, or raises Unmeasured."""
+        """Start checking whether a database's schema has changed, if it is its turn. Waits for nothing: a
+        change goes to the store. `connected` returns the connection, or raises Unmeasured."""
         seen = self._seen.setdefault(key, _Seen())
         if asyncio.get_running_loop().time() >= seen.due and (seen.task is None or seen.task.done()):
             seen.task = asyncio.create_task(self._poll(key, seen, connected))
@@ -91,7 +91,7 @@ class SchemaWatch:
             self._queue.add(self._store.schema(key, seen.schema.fingerprint))
 
     async def _read(self, seen: _Seen, meter: Meter) -> float:
-        """Read the schema, if anything was committed since the last time; answers with the seconds it takes."""
+        """Read the schema if anything was committed since the last time; returns the seconds that it takes."""
         snapshot = await meter.snapshot()
         if (meter, snapshot) == (seen.meter, seen.snapshot):
             return 0.0
