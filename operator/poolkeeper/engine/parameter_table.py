@@ -175,7 +175,7 @@ TABLE = (
         "120",
         0,
         DAY,
-        "How long a query may wait for a server connection before its client is disconnected; 0 is for ever.",
+        "How long a query may wait for a server connection until its client is disconnected; 0: no limit.",
     ),
     _integer(
         "query_wait_notify",
@@ -229,7 +229,7 @@ TABLE = (
         "3600",
         0,
         WEEK,
-        "Age at which a server connection is closed as soon as nobody uses it; 0 closes each after one use.",
+        "Age at which a server connection is closed as soon as it is idle; 0 closes each after one use.",
     ),
     _seconds(
         "server_idle_timeout",

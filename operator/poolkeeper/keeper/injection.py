@@ -167,7 +167,7 @@ def _check_pod(pod: Mapping[str, Any]) -> None:
     if pod["spec"].get("hostNetwork"):
         raise Refusal(
             "a pod with hostNetwork can have no keeper, since loopback is the node's there and a keeper trusts "
-            f"whoever connects on it; take the label {DATABASE_LABEL} off and use DATABASE_URL from the "
+            f"every client on it; take the label {DATABASE_LABEL} off and use DATABASE_URL from the "
             "consumer's Secret, or do without hostNetwork"
         )
     if _MIRROR_ANNOTATION in _metadata(pod, "annotations"):

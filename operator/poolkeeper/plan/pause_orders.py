@@ -128,7 +128,7 @@ def condition(wanted: Wanted, world: World, found: Pause | None, now: datetime) 
             FALSE,
             "SessionMode",
             "spec.pooler.mode is session, so every client keeps its server connection and a pause would hold "
-            "nobody back; set the mode to transaction, or spec.paused to false",
+            "no client back; set the mode to transaction, or spec.paused to false",
         )
     if found is None:
         return None

@@ -139,7 +139,7 @@ def _own_namespace(fields: Fields) -> None:
         raise SpecError(
             fields.at("namespace"),
             "is not allowed: Secrets are read in the PooledDatabase's own namespace only",
-            "remove it, and put the Secret beside the PooledDatabase",
+            "remove it, and put the Secret there",
         )
 
 

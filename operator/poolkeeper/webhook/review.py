@@ -116,8 +116,8 @@ async def _template(cluster: Access, namespace: str, name: str) -> KeeperTemplat
         return template.parse((metadata.get("annotations") or {}).get(KEEPER_ANNOTATION, ""))
     except ValueError as error:
         raise Refusal(
-            f"Secret {namespace}/{keeper_name(name)} is not a keeper's ({error}); delete it if it is nobody's, "
-            "and the operator makes it anew"
+            f"Secret {namespace}/{keeper_name(name)} is not a keeper's ({error}); delete it if it is not in "
+            "use, and the operator creates its own"
         ) from None
 
 
