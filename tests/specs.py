@@ -337,7 +337,7 @@ SECRETS_OF_ANOTHER_NAMESPACE = tuple(
     Bad(
         reference,
         changed(f"upstream.{reference}.namespace", "other", base),
-        (f"spec.upstream.{reference}.namespace", "own namespace", "remove it, and put the Secret beside"),
+        (f"spec.upstream.{reference}.namespace", "own namespace", "remove it, and put the Secret there"),
     )
     for reference, base in (
         ("credentialsSecretRef", MINIMAL),

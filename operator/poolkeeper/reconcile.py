@@ -34,7 +34,7 @@ from poolkeeper.store import reading
 from poolkeeper.store.store import Store
 from poolkeeper.upstream.target import Target
 from poolkeeper.workers import restarts, upstream
-from poolkeeper.workers.beside import Beside
+from poolkeeper.workers.background import Background
 from poolkeeper.workers.lookup import UpstreamWatch
 from poolkeeper.workers.servers.loop import Budgets
 from poolkeeper.workers.servers.poll import ServerWatch
@@ -82,7 +82,7 @@ class Reconciler:
         self._settings = settings
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
-        self._beside = Beside(store, self.queue, self._annotate)
+        self._background = Background(store, self.queue, self._annotate)
         records = Records(cluster, store, self.queue, term)
         watch = partial(ServerWatch, store, self.queue, records, self._annotate)
         self._budgets = Budgets(store, self.queue, watch)
@@ -94,14 +94,14 @@ class Reconciler:
         try:
             for _ in range(ROUNDS):
                 steps = plan(key, await self._gather(key, run), self._settings, datetime.now(UTC))
-                self._beside.drain(key, steps.leaving, steps.moving)
-                self._beside.pauser.order(key, steps.pausing)
-                self._beside.reconnect(key, steps.reconnect)
-                self._beside.renew(key, steps.renew)
+                self._background.drain(key, steps.leaving, steps.moving)
+                self._background.pauser.order(key, steps.pausing)
+                self._background.reconnect(key, steps.reconnect)
+                self._background.renew(key, steps.renew)
                 self._budgets.order(key, steps.budget)
                 self._upstreams.observe(key, steps.observe)
                 if steps.settled:
-                    if steps.keepers and await self._beside.update(key, steps.keepers):
+                    if steps.keepers and await self._background.update(key, steps.keepers):
                         continue
                     if steps.look:
                         await restarts.look(self._cluster, self._store, key, steps.look)

@@ -12,7 +12,7 @@ from poolkeeper import names
 from poolkeeper.budget import allotments
 from poolkeeper.budget.allotments import Stored
 from poolkeeper.budget.protocol import Allotment, Record
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.consumers.consent import consumers
 from poolkeeper.consumers.entries import login_name
@@ -253,7 +253,7 @@ class Simulation:
         ref = Ref("Secret", namespace, name)
         return _decoded(self.objects[ref]["data"]) | (self.tables if ref == CONFIG else {})
 
-    def allot(self, order: Order, caps: Mapping[str, Mapping[str, int]]) -> None:
+    def allot(self, order: BudgetRequest, caps: Mapping[str, Mapping[str, int]]) -> None:
         """Store these caps by pod UID, as the budget does."""
         record, _ = allotments.parse(self.tables)
         known = record.allotments
@@ -270,7 +270,7 @@ class Simulation:
             self.tables = stored
             self.log.append("allot")
 
-    def _allot(self, order: Order) -> None:
+    def _allot(self, order: BudgetRequest) -> None:
         asking = [pod.uid for pod in self.pods if pod.running and not pod.terminating]
         kept = {uid: item.caps for uid, item in allotments.parse(self.tables)[0].allotments.items()}
         leaving = {pod.uid: kept[pod.uid] for pod in self.pods if pod.terminating and pod.uid in kept}

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from poolkeeper.budget.assessment import Look
-from poolkeeper.budget.request import ClientBound, Order
+from poolkeeper.budget.request import BudgetRequest, ClientBound
 from poolkeeper.budget.targets import Pooled
 from poolkeeper.consumers.consent import Consumer
 from poolkeeper.data_path import findings, wedges
@@ -58,11 +58,11 @@ class Scene:
     system: str = ""
     instance: str = ""
 
-    def order(self) -> Order:
+    def order(self) -> BudgetRequest:
         entries = {
             consumer: (self.shop.entry(consumer), self.shop.session_entry(consumer)) for consumer in NAMES
         }
-        return Order(
+        return BudgetRequest(
             Pooled("data/shop", 100, None, 1, (), replaceable=True),
             5,
             # The operator's own way is another one than the poolers'.

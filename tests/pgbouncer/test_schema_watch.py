@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.targets import Pooled
 from poolkeeper.data_path.schema import GAP_SECONDS
 from poolkeeper.observed.consoles import ConsoleAccess
@@ -48,7 +48,7 @@ class Scene:
         self.store = Store(Settings(namespace="poolkeeper", identity="test"))
         self.meters = Meters()
         self.watch = SchemaWatch(self.store, Queue(work, 1))
-        self.orders: dict[Key, Order] = {key: order(shop.target) for key in (KEY, OTHER)}
+        self.orders: dict[Key, BudgetRequest] = {key: order(shop.target) for key in (KEY, OTHER)}
         self.system = self.instance = ""
 
     def met(self, key: Key, system: str, instance: str) -> None:
@@ -77,9 +77,9 @@ class Scene:
         return found[1:]
 
 
-def order(target: Target) -> Order:
+def order(target: Target) -> BudgetRequest:
     pooled = Pooled("data/shop", 100, None, 1, (), replaceable=True)
-    return Order(pooled, 5, target, {}, "", frozenset(), ConsoleAccess("127.0.0.1", 6432, "", "", ""))
+    return BudgetRequest(pooled, 5, target, {}, "", frozenset(), ConsoleAccess("127.0.0.1", 6432, "", "", ""))
 
 
 @pytest.fixture

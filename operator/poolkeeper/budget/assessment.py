@@ -14,7 +14,7 @@ from poolkeeper.budget.division import Caps, Division, Limit, Server
 from poolkeeper.budget.lending import Need, Sample
 from poolkeeper.budget.protocol import Pooler, Reading, Record, View
 from poolkeeper.budget.report import Account
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured, Others, Ours
 from poolkeeper.budget.targets import Pooled, bottleneck, shares, target
 from poolkeeper.observed.poolers import Pod
@@ -44,7 +44,7 @@ class Sight:
 
     at: float
     """Seconds on a monotonic clock."""
-    orders: Mapping[str, Order]
+    orders: Mapping[str, BudgetRequest]
     records: Mapping[str, Record]
     """By name, also of PooledDatabases of which only the Record is known."""
     pods: Mapping[str, Sequence[Pod]]

@@ -29,7 +29,7 @@ class ClientBound:
 
 
 @dataclass(frozen=True)
-class Order:
+class BudgetRequest:
     """A PooledDatabase's demand. `pooled` has the name `namespace/name`; `reserve` connections are to stay free
     on the server.
 
@@ -60,7 +60,7 @@ def order(
     access: ConsoleAccess,
     whereabouts: Whereabouts | None,
     logins: Mapping[str, Login],
-) -> Order:
+) -> BudgetRequest:
     """The order for a valid spec. Named consumers come before selected ones; `logins` are theirs, by name."""
     parties = tuple(
         Consumer(
@@ -74,7 +74,7 @@ def order(
     )
     budget, lines = database.budget, config.lines
     fixed = frozenset(lines if database.pooler.mode == "session" else (item.session_entry for item in parties))
-    return Order(
+    return BudgetRequest(
         Pooled(
             f"{database.namespace}/{database.name}",
             budget.weight,

@@ -184,8 +184,8 @@ def current(
     consumers = {entry: bound.consumer for bound in bounds for entry in bound.entries}
     for (uid, entry), wait in waits.items():
         if now - wait.since >= LASTING_SECONDS and uid in pods and entry in consumers:
-            beside = f"{wait.idle} of its server connections are idle" if wait.idle else "its pool has room"
-            yield Wedge(CLIENTS_WAIT, pods[uid], consumers[entry], 0, beside)
+            room = f"{wait.idle} of its server connections are idle" if wait.idle else "its pool has room"
+            yield Wedge(CLIENTS_WAIT, pods[uid], consumers[entry], 0, room)
     for uid, item in probes.items():
         lasting = item.failing is not None and now - item.failing >= UNANSWERED_SECONDS
         if lasting and uid in pods:

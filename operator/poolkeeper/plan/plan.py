@@ -19,7 +19,7 @@ from typing import Any
 
 from poolkeeper import names
 from poolkeeper.budget import allotments
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.consumers import consent, entries
 from poolkeeper.credentials.logins import Login
 from poolkeeper.desired import secrets
@@ -109,7 +109,7 @@ class Plan:
     """A pooler pod to evict, once all else is reported."""
     restart: Restart | None = None
     """The workload of app pods to restart. Like the keepers' reloads, the restart holds nothing else up."""
-    budget: Order | None = None
+    budget: BudgetRequest | None = None
     """The PooledDatabase's order to the budget; None: what runs is left as it is."""
     probe: Target | None = None
     trial: Trial | None = None
@@ -153,16 +153,16 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         running = without_spec(key, world)
         revoked = _revoked(key, world)
         if revoked:
-            return _beside(Plan(delete=revoked), running, world, now)
+            return _background(Plan(delete=revoked), running, world, now)
         reported, events = status.of_invalid_spec(resource, resource.spec, running, world, now)
         steps = Plan(status=reported, events=events, requeue=pause_orders.requeue(world, now))
-        return _beside(steps, running, world, now)
+        return _background(steps, running, world, now)
     database = resource.spec
     wanted = want(database, world, settings, now)
     for group in (_foundations, _poolers, _proofs, _consumers):
         steps = group(database, wanted, world)
         if not steps.settled:
-            return _beside(steps, wanted, world, now)
+            return _background(steps, wanted, world, now)
         if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
             break  # logins that could not be stored would differ in every run: no consumer may see them
     reported, events = status.of(database, wanted, world, now)
@@ -177,10 +177,10 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         events=events,
         requeue=_sooner(recheck, pause_orders.requeue(world, now)),
     )
-    return _beside(settled, wanted, world, now, pause=not behind)
+    return _background(settled, wanted, world, now, pause=not behind)
 
 
-def _beside(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: bool = False) -> Plan:
+def _background(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pause: bool = False) -> Plan:
     """Add the background work, whatever group of steps is next; `pause`: a pause may begin."""
     going = leaving(wanted, world, now)
     host = wanted.target.host if wanted.target is not None else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from poolkeeper import names
 from poolkeeper.budget.division import Caps
-from poolkeeper.budget.request import Order, order
+from poolkeeper.budget.request import BudgetRequest, order
 from poolkeeper.consumers import consent, entries
 from poolkeeper.consumers.consent import Consumer
 from poolkeeper.credentials import certificates
@@ -58,7 +58,7 @@ class Wanted:
     configuration: Configuration | None = None
     peers: Mapping[str, int] = field(default_factory=dict)
     """peer_ids of pooler pods, by UID."""
-    budget: Order | None = None
+    budget: BudgetRequest | None = None
     pod_lines: Mapping[str, str] = field(default_factory=dict)
     """Each pooler pod's own lines of configuration, by UID."""
     poolers: tuple[Object, ...] = ()

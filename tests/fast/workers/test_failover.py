@@ -18,7 +18,7 @@ from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
 from poolkeeper.workers import failover, pooler_tasks
-from poolkeeper.workers.beside import Beside
+from poolkeeper.workers.background import Background
 
 KEY = Key("data", "shop")
 ACCESS = ConsoleAccess("10.0.0.1", 6432, "secret", "shop-pooler.data.svc", "")
@@ -28,7 +28,7 @@ ITEM = Reconnect("uid", "shop-pooler-1", ACCESS, NOW, frozenset({"10.9.0.1"}), F
 
 @dataclass
 class Scene:
-    beside: Beside
+    background: Background
     store: Store
     queue: Queue[Key]
     begun: list[Reconnect] = field(default_factory=list)
@@ -55,7 +55,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
         raise AssertionError("nothing is annotated here")
 
     store, queue = Store(Settings(namespace="poolkeeper", identity="test")), Queue(work, 1)
-    made = Scene(Beside(store, queue, annotate), store, queue)
+    made = Scene(Background(store, queue, annotate), store, queue)
     monkeypatch.setattr(failover, "follow", made.follow)
     monkeypatch.setattr(failover, "FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(pooler_tasks, "RETRY_SECONDS", 0.05)
@@ -70,10 +70,10 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 async def test_asked_for_again_it_goes_on_and_its_end_is_told(scene: Scene) -> None:
     for _ in range(3):
-        scene.beside.reconnect(KEY, [ITEM])
+        scene.background.reconnect(KEY, [ITEM])
         await asyncio.sleep(0)
     assert scene.begun == [ITEM]
-    scene.beside.reconnect(KEY, [replace(ITEM, serves=False)])
+    scene.background.reconnect(KEY, [replace(ITEM, serves=False)])
     await asyncio.sleep(0.01)
     assert scene.begun == [ITEM], "readiness is no reason to begin again"
     scene.gate.set()
@@ -83,10 +83,10 @@ async def test_asked_for_again_it_goes_on_and_its_end_is_told(scene: Scene) -> N
 
 
 async def test_an_upstream_that_moves_again_begins_again_a_moment_later(scene: Scene) -> None:
-    scene.beside.reconnect(KEY, [ITEM])
+    scene.background.reconnect(KEY, [ITEM])
     await asyncio.sleep(0.01)
     further = replace(ITEM, whereabouts=replace(NOW, addresses=frozenset({"10.9.0.3"})))
-    scene.beside.reconnect(KEY, [further])
+    scene.background.reconnect(KEY, [further])
     await asyncio.sleep(0.01)
     assert scene.begun == [ITEM], "never twice within the pause"
     await asyncio.sleep(0.1)
@@ -97,9 +97,9 @@ async def test_an_upstream_that_moves_again_begins_again_a_moment_later(scene: S
 
 
 async def test_what_is_not_wanted_any_more_ends(scene: Scene) -> None:
-    scene.beside.reconnect(KEY, [ITEM])
+    scene.background.reconnect(KEY, [ITEM])
     await asyncio.sleep(0.01)
-    scene.beside.reconnect(KEY, [])
+    scene.background.reconnect(KEY, [])
     scene.gate.set()
     await asyncio.sleep(0.01)
     assert scene.moved() == {}
@@ -111,7 +111,7 @@ async def test_a_console_out_of_reach_is_tried_again_where_the_pooler_serves(
 ) -> None:
     scene.fault = ConsoleError("Timeout", "console at 10.0.0.1:6432: no answer within 3 s")
     scene.gate.set()
-    scene.beside.reconnect(KEY, [replace(ITEM, serves=serves)])
+    scene.background.reconnect(KEY, [replace(ITEM, serves=serves)])
     await asyncio.sleep(0.01)
     assert scene.moved() == {}
     assert scene.queue.idle

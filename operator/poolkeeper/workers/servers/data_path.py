@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poolkeeper.budget.assessment import Look
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured
 from poolkeeper.credentials.logins import Login
 from poolkeeper.data_path import findings, wedges
@@ -94,7 +94,7 @@ class DataPathWatch:
     def look(
         self,
         key: Key,
-        order: Order,
+        order: BudgetRequest,
         pods: Sequence[Pod],
         looks: Mapping[str, Look],
         measured: Measured | None,
@@ -132,7 +132,7 @@ class DataPathWatch:
         self,
         key: Key,
         seen: _Seen,
-        order: Order,
+        order: BudgetRequest,
         named: Mapping[str, str],
         connected: Callable[[], Awaitable[Meter]],
     ) -> None:
@@ -172,7 +172,7 @@ class DataPathWatch:
         self,
         key: Key,
         seen: _Seen,
-        order: Order,
+        order: BudgetRequest,
         pod: str,
         connection: Connection,
         held: Held,
@@ -208,7 +208,7 @@ class DataPathWatch:
     def _take_in_probes(
         self,
         seen: _Seen,
-        order: Order,
+        order: BudgetRequest,
         serving: Collection[str],
         looks: Mapping[str, Look],
         measured: bool,
@@ -232,7 +232,13 @@ class DataPathWatch:
             item.due = now + (PROBE_AGAIN_SECONDS if said else PROBE_EVERY_SECONDS)
 
     def _probe(
-        self, key: Key, seen: _Seen, order: Order, pods: Sequence[Pod], looks: Mapping[str, Look], now: float
+        self,
+        key: Key,
+        seen: _Seen,
+        order: BudgetRequest,
+        pods: Sequence[Pod],
+        looks: Mapping[str, Look],
+        now: float,
     ) -> None:
         for pod in pods:
             item = seen.probing.setdefault(pod.uid, _Probing())
@@ -257,7 +263,7 @@ async def _probe(key: Key, access: ConsoleAccess, login: Login, entry: str) -> E
 
 def _held(
     seen: _Seen,
-    order: Order,
+    order: BudgetRequest,
     named: Mapping[str, str],
     looks: Mapping[str, Look],
     measured: Measured,

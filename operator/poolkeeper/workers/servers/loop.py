@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from poolkeeper.budget import servers
 from poolkeeper.budget.allotments import Stored
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.budget.servers import Identity
 from poolkeeper.observed.poolers import Pod
@@ -40,8 +40,8 @@ class Budgets:
         self._store = store
         self._queue = queue
         self._watch = watch
-        self._orders: dict[Key, Order] = {}
-        self._seen: dict[Key, tuple[Order, tuple[Pod, ...], Stored | None]] = {}
+        self._orders: dict[Key, BudgetRequest] = {}
+        self._seen: dict[Key, tuple[BudgetRequest, tuple[Pod, ...], Stored | None]] = {}
         self._identities: dict[Key, Identity] = {}
         self._tried: dict[Key, float] = {}
         self._doubted: set[Key] = set()
@@ -50,7 +50,7 @@ class Budgets:
         """By system."""
         self._wake: dict[str, asyncio.Event] = {}
 
-    def order(self, key: Key, order: Order | None) -> None:
+    def order(self, key: Key, order: BudgetRequest | None) -> None:
         """Apply this order to a PooledDatabase from now on; None: what it has stays as it is."""
         if order is None:
             if self._orders.pop(key, None) is not None:
@@ -99,7 +99,7 @@ class Budgets:
                 return
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _presumed(self, key: Key, order: Order) -> str:
+    def _presumed(self, key: Key, order: BudgetRequest) -> str:
         """The server that a PooledDatabase was on when it was last measured. If it never was, but the spec says
         how much it may take, a server of its own; else empty."""
         stored = self._store.stored(key)

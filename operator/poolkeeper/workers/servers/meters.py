@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured
 from poolkeeper.observed.refs import Key
 from poolkeeper.upstream.target import Target
@@ -26,7 +26,7 @@ Met = Callable[[Key, str, str], None]
 """Receives where a PooledDatabase's upstream is: system and instance of servers.Identity."""
 
 
-def given(order: Order) -> str:
+def given(order: BudgetRequest) -> str:
     """Name of a server that can't be measured, but whose PooledDatabase specifies how much it may take."""
     return f"{GIVEN}{order.target.host}:{order.target.port}"
 
@@ -58,7 +58,7 @@ class Meters:
         return frozenset(opened.meter.pid for opened in self._opened.values())
 
     async def measure(
-        self, system: str, orders: Mapping[Key, Order], instances: Mapping[Key, str], met: Met
+        self, system: str, orders: Mapping[Key, BudgetRequest], instances: Mapping[Key, str], met: Met
     ) -> tuple[Measured | None, str]:
         """The server's current state, or in words why it is unknown. At most one login is tried: of those that
         failed, the one longest ago."""
@@ -83,7 +83,7 @@ class Meters:
                 return Measured(total, 0, 0, (), {}, {}), ""
             return None, str(error)
 
-    async def opened(self, key: Key, system: str, order: Order, instance: str, met: Met) -> Meter:
+    async def opened(self, key: Key, system: str, order: BudgetRequest, instance: str, met: Met) -> Meter:
         """The connection to this PooledDatabase's database, opened if there is none. Raises Unmeasured."""
         known = self._opened.get(key)
         if known is not None and (
@@ -98,7 +98,7 @@ class Meters:
             raise Unmeasured("the connection was closed")
         return known.meter
 
-    async def _open(self, key: Key, system: str, order: Order, met: Met) -> Measured:
+    async def _open(self, key: Key, system: str, order: BudgetRequest, met: Met) -> Measured:
         stack = contextlib.AsyncExitStack()
         try:
             meter = await stack.enter_async_context(upstream.measuring(order.target, MEASURE_SECONDS))

@@ -17,7 +17,7 @@ from poolkeeper.budget.allotments import Stored
 from poolkeeper.budget.assessment import Look, Memory, Sight, account, remember, work_out
 from poolkeeper.budget.protocol import Record, Steps, step
 from poolkeeper.budget.report import held_up, newsworthy, seen
-from poolkeeper.budget.request import Order
+from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured, Ours
 from poolkeeper.data_path import client_limits
 from poolkeeper.kube.client import Annotate
@@ -87,7 +87,7 @@ class ServerWatch:
     async def look(
         self,
         system: str,
-        orders: Mapping[Key, Order],
+        orders: Mapping[Key, BudgetRequest],
         instances: Mapping[Key, str],
         frozen: Iterable[Key],
         met: Met,
@@ -166,7 +166,7 @@ class ServerWatch:
     # Polling
 
     def _at_limit(
-        self, key: Key, order: Order, pods: Sequence[Pod], looks: Mapping[str, Look]
+        self, key: Key, order: BudgetRequest, pods: Sequence[Pod], looks: Mapping[str, Look]
     ) -> tuple[AtLimit, ...]:
         """The consumers that fill their part of a pooler's client slots."""
         clients = {pod.name: looks[pod.uid].clients for pod in pods if pod.uid in looks}
@@ -206,7 +206,7 @@ class ServerWatch:
     async def _write(
         self,
         system: str,
-        orders: Mapping[Key, Order],
+        orders: Mapping[Key, BudgetRequest],
         stored: Mapping[Key, Stored | None],
         steps: Steps,
     ) -> bool:
@@ -228,7 +228,7 @@ class ServerWatch:
                 break
         return bool(steps.records)
 
-    async def _tell(self, orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]]) -> bool:
+    async def _tell(self, orders: Mapping[Key, BudgetRequest], pods: Mapping[Key, Sequence[Pod]]) -> bool:
         """Annotate the pods whose table changed, so that kubelet delivers it; returns whether any had."""
         work = []
         for key in orders:
@@ -259,7 +259,7 @@ def _present(pods: Iterable[Pod]) -> tuple[Pod, ...]:
 
 
 def _asked(
-    orders: Mapping[Key, Order],
+    orders: Mapping[Key, BudgetRequest],
     pods: Mapping[Key, Sequence[Pod]],
     stored: Mapping[Key, Stored | None],
     records: Mapping[Key, Record],
@@ -275,7 +275,9 @@ def _asked(
                 yield Asked(pod.uid, access, records[key].allotments.get(pod.uid), rules, entries)
 
 
-def _ours(orders: Mapping[Key, Order], pods: Mapping[Key, Sequence[Pod]], looks: Mapping[str, Look]) -> Ours:
+def _ours(
+    orders: Mapping[Key, BudgetRequest], pods: Mapping[Key, Sequence[Pod]], looks: Mapping[str, Look]
+) -> Ours:
     return Ours(
         users=frozenset(order.target.user for order in orders.values()),
         pids=_pids(looks),
@@ -294,7 +296,7 @@ def _unknown(ours: Ours, measured: Measured, own: frozenset[int]) -> bool:
 
 
 def _surplus(
-    steps: Steps, asked: Iterable[Asked], orders: Mapping[Key, Order]
+    steps: Steps, asked: Iterable[Asked], orders: Mapping[Key, BudgetRequest]
 ) -> dict[str, tuple[Asked, tuple[str, ...]]]:
     """What can be given back: not the connections of sessions, which end when their clients leave."""
     fixed = frozenset(entry for order in orders.values() for entry in order.fixed)

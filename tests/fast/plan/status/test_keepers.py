@@ -23,8 +23,8 @@ from poolkeeper.plan.plan import Plan
 from poolkeeper.plan.reloads import Leaving, Reload
 from poolkeeper.queue import Queue
 from poolkeeper.store.store import Store
-from poolkeeper.workers import beside
-from poolkeeper.workers.beside import Beside
+from poolkeeper.workers import background
+from poolkeeper.workers.background import Background
 from poolkeeper.workers.drain import Drained
 from tests.fast.worlds import KEY, NOW, SETTINGS, Simulation, ready_pod
 
@@ -251,7 +251,7 @@ def test_a_drain_begins_although_other_work_is_to_be_done_first(cluster: Simulat
     assert steps.leaving
 
 
-# --- the tasks beside the runs -------------------------------------------------------------------------------
+# --- the tasks in the background ----------------------------------------------------------------------------
 
 
 def test_a_pooler_that_leaves_is_drained_while_the_spec_makes_no_sense(cluster: Simulation) -> None:
@@ -290,15 +290,15 @@ def reload(pod: str) -> Reload:
 
 
 @pytest.fixture
-def parts() -> tuple[Store, Queue[Key], Annotations, Beside]:
+def parts() -> tuple[Store, Queue[Key], Annotations, Background]:
     async def work(_: Key) -> None:
         raise AssertionError("nobody works here")
 
     store, queue, annotations = Store(SETTINGS), Queue(work, 1), Annotations()
-    return store, queue, annotations, Beside(store, queue, annotations)
+    return store, queue, annotations, Background(store, queue, annotations)
 
 
-Parts = tuple[Store, Queue[Key], Annotations, Beside]
+Parts = tuple[Store, Queue[Key], Annotations, Background]
 
 
 def outcomes(store: Store) -> dict[str, str]:
@@ -338,7 +338,7 @@ async def test_slow_keepers_are_not_waited_for_and_start_another_run(
         return Answer(None)
 
     monkeypatch.setattr(console, "apply", apply)
-    monkeypatch.setattr(beside, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(background, "PATIENCE_SECONDS", 0.01)
     assert not await tasks.update(KEY, [reload("slow")])
     assert not await tasks.update(KEY, [reload("slow")]), "it is still the same one"
     assert queue.idle

@@ -37,7 +37,7 @@ PATIENCE_SECONDS = 1.5
 """How long a run waits for keepers to follow: reachable keepers take half a second."""
 
 
-class Beside:
+class Background:
     """The tasks under way: at most one per pooler pod that terminates or follows its upstream, and one per
     PooledDatabase for its keepers."""
 
