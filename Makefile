@@ -30,12 +30,13 @@ $(VENV)/.installed: pyproject.toml
 	$(VENV)/bin/pip install --quiet --group dev --editable .
 	@touch $@
 
-lint: $(VENV)/.installed ## Format, lint, types, import contract
+lint: $(VENV)/.installed ## Format, lint, types, import contract, generated reference, word list
 	$(VENV)/bin/ruff format --check operator tests e2e docs
 	$(VENV)/bin/ruff check operator tests e2e docs
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) docs/generate_reference.py --check
+	$(PYTHON) docs/check_words.py
 
 test-fast: $(VENV)/.installed ## Tests without a cluster, under a minute (the first time helm is built, too)
 	$(PYTHON) -c "from e2e.cluster import binaries; binaries.ensure(['helm'])"

@@ -220,8 +220,7 @@ TABLE = (
         "10",
         0,
         3600,
-        "How long a cancel request may wait for a connection to the server before it is dropped; 0 is for"
-        " ever.",
+        "How long a cancel request may wait for a connection to the server until it is dropped; 0: no limit.",
     ),
     # Server connections.
     _seconds(
