@@ -26,7 +26,8 @@ LEAST_SECONDS = 60
 KEEPER_POOL = 8
 _READY_SECONDS = 180.0
 _EXAMPLES = 4
-_BEFORE_SECONDS = 10.0
+_BEFORE_SECONDS = 30.0
+"""How far back events are named for a finding: longer than a pooler takes to leave."""
 
 
 def run(seconds: int = SECONDS) -> list[Figure]:

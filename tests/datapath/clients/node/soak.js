@@ -23,11 +23,11 @@ class Client {
 
   async connect() {
     this.connection = await this.open(this.job.urls[this.index], {}, () => {
-      if (!this.closing) this.fails(new Error('the connection was lost'));
+      if (!this.closing) this.fails(new Error(`the connection was lost after ${(now() - this.opened).toFixed(1)} s`));
       this.closing = true;
     });
-    this.closing = false;
     this.opened = now();
+    this.closing = false;
   }
 
   async close() {
