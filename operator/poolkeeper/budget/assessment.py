@@ -28,7 +28,7 @@ SAMPLE_SECONDS = 0.7
 @dataclass(frozen=True)
 class Look:
     """What a pooler's console showed: its table, the backends behind its connections, SHOW POOLS, the number of
-    connected clients by entry, the active rows of SHOW SERVERS, and the paused entries."""
+    connected clients by entry, the active rows of SHOW SERVERS, and the paused or disabled entries."""
 
     reading: Reading
     pids: frozenset[int]

@@ -80,9 +80,9 @@ def held_up(seen: BudgetSeen, mute: Sequence[Pod], pods: Sequence[Pod]) -> Budge
 
 
 def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> bool:
-    """Whether to report `now`. While caps change hands, the only news are which pods may be admitted, which
-    consumers fill their client slots, and what is wrong with the data path. Foreign connections, which come and
-    go all the time, are no news unless they change something."""
+    """Whether to report `now`. While caps change hands, the only news are a problem, which pods may be
+    admitted, which consumers fill their client slots, and what is wrong with the data path. Foreign
+    connections, which come and go all the time, are no news unless they change something."""
     if before is None or before.admissible != now.admissible or before.problem != now.problem:
         return True
     if (before.at_limit, before.wedges, before.silent) != (now.at_limit, now.wedges, now.silent):

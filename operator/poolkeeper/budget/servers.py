@@ -85,7 +85,7 @@ class Measured:
 @dataclass(frozen=True)
 class Ours:
     """What is known to be the poolers' own: the users that they log in as, the backends that their consoles
-    name, and the addresses of poolers whose consoles weren't asked."""
+    name, and the addresses of poolers whose consoles weren't asked or didn't answer."""
 
     users: frozenset[str]
     pids: frozenset[int]

@@ -27,7 +27,7 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A named consumer that gets nothing for now, with the reason for the status."""
+    """A rule of spec.consumers that yields nothing for now, with the reason for the status."""
 
     namespace: str
     secret_name: str
@@ -73,7 +73,8 @@ def decide(owner: str, namespace: Namespace | None, name: str) -> tuple[str, str
 def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], settings: Settings) -> Consumers:
     """Resolve spec.consumers against the namespaces that exist.
 
-    A *named* namespace without consent is reported as a refusal; a *selected* one is just no consumer.
+    A *named* namespace without consent is reported as a refusal; a *selected* one is just no
+    consumer. A selector is refused where the operator may not read Namespaces.
     """
     granted: dict[Consumer, Terms] = {}
     refused: dict[Consumer, Refusal] = {}

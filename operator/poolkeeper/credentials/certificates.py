@@ -32,7 +32,8 @@ _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate with its private key, both PEM. `name` is the one DNS name that it vouches for."""
+    """A certificate with its private key, both PEM. `name` is the one DNS name that it vouches
+    for; an authority's is for display only."""
 
     name: str
     certificate: str

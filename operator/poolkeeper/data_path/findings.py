@@ -131,8 +131,8 @@ def to_probe(
 
 
 def retire(probes: Mapping[str, Probed], now: float) -> str:
-    """The UID of the pod to retire, empty for none: its probes have been silent for RETIRE_SECONDS, and those
-    of another pod are answered, so neither the server nor the way to it is at fault."""
+    """The UID of the pod to retire, empty for none: it alone has been silent for RETIRE_SECONDS, and probes of
+    another pod are answered, so neither the server nor the way to it is at fault."""
     silent = [
         uid
         for uid, item in sorted(probes.items())

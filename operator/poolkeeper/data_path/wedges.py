@@ -108,8 +108,8 @@ def suspects(holds: Holds, now: float) -> dict[Connection, Held]:
 
 
 def at_rest(held: Held, backends: Mapping[int, Backend]) -> bool:
-    """Whether a suspect's backend can send nothing more: it has rested at least since the suspicion began, or
-    is gone. A backend that was never seen proves nothing: the upstream may be a pooler itself."""
+    """Whether a suspect's backend can send nothing more: it has rested for SUSPECT_SECONDS, or is gone. A
+    backend that was never seen proves nothing: the upstream may be a pooler itself."""
     backend = backends.get(held.active.pid)
     if backend is None:
         return held.known

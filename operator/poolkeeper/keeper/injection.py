@@ -91,7 +91,7 @@ def databases(pod: Mapping[str, Any]) -> tuple[str, ...]:
 def inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> Injection:
     """The pod with a keeper for each of databases(pod), whose templates are all in `templates`.
 
-    A pod that has them already stays as it is. Raises Refusal.
+    A pod that has them already stays as it is, unless the templates have changed. Raises Refusal.
     """
     wanted = databases(pod)
     _check_pod(pod)

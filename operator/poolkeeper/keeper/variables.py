@@ -76,11 +76,12 @@ def variables(prefix: str, port: int, template: KeeperTemplate, secret_name: str
 
 
 def put(container: Object, prefix: str, ours: Mapping[str, Object]) -> set[str]:
-    """Add those of `ours` that the container doesn't set itself; returns those that it does.
+    """Add those of `ours` that the container doesn't set itself; returns the names of those that it does.
 
-    Half of ours with half of its own would lead to neither database. So a container with a URL of its own gets
-    nothing (PGSSLMODE would change what that URL means). A container whose libpq variables name a server, or a
-    password if ours do, gets only the URLs. Variables from envFrom do not count: `env` overrides them.
+    Half of ours with half of its own would lead to neither database. So a container with a URL or keeper
+    password of its own gets nothing (PGSSLMODE would change what that URL means). A container whose libpq
+    variables name a server, or a password if ours do, gets only the URLs. Variables from envFrom do not count:
+    `env` overrides them.
     """
     env = container.get("env") or []
     own = {item["name"] for item in env}

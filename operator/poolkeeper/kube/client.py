@@ -132,7 +132,7 @@ async def connect() -> Cluster:
 
 
 class Cluster:
-    """One API server. All methods raise ClusterError's kinds."""
+    """One API server. All requests raise ClusterError's kinds."""
 
     def __init__(self, client: ApiClient) -> None:
         self.client = client

@@ -19,8 +19,8 @@ class ConsoleAccess:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a pod's console last showed: the generation asked for, what differed (empty if nothing), and the
-    answer to SHOW VERSION (empty if the console gave none)."""
+    """What the console of a pooler or keeper last showed: the generation asked for, how often the container had
+    restarted, what differed (empty if nothing), and the answer to SHOW VERSION (empty if there was none)."""
 
     generation: str
     restarts: int

@@ -20,7 +20,8 @@ class AtLimit:
 @dataclass(frozen=True)
 class Wedge:
     """A fault of a pooler's data path: its kind (a reason of data_path/findings.py), the pod, the consumer
-    (`namespace/secretName`), how many server connections were ended, and a description."""
+    (`namespace/secretName`, else an entry or empty), how many server connections were ended, and a
+    description."""
 
     kind: str
     pod: str

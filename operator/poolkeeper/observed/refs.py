@@ -1,4 +1,4 @@
-"""Names of objects: a PooledDatabase, any other one, a workload; and the API server's refusal of a write."""
+"""Names of objects: a PooledDatabase, any other one, a controller; and the API server's refusal of a write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ref(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """A pod's controller, of apps/v1: a ReplicaSet, StatefulSet or DaemonSet."""
+    """A controller of apps/v1: a pod's ReplicaSet, StatefulSet or DaemonSet, or a ReplicaSet's Deployment."""
 
     namespace: str
     kind: str

@@ -4,7 +4,7 @@ A bound is how many clients PgBouncer admits of one consumer in one process, ove
 of the bounds doesn't exceed the slots, so no consumer, and no group of them, can take another consumer's slot.
 PgBouncer enforces the bounds by itself, whether or not an operator runs. Unused slots are not lent, since a
 lent slot would come back only when its client leaves. What a limit keeps a consumer from using is divided among
-the consumers without a limit.
+the consumers below their own limits.
 """
 
 from __future__ import annotations

@@ -173,8 +173,8 @@ def content_file(stem: str, content: str, suffix: str) -> tuple[str, str]:
 def kept_files(stored: Mapping[str, str], generation: str) -> dict[str, str]:
     """The files of the one generation before `generation`, to be kept along with its own.
 
-    These are the files that the stored configuration names or, if that is of `generation` already, those that
-    were kept when it was written.
+    These are the files that the stored configuration names or, if that is of `generation` already, all that
+    are stored.
     """
     ini = stored.get(INI, "") + stored.get(SCRAM_INI, "")
     names = sorted(name for name in stored if _FILE.fullmatch(name))

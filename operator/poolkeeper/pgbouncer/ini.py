@@ -60,7 +60,7 @@ _DATABASE_LIMIT = 63
 
 @dataclass(frozen=True)
 class Paths:
-    """Paths of the other files. `upstream_ca` verifies the upstream; the `tls_` files are shown to clients;
+    """Paths of the other files. `upstream_ca` verifies the upstream; the `tls_` files are for clients;
     `pod` is each pod's own (its peer_id, and the path of its table of caps), and may be empty."""
 
     userlist: str

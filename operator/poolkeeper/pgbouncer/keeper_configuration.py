@@ -2,7 +2,8 @@
 
 One configuration serves every keeper of the consumer. The port, which may differ between pods, comes from the
 pod's own file. Whether the app needs a password is decided when a pod is created, by the file that its keeper
-starts with: files for both lie side by side, so that another spec.keeper.auth doesn't affect running keepers.
+starts with: where a keeper needs it, files for both lie side by side, so that another spec.keeper.auth doesn't
+affect running keepers.
 """
 
 from __future__ import annotations

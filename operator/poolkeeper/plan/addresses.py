@@ -78,8 +78,8 @@ class Answers:
     """The answers of one source for one name over time; `addresses` is their outcome.
 
     An address that is missing in an answer has left at once. But some names answer with another address every
-    time, on purpose: from the fourth departure within ten minutes on, an address has left only after it was
-    missing for 5, 10, 20, ... seconds. After ten quiet minutes, departures are forgotten.
+    time, on purpose: from the fourth departure without ten quiet minutes on, an address has left only after it
+    was missing for 5, 10, 20, ... seconds. After ten quiet minutes, departures are forgotten.
     """
 
     seen: Mapping[str, float] = field(default_factory=dict)
@@ -94,7 +94,8 @@ class Answers:
         return frozenset(self.seen)
 
     def take(self, answer: frozenset[str], now: float) -> Answers:
-        """The state after one more answer. An empty answer says nothing: a failover in progress gives one."""
+        """The state after one more answer. An empty answer says nothing: a failover in progress
+        gives one. Nor does one of more than MOST addresses."""
         if not answer or len(answer) > MOST:
             return self
         departures = 0 if now - self.restless > CALM_SECONDS else self.departures

@@ -1,7 +1,8 @@
 """The upstream's address and login, resolved from the spec and its Secrets.
 
 Pure: it gets the data of the Secrets and opens no connection. A fault of a Secret becomes a TargetError, whose
-reason and message go to a condition. A message never holds a value of a Secret.
+reason and message go to a condition. Of a Secret's values, a message holds names of URL parameters and an
+sslmode at most.
 """
 
 from collections.abc import Mapping

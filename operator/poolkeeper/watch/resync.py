@@ -1,7 +1,7 @@
 """The resync: list everything, store it, and queue every key.
 
 It precedes the first run, since kopf does not report when its own listing is complete. It then repeats every
-ten minutes and repairs what no event reported (a watch that fell behind, an event that was lost).
+ten minutes or so and repairs what no event reported (a watch that fell behind, an event that was lost).
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Keepers:
             return None
 
     async def drain(self, departure: Departure, keepers: Callable[[], Iterable[KeeperConsole]]) -> Drained:
-        """Drain the pod. Ends when the pod is empty or its grace is over; raises nothing.
+        """Drain the pod. Ends when the pod is empty or its grace is over, whatever a console answers.
 
         `keepers` returns all current keepers of the PooledDatabase; none for as long as no other pod can take
         them in.

@@ -36,7 +36,7 @@ async def look(cluster: Cluster, store: Store, key: Key, owners: Iterable[Owner]
 
 
 async def restart(cluster: Cluster, store: Store, key: Key, steps: Restart) -> bool:
-    """Restart one workload; False if it has changed since that was decided."""
+    """Restart one workload; False if it has changed since that was decided, or the API server refuses."""
     known = steps.workload
     try:
         answer = await cluster.annotate_template(known.ref, known.uid, known.version, steps.annotations)

@@ -135,7 +135,7 @@ class Unmeasured(Exception):
 
 class Meter:
     """A standing connection to a server that counts the server's connections, itself included, and reads the
-    schema of its database. All methods raise Unmeasured."""
+    schema of its database. Its questions raise Unmeasured."""
 
     def __init__(self, connection: libpq.Connection, target: Target, timeout: float) -> None:
         self._connection = connection
