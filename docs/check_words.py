@@ -1,7 +1,4 @@
-"""Checks docs, docstrings, comments, messages and descriptions for words that make a sentence hard to read.
-
-python docs/check_words.py
-"""
+"""Checks docs, docstrings, comments, messages and descriptions for words that make a sentence hard to read."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ WORDS = {
 }
 """Words, as regular expressions, and what to write in their place."""
 
-_WORD = re.compile("|".join(rf"(?P<w{n}>\b(?:{word})\b)" for n, word in enumerate(WORDS)), re.IGNORECASE)
 _FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 _QUOTED = re.compile(r"`[^`\n]*`|\"[^\"\n]*\"|\]\([^)\s]*\)|https?://\S+")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
@@ -37,7 +33,7 @@ def main() -> int:
     finds = [
         f"{path.relative_to(ROOT)}:{line}: {word!r}: {remedy}"
         for path, text in sorted(prose())
-        for line, word, remedy in problems(text)
+        for line, word, remedy in sorted(problems(text))
     ]
     print("\n".join(finds) or "no word of the list")
     return 1 if finds else 0
@@ -47,10 +43,9 @@ def problems(text: str) -> Iterator[tuple[int, str, str]]:
     """Line number, word and remedy of each word of the list, outside of code and quotations."""
     for pattern in (_FENCE, _QUOTED):
         text = pattern.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
-    remedies = list(WORDS.values())
-    for match in _WORD.finditer(text):
-        assert match.lastgroup is not None
-        yield text.count("\n", 0, match.start()) + 1, match[0], remedies[int(match.lastgroup[1:])]
+    for word, remedy in WORDS.items():
+        for match in re.finditer(rf"\b(?:{word})\b", text, re.IGNORECASE):
+            yield text.count("\n", 0, match.start()) + 1, match[0], remedy
 
 
 def prose() -> Iterator[tuple[Path, str]]:

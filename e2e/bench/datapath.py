@@ -95,7 +95,7 @@ def _tell(
     for several in verdict.findings.values():
         print(f"{len(several)} x, the first of them:")
         for finding in sorted(several)[:_EXAMPLES]:
-            at = float(finding.split()[0])
+            at = finding.seconds
             print(f"{finding}; meanwhile {_meanwhile(events, began, at - _BEFORE_SECONDS, at)}")
 
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.datapath.clients.programs import Report
 
@@ -36,6 +36,17 @@ class Change:
     failures: int
 
 
+class Finding(NamedTuple):
+    """Something wrong or unexplained, `seconds` after the beginning, on a program's connection."""
+
+    seconds: float
+    connection: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.seconds:8.2f} s  {self.connection}  {self.text}"
+
+
 @dataclass
 class Verdict:
     """`repeated` are explained failures of a connection after its first one of the same change."""
@@ -45,12 +56,12 @@ class Verdict:
     explained: int = 0
     repeated: int = 0
     unexplained: int = 0
-    findings: dict[str, list[str]] = field(default_factory=dict)
+    findings: dict[str, list[Finding]] = field(default_factory=dict)
 
-    def add(self, seconds: float, name: str, text: str) -> None:
-        """Something wrong or unexplained, `seconds` after the beginning, on a program's connection."""
-        kind = f"{name.split()[0]}: {re.sub('[0-9a-f]{16}|[0-9]+', '*', text)[:100]}"
-        self.findings.setdefault(kind, []).append(f"{seconds:8.2f} s  {name}  {text}")
+    def add(self, found: Finding) -> None:
+        """Keep a finding with those that are alike."""
+        kind = f"{found.connection.split()[0]}: {re.sub('[0-9a-f]{16}|[0-9]+', '*', found.text)[:100]}"
+        self.findings.setdefault(kind, []).append(found)
 
 
 def changes(recovery: Report) -> list[Change]:
@@ -74,7 +85,7 @@ def _judge_connection(
 ) -> None:
     stale: Counter[float] = Counter()
     for at, text in seen.get("wrong", ()):
-        verdict.add(at - began, name, f"wrong answer: {text}")
+        verdict.add(Finding(at - began, name, f"wrong answer: {text}"))
     for at, text in seen.get("failed", ()):
         change = _cause(at, changed) if any(words in text for words in _STALE_PLAN) else None
         if change is not None and (
@@ -88,7 +99,7 @@ def _judge_connection(
                 f"{at - change.committed:.1f} s after the last schema change: " if change is not None else ""
             )
             verdict.unexplained += 1
-            verdict.add(at - began, name, since + text)
+            verdict.add(Finding(at - began, name, since + text))
     verdict.explained += stale.total()
     verdict.repeated += sum(count - 1 for count in stale.values())
 

@@ -102,10 +102,10 @@ async def _installed(cluster: Cluster, own: settings.Settings) -> None:
                 "crds.enabled=true or by kubectl apply --server-side -f crds/pooleddatabases.yaml"
             )
             await asyncio.sleep(handlers.RETRY_SECONDS)
+            continue
         except ClusterError:
-            return  # kopf tries again by itself
-        else:
-            return
+            pass  # kopf tries again by itself
+        return
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from tests.apiserver.operator.nursery import Nursery
 ROOT = Path(__file__).resolve().parents[3]
 OPERATOR_NAMESPACE = "poolkeeper-system"
 _numbers = itertools.count(1)
+_LEASE_LOST = "could not be renewed"
+"""An operator's last words where nobody answers for seconds."""
 
 
 class Operator:
@@ -113,8 +115,13 @@ class Operator:
 
     @property
     def lost_lease(self) -> bool:
-        """It has ended since it could not renew its Lease, as it does where nobody answers for seconds."""
-        return bool(self._pid) and not self.running and "could not be renewed" in self.said()[-300:]
+        """It has ended since it could not renew its Lease."""
+        return bool(self._pid) and not self.running and _LEASE_LOST in self.said()[-300:]
+
+    @property
+    def ever_lost_lease(self) -> bool:
+        """It has ended so at some time, and may have been started again."""
+        return _LEASE_LOST in self.said()
 
     def restart_if_lease_lost(self) -> None:
         """What kubelet does."""

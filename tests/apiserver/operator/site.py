@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
@@ -46,6 +46,8 @@ CHILD_KINDS = (
 )  # fmt: skip
 PATIENCE_SECONDS = 30.0
 """For what takes a second, on a machine whose processors are busy with something else."""
+ATTEMPTS = 3
+"""Of a cell of a kill matrix."""
 _numbers = itertools.count(1)
 
 
@@ -64,6 +66,23 @@ def eventually(check: Callable[[], T], seconds: float, every: float = 0.05) -> T
                 return answer
             assert not late, f"not so within {seconds:g} s"
         time.sleep(every)
+
+
+class Cell(Protocol):
+    """A cell of a kill matrix; `trouble`: what went wrong in it, or empty."""
+
+    trouble: str
+
+
+def try_cell(site: Site, label: str, cell: Cell, attempt: Callable[[Lane, Operator], None]) -> None:
+    """One cell; again in another lane where a machine too busy to answer ended the operator."""
+    for _ in range(ATTEMPTS):
+        cell.trouble = ""
+        lane = Lane(site, label)
+        operator = site.operator(lane.namespaces)
+        attempt(lane, operator)
+        if not cell.trouble or not operator.ever_lost_lease:
+            return
 
 
 def path(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:

@@ -28,14 +28,13 @@ from tests.apiserver.client import Refused
 from tests.apiserver.operator.api_proxy import AFTER, BEFORE, Answer, Call
 from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE, Operator
 from tests.apiserver.operator.pooler_pod import Network, WaitingPod, quiet
-from tests.apiserver.operator.site import Lane, Site, eventually, history, path
+from tests.apiserver.operator.site import Lane, Site, eventually, history, path, try_cell
 from tests.pgbouncer.processes import Postgres
 
 USABLE = 60 - 3 - 5 - 1
 """max_connections, superuser_reserved_connections, spec.budget.reserve, and the operator's own connection."""
 QUIET_SECONDS = 30.0
 AT_ONCE = 6
-ATTEMPTS = 3
 SETTLE_SECONDS = 60.0
 
 
@@ -115,12 +114,20 @@ def settled(place: Place, pods: list[WaitingPod], held: int = USABLE) -> None:
     place.lane.expect("WithinBudget", "True", "WithinBudget", seconds=20)
 
 
+def still(lane: Lane) -> bool:
+    """Whether nothing is written for a while: the status follows the budget."""
+    before = len(lane.writes())
+    time.sleep(4)
+    return len(lane.writes()) == before
+
+
 def test_a_pod_gets_its_table_then_clients_then_nothing_is_written(place: Place) -> None:
     pod = place.pod()
     with pod.pgbouncer():
         settled(place, [pod])
         with pod.connect() as client:
             assert client.execute("SELECT 1").fetchone() == (1,)
+        eventually(lambda: still(place.lane), SETTLE_SECONDS)
         quiet(place.lane, 10)
     assert place.lane.resource()["status"]["budget"]["held"] == USABLE
 
@@ -317,22 +324,8 @@ class Cell:
         return f"killed {self.phase} write {self.number}" if self.number is not None else "undisturbed"
 
 
-def still(lane: Lane) -> bool:
-    """Whether nothing is written for a while: the status follows the budget."""
-    before = len(lane.writes())
-    time.sleep(4)
-    return len(lane.writes()) == before
-
-
 def run(site: Site, server: Postgres, directory: Path, cell: Cell) -> None:
-    """One cell; again in another lane where a machine too busy to answer ended the operator."""
-    for _ in range(ATTEMPTS):
-        cell.trouble = ""
-        lane = Lane(site, "budget")
-        operator = site.operator(lane.namespaces)
-        attempt(lane, operator, server, directory, cell)
-        if not cell.trouble or "could not be renewed" not in operator.said():
-            return
+    try_cell(site, "budget", cell, lambda lane, operator: attempt(lane, operator, server, directory, cell))
 
 
 def attempt(lane: Lane, operator: Operator, server: Postgres, directory: Path, cell: Cell) -> None:

@@ -19,14 +19,13 @@ from poolkeeper.consumers.consent import Consumer
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.api_proxy import AFTER, BEFORE
 from tests.apiserver.operator.operator_process import Operator
-from tests.apiserver.operator.site import Lane, Site, eventually
+from tests.apiserver.operator.site import Lane, Site, eventually, try_cell
 from tests.apiserver.operator.snapshot import Snapshot, difference, snapshot
 
 QUIET_SECONDS = 30.0
 AT_ONCE = 6
 SETTLE_SECONDS = 40.0
 """Generous: six operators start at once on two cores."""
-ATTEMPTS = 3
 STARTED = time.monotonic()
 POD = "shop-pooler-pod"
 
@@ -134,14 +133,7 @@ class Cell:
 
 
 def run(site: Site, cell: Cell, reference: Snapshot | None) -> None:
-    """One cell; anew in another lane where a machine too busy to answer ended the operator before the kill."""
-    for _ in range(ATTEMPTS):
-        cell.trouble = ""
-        lane = Lane(site, "kill")
-        operator = site.operator(lane.namespaces)
-        _attempt(lane, operator, cell, reference)
-        if not cell.trouble or "could not be renewed" not in operator.said():
-            return
+    try_cell(site, "kill", cell, lambda lane, operator: _attempt(lane, operator, cell, reference))
 
 
 def _attempt(lane: Lane, operator: Operator, cell: Cell, reference: Snapshot | None) -> None:

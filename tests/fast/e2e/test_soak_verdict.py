@@ -59,7 +59,7 @@ def test_nothing_else_is_explained_and_alike_findings_are_told_together() -> Non
     assert verdict.unexplained == 2
     ((kind, lines),) = verdict.findings.items()
     assert kind == "pgx: connection * was lost"
-    assert lines[0].split(maxsplit=2) == ["11.00", "s", "pgx 0  connection 7 was lost"]
+    assert str(lines[0]).split(maxsplit=2) == ["11.00", "s", "pgx 0  connection 7 was lost"]
 
 
 def test_statements_and_wrong_answers_are_those_of_all_programs() -> None:

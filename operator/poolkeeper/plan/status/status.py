@@ -76,7 +76,7 @@ def of(
         "replicas": len(pods),
         "readyReplicas": sum(pod.ready for pod in pods),
         "selector": ",".join(f"{key}={value}" for key, value in names.pod_selector(database.uid).items()),
-        "endpoints": {"host": names.pooler_host(database.namespace, database.name), "port": names.POOLER_PORT},
+        "endpoints": {"host": wanted.host, "port": names.POOLER_PORT},
         "consumers": {
             "total": total,
             "synced": total - len(failing),
