@@ -35,9 +35,9 @@ class Settings:
     lease: str = "poolkeeper"
     watch_namespaces: tuple[str, ...] = ()
     reads_namespaces: bool = True
-    pooler_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.2"
+    pooler_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.3"
     pooler_image_pull_policy: str = "IfNotPresent"
-    keeper_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.2"
+    keeper_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.3"
     keeper_image_pull_policy: str = "IfNotPresent"
     log_level: str = "INFO"
     health_port: int = 8080

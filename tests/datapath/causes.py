@@ -31,6 +31,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("reload-crash-login", r"test_reloads_.*entry disappears"),
     ("reload-crash-tls", r"test_reloads_"),
     ("reload-loses-rules", r"finds_no_rules"),
+    ("unfinished-logins", r"unfinished_logins::"),
     (
         "prepared-in-doubt",
         r"truth::.*(pipeline|extended|on_both|behind_deallocate)|thousands_of_prepared|-mixed",

@@ -146,12 +146,12 @@ class Scram:
 
 
 class Connection:
-    """A connection of the protocol. `key` is BackendKeyData's body and `status` the reported parameters, after
-    login()."""
+    """A connection of the protocol, from the address `source` if it has one. `key` is BackendKeyData's body and
+    `status` the reported parameters, after login()."""
 
-    def __init__(self, host: str, port: int, timeout: float = 10.0) -> None:
+    def __init__(self, host: str, port: int, timeout: float = 10.0, source: str = "") -> None:
         self.timeout = timeout
-        self.socket = socket.create_connection((host, port), timeout)
+        self.socket = socket.create_connection((host, port), timeout, (source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.key = b""
         self.status: dict[str, str] = {}

@@ -150,6 +150,13 @@ TABLE = (
         mended_in=2,
     ),
     Fault(
+        "unfinished-logins",
+        _FIRST,
+        NEWEST_TRIED,
+        "clients without a password take the slots of those that have one",
+        mended_in=3,
+    ),
+    Fault(
         "prepared-in-doubt",
         (1, 21, 0),
         NEWEST_TRIED,
