@@ -140,7 +140,7 @@ def test_a_cancel_ends_what_waits_for_a_server_connection(name: str, tier: Tier,
 def test_a_cancel_that_follows_at_once_is_in_time(tier: Tier, pooler: Tier) -> None:
     """Also while the pooler sets a client's parameters on its server connection.
 
-    On a busy machine PostgreSQL itself ignores one in a hundred: it comes before the backend has read the query.
+    On a busy machine PostgreSQL itself ignores one in a hundred: it comes before the query has been read.
     """
     route = tier.transaction
     late = 0

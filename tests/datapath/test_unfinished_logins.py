@@ -13,7 +13,6 @@ import pytest
 from tests.datapath import stack, wire
 from tests.datapath.stack import Tier
 from tests.datapath.wire import Connection, Refused, Scram, rows
-from tests.pgbouncer.processes import Pooler
 from tests.pgbouncer.shop import Shop
 
 SLOTS = 60
