@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from poolkeeper.budget import problems
+from poolkeeper.budget.problems import Problem
+
 Caps = Mapping[str, int]
 """`max_db_connections` by entry; never 0, which PgBouncer takes for unlimited. An absent entry has no line
 in the pod's [databases], hence neither clients nor connections."""
-_NAMED = 3
-"""Maximum number of names in a message."""
-
-
 SERVER = "max_connections of the server"
 
 
@@ -96,14 +95,14 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Division:
-    """Caps by pod and entry, unserved entries, how many pods can be served, and, in words, what doesn't fit."""
+    """Caps by pod and entry, unserved entries, how many pods can be served, and what doesn't fit."""
 
     caps: Mapping[str, Caps] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     """Unserved entries: there is no room for them."""
     pods: int = 0
     """Maximum number of pods with room for every entry, at least 1, once none is leaving: more are no use."""
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     bottleneck: str = SERVER
     """What would have to be larger for a larger share."""
 
@@ -204,14 +203,15 @@ def divide(
                 caps[pod][item.session_entry] = item.sessions
     present = {name for item in kept for name in item.entries}
     left_out = tuple(name for item in consumers for name in item.entries if name not in present)
+    limits = [(item.entry, item.limit, len(pods) * item.floor) for item in kept if item.limit is not None]
     return Division(
         caps,
         left_out,
         most,
         (
-            *_of_pods(share, per_pod, len(pods), len(admitted) + len(waiting), bottleneck),
-            *_of_entries(left_out, bottleneck),
-            *_of_limits(kept, len(pods)),
+            *problems.of_pods(share, per_pod, len(pods), len(admitted) + len(waiting), bottleneck),
+            *problems.of_entries(left_out, bottleneck),
+            *problems.of_limits(limits, len(pods)),
         ),
         bottleneck,
     )
@@ -249,48 +249,3 @@ def _spread(entry: str, total: int, pods: Sequence[str]) -> dict[str, int]:
     base, remainder = divmod(total, len(pods)) if pods else (0, 0)
     ranked = sorted(pods, key=lambda pod: hashlib.sha256(f"{entry}\n{pod}".encode()).digest())
     return {pod: base + (rank < remainder) for rank, pod in enumerate(ranked)}
-
-
-_REMEDY = (
-    "remove consumers, set limits.sessionConnections to 0 for those that use no session, lower"
-    " spec.pooler.replicas, or raise "
-)
-
-
-def _of_pods(share: int, per_pod: int, pods: int, present: int, bottleneck: str) -> tuple[str, ...]:
-    needed = pods * per_pod
-    if needed > share:
-        return (
-            f"{pods} pooler pods need {needed} connections, since each entry keeps its least on each pod, and"
-            f" the share is {share}: {needed - share} more are held than there should be; {_REMEDY}"
-            f"{bottleneck}",
-        )
-    if present > pods and per_pod:
-        return (
-            f"{present - pods} of {present} pooler pods wait: a share of {share} connections is enough for"
-            f" {pods}, with at least {per_pod} on each; {_REMEDY}{bottleneck}",
-        )
-    return ()
-
-
-def _of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[str, ...]:
-    if not left_out:
-        return ()
-    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-    return (
-        f"no connection is left for the entries {', '.join(left_out[:_NAMED])}{more}; {_REMEDY}{bottleneck}",
-    )
-
-
-def _of_limits(kept: Sequence[Consumer], pods: int) -> tuple[str, ...]:
-    broken = [
-        (item, pods * item.floor) for item in kept if (item.limit or pods * item.floor) < pods * item.floor
-    ]
-    if not broken:
-        return ()
-    item, least = broken[0]
-    more = f", and {len(broken) - 1} more are like it" if len(broken) > 1 else ""
-    return (
-        f"limits.maxConnections is {item.limit} for the consumer with the entry {item.entry}{more}, and the"
-        f" least on {pods} pods is {least}; raise it to {least}, or lower spec.pooler.replicas",
-    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from poolkeeper.budget.division import SERVER
+from poolkeeper.budget.problems import Problem
 from poolkeeper.observed.data_path import AtLimit, Wedge
 
 
@@ -36,8 +37,8 @@ class BudgetSeen:
     """Names of pods that are not admitted yet."""
     most_pods: int | None = None
     """Maximum number of pods worth having: on more, not every entry would fit on each. None: not known yet."""
-    problems: tuple[str, ...] = ()
-    """What does not fit, in words."""
+    problems: tuple[Problem, ...] = ()
+    """What does not fit."""
     bottleneck: str = SERVER
     """What would have to be larger for a larger share."""
     left_out: frozenset[str] = frozenset()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolkeeper.budget.division import Consumer, Division, Limit, Party, Server, apportion, divide, party
+from poolkeeper.budget.problems import LIMIT_TOO_SMALL, Problem
 from poolkeeper.budget.protocol import Allotment, Pooler, Record
 from poolkeeper.budget.targets import Pooled, shares, target
 
@@ -207,8 +208,11 @@ def test_a_limit_below_the_least_says_so() -> None:
     division = divide(40, pods(4), [], [Consumer("web", "web.session", limit=3)])
     assert totals(division) == {"web": 4, "web.session": 4}
     assert division.problems == (
-        "limits.maxConnections is 3 for the consumer with the entry web, and the least on 4 pods is 8; raise it"
-        " to 8, or lower spec.pooler.replicas",
+        Problem(
+            LIMIT_TOO_SMALL,
+            "limits.maxConnections is 3 for the consumer with the entry web, and the least on 4 pods is 8;"
+            " raise it to 8, or lower spec.pooler.replicas",
+        ),
     )
 
 
@@ -216,7 +220,7 @@ def test_pods_for_which_there_is_no_room_wait() -> None:
     division = divide(10, pods(1), pods(3, "new"), [WEB, API])
     assert list(division.caps) == ["pod-0", "new-0"]
     assert division.pods == 2
-    assert division.problems[0].startswith(
+    assert division.problems[0].message.startswith(
         "2 of 4 pooler pods wait: a share of 10 connections is enough for 2, with at least 4 on each; remove"
     )
 
@@ -226,7 +230,7 @@ def test_what_serves_keeps_its_least_when_the_share_falls_and_says_by_how_much_i
     division = divide(5, pods(3), [], [WEB, API], everything)
     assert totals(division) == dict.fromkeys(everything, 3)
     assert division.pods == 1
-    assert "7 more are held than there should be" in division.problems[0]
+    assert "7 more are held than there should be" in division.problems[0].message
 
 
 def test_new_consumers_find_room_in_their_order_and_sessions_come_last() -> None:
@@ -235,7 +239,7 @@ def test_new_consumers_find_room_in_their_order_and_sessions_come_last() -> None
     assert division.left_out == ("web.session", "api.session", "jobs", "jobs.session")
     assert (
         "no connection is left for the entries web.session, api.session, jobs and 1 more"
-        in division.problems[0]
+        in division.problems[0].message
     )
 
 

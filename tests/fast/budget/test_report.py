@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from poolkeeper.budget.division import Division, Server
+from poolkeeper.budget.problems import OVERCOMMITTED, Problem
 from poolkeeper.budget.protocol import Allotment, Pooler, Reading, Record, View
 from poolkeeper.budget.report import Account, held_up, newsworthy, seen
 from poolkeeper.budget.seen import BudgetSeen
@@ -33,7 +34,8 @@ VIEW = View(
     wanted={"pod-1": CAPS, "pod-2": CAPS, "other": CAPS},
 )
 PODS = (ready_pod(1), new_pod(2), replace(new_pod(3), terminating=True))
-DIVISION = Division(caps={}, pods=8, left_out=("api",), problems=("too little",))
+TOO_LITTLE = Problem(OVERCOMMITTED, "too little")
+DIVISION = Division(caps={}, pods=8, left_out=("api",), problems=(TOO_LITTLE,))
 
 
 def test_what_is_told_of_one_of_two() -> None:
@@ -50,7 +52,7 @@ def test_what_is_told_of_one_of_two() -> None:
         pods={"shop-pooler-1": 6, "shop-pooler-2": 4},
         waiting=("shop-pooler-2",),
         most_pods=8,
-        problems=("too little",),
+        problems=(TOO_LITTLE,),
         left_out=frozenset({"api"}),
         admissible=frozenset({"pod-2"}),
     )

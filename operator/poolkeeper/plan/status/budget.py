@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from poolkeeper.budget.problems import GRAVITY, OVERCOMMITTED, PODS_WAIT, Problem
 from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.consumers import entries
 from poolkeeper.consumers.consent import Consumer, Consumers
@@ -19,15 +20,6 @@ from poolkeeper.spec.parse import PooledDatabase
 KIND = "WithinBudget"
 FIELD = "budget"
 PODS_LISTED = 10
-OVERCOMMITTED, PODS_WAIT = "Overcommitted", "PodsWait"
-ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL = "EntriesLeftOut", "LimitTooSmall"
-_TOLD_BY = (
-    (" pooler pods wait", PODS_WAIT),
-    ("no connection is left for", ENTRIES_LEFT_OUT),
-    ("limits.maxConnections is", LIMIT_TOO_SMALL),
-)
-"""The words of a problem that identify its reason; any other problem means: held beyond the share."""
-_PRECEDENCE = (OVERCOMMITTED, PODS_WAIT, ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL)
 
 
 def left_out(consumer: Consumer, upstream_database: str, seen: BudgetSeen | None) -> bool:
@@ -66,8 +58,8 @@ def within_budget(database: PooledDatabase, consumers: Consumers, world: World) 
         )
     faults = _faults(database, consumers, seen)
     if faults:
-        reason = min((reason for reason, _ in faults), key=_PRECEDENCE.index)
-        words = "; ".join(message for _, message in faults)
+        reason = min((fault.reason for fault in faults), key=GRAVITY.index)
+        words = "; ".join(fault.message for fault in faults)
         return Condition(KIND, FALSE, reason, f"{words}. {_shares(seen)}")
     return Condition(KIND, TRUE, "WithinBudget", f"{_shares(seen)}{_rollouts(database, consumers, seen)}")
 
@@ -99,25 +91,25 @@ def record(world: World) -> dict[str, Any]:
     }
 
 
-def _faults(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) -> list[tuple[str, str]]:
-    """(reason, message) of everything that does not fit."""
+def _faults(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) -> list[Problem]:
+    """Everything that does not fit."""
     faults = []
     if seen.excess > 0:
         faults.append(
-            (
+            Problem(
                 OVERCOMMITTED,
                 f"by {_counted(seen.excess, 'connection')} poolers hold more than is there for them now: "
                 "nothing new is given, and connections go as their transactions and sessions end; if it lasts, "
                 "end connections of others on the server, or raise its max_connections",
             )
         )
-    faults += [(_reason(problem), problem) for problem in seen.problems]
-    told = {reason for reason, _ in faults}
+    faults += seen.problems
+    told = {fault.reason for fault in faults}
     replicas = database.pooler.replicas
     most = replicas if seen.most_pods is None else seen.most_pods
     if PODS_WAIT not in told and consumers.granted and most < replicas:
         faults.append(
-            (
+            Problem(
                 PODS_WAIT,
                 f"spec.pooler.replicas is {replicas}, and a share of {seen.share} connections is enough for "
                 f"{_counted(most, 'pod')}, since each entry keeps its least on each: so many run; "
@@ -126,10 +118,6 @@ def _faults(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) ->
             )
         )
     return faults
-
-
-def _reason(problem: str) -> str:
-    return next((reason for words, reason in _TOLD_BY if words in problem), OVERCOMMITTED)
 
 
 def _shares(seen: BudgetSeen) -> str:

@@ -147,7 +147,7 @@ def test_pods_that_do_not_fit_wait(cluster: Simulation) -> None:
     seen = replace(SEEN, share=10, problems=divided.problems, waiting=("b",), most_pods=divided.pods)
     state, reason, message = condition(cluster, seen)
     assert (state, reason) == ("False", "PodsWait")
-    assert divided.problems[0] in message
+    assert divided.problems[0].message in message
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_c9_the_remedy_names_what_is_small(
     assert bottleneck(pooled, given, limits) == larger
     poolers = [Pooler(name, "shop", running=True) for name in ("a", "b", "c", "d", "e", "f", "g", "h")]
     divided = target(pooled, given["shop"], poolers, Record(1), larger)
-    assert divided.problems[0].endswith(f"or raise {larger}")
+    assert divided.problems[0].message.endswith(f"or raise {larger}")
     seen = replace(SEEN, share=given["shop"], problems=divided.problems, bottleneck=divided.bottleneck)
     assert f"or raise {larger}" in condition(cluster, seen)[2]
     fewer = condition(cluster, replace(seen, problems=(), most_pods=1))[2]

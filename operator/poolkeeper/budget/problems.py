@@ -1,0 +1,78 @@
+"""What doesn't fit when connections are divided: the reason of the condition WithinBudget, and the remedy.
+
+Pure. The reasons are part of the API (docs/concepts.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OVERCOMMITTED, PODS_WAIT = "Overcommitted", "PodsWait"
+ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL = "EntriesLeftOut", "LimitTooSmall"
+GRAVITY = (OVERCOMMITTED, PODS_WAIT, ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL)
+"""Gravest first."""
+_NAMED = 3
+"""Maximum number of names in a message."""
+_REMEDY = (
+    "remove consumers, set limits.sessionConnections to 0 for those that use no session, lower"
+    " spec.pooler.replicas, or raise "
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`reason` is one of GRAVITY; `message` names what doesn't fit, and what to change."""
+
+    reason: str
+    message: str
+
+
+def of_pods(share: int, least: int, admitted: int, present: int, bottleneck: str) -> tuple[Problem, ...]:
+    """Of `present` pods, each of which needs `least` connections, those that are not `admitted`; or of the
+    admitted ones, if they need more than the share."""
+    needed = admitted * least
+    if needed > share:
+        return (
+            Problem(
+                OVERCOMMITTED,
+                f"{admitted} pooler pods need {needed} connections, since each entry keeps its least on each"
+                f" pod, and the share is {share}: {needed - share} more are held than there should be; "
+                f"{_REMEDY}{bottleneck}",
+            ),
+        )
+    if present > admitted and least:
+        return (
+            Problem(
+                PODS_WAIT,
+                f"{present - admitted} of {present} pooler pods wait: a share of {share} connections is enough"
+                f" for {admitted}, with at least {least} on each; {_REMEDY}{bottleneck}",
+            ),
+        )
+    return ()
+
+
+def of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[Problem, ...]:
+    """Of the entries that no connection is left for."""
+    if not left_out:
+        return ()
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    named = ", ".join(left_out[:_NAMED])
+    message = f"no connection is left for the entries {named}{more}; {_REMEDY}{bottleneck}"
+    return (Problem(ENTRIES_LEFT_OUT, message),)
+
+
+def of_limits(limits: Sequence[tuple[str, int, int]], pods: int) -> tuple[Problem, ...]:
+    """Of `limits`, (entry, limits.maxConnections, least on all pods), those below the least."""
+    broken = [item for item in limits if item[1] < item[2]]
+    if not broken:
+        return ()
+    entry, limit, least = broken[0]
+    more = f", and {len(broken) - 1} more are like it" if len(broken) > 1 else ""
+    return (
+        Problem(
+            LIMIT_TOO_SMALL,
+            f"limits.maxConnections is {limit} for the consumer with the entry {entry}{more}, and the"
+            f" least on {pods} pods is {least}; raise it to {least}, or lower spec.pooler.replicas",
+        ),
+    )
