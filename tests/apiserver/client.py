@@ -50,7 +50,8 @@ class Api:
         if answer.status >= 400:
             # A path that nobody serves is answered in plain text.
             raise Refused(answer.status, json.loads(text)["message"] if text.startswith("{") else text.strip())
-        return json.loads(text)
+        found: dict[str, Any] = json.loads(text)
+        return found
 
     def get(self, path: str) -> dict[str, Any]:
         return self.request("GET", path)

@@ -24,7 +24,7 @@ from poolkeeper.observed.refs import Ref
 from poolkeeper.settings import Settings, Webhook
 from poolkeeper.webhook import certificate
 from tests.apiserver.chart_paths import path
-from tests.apiserver.conftest import Api, Refused
+from tests.apiserver.client import Api, Refused
 from tests.fast.helm_chart import BOTH_MODES, CHART, NAMESPACE, WATCHING, Object, render
 
 _POOLED_DATABASES = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{{namespace}}/{names.PLURAL}"

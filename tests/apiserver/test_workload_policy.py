@@ -31,7 +31,7 @@ def body(plural: str, name: str, **metadata: Any) -> Object:
         "spec": {"containers": [{"name": "app", "image": "example.com/app:1"}]},
     }
     kinds = {"deployments": "Deployment", "statefulsets": "StatefulSet", "daemonsets": "DaemonSet"}
-    spec = {"selector": {"matchLabels": labels}, "template": template}
+    spec: dict[str, Any] = {"selector": {"matchLabels": labels}, "template": template}
     if plural != "daemonsets":
         spec["replicas"] = 2
     if plural == "statefulsets":

@@ -343,7 +343,7 @@ def hostile(seed: int) -> Hostile:
     whole = b"".join(messages)
     if rng.random() < 0.4:
         whole = whole[: rng.randrange(len(whole) + 1)]
-    pieces = []
+    pieces: list[tuple[bytes, float]] = []
     start = 0
     while start < len(whole):
         end = start + rng.choice((1, 5, 60, 2000, 100_000))

@@ -93,7 +93,7 @@ class Console:
             cursor_factory=psycopg.ClientCursor,
             connect_timeout=5,
         ) as connection:
-            cursor = connection.execute(command)  # type: ignore[call-overload]
+            cursor = connection.execute(command)
             if cursor.description is None:
                 return []
             names = [column.name for column in cursor.description]
@@ -135,9 +135,9 @@ def adapted(configuration: Configuration, settings: Mapping[str, str]) -> Config
     names = [re.match(r"([a-z0-9_]+) =", line) for line in lines]
     section = ""
     kept = []
-    for line, name in zip(lines, names, strict=True):
+    for line, setting in zip(lines, names, strict=True):
         section = line.strip() if line.startswith("[") else section
-        if section != "[pgbouncer]" or name is None or name[1].encode() in program:
+        if section != "[pgbouncer]" or setting is None or setting[1].encode() in program:
             kept.append(line)
     return replace(configuration, files={**configuration.files, INI: "".join(kept)})
 

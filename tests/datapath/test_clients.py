@@ -103,7 +103,8 @@ def _make_schemas(server: Postgres) -> None:
 def _keeper(directory: Path, shop: Shop, behind: int, settings: dict[str, str]) -> Iterator[Address]:
     files = stack.adapted(keeper_files(shop, resource(keeper={"poolSize": BACKENDS})), settings)
     with keeper(directory / "keeper", shop, behind, files) as made:
-        found = conninfo_to_dict(made.environment()["DATABASE_URL"])
+        parts = conninfo_to_dict(made.environment()["DATABASE_URL"])
+        found = {name: str(value) for name, value in parts.items()}
         yield Address(
             found["host"], int(found["port"]), found["user"], found.get("password") or "", found["dbname"]
         )

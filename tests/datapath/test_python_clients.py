@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -96,7 +97,7 @@ async def test_asyncpg_prepares_and_copies(route: Route, pooler: Tier, keeper: T
 async def test_c1_asyncpg_and_psycopg_answer_from_their_own_schema(route: Route, tier: Tier) -> None:
     """By the options that each of them has for it."""
     overlooked = bool(ignored(tier) & {"search_path", "options"})
-    wrong = []
+    wrong: list[str] = []
 
     async def work(number: int) -> None:
         tenant = TENANTS[number % len(TENANTS)]
@@ -109,7 +110,7 @@ async def test_c1_asyncpg_and_psycopg_answer_from_their_own_schema(route: Route,
                 for _ in range(ROUNDS):
                     wrong.extend({await app.fetchval("SELECT name FROM tenant")} - expected)
             else:
-                options = {} if tenant is None else {"options": f"-c search_path={tenant}"}
+                options: dict[str, Any] = {} if tenant is None else {"options": f"-c search_path={tenant}"}
                 other = await psycopg.AsyncConnection.connect(**route.libpq, **options, autocommit=True)
                 await stack.enter_async_context(other)
                 for _ in range(ROUNDS):

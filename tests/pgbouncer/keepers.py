@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -123,7 +124,7 @@ class Keeper:
         """As the operator knows it."""
         return KeeperConsole(self.host, f"keeper-{self.number}", self.shop.login(WEB).name, self.access)
 
-    def connection(self, database: str = DATABASE) -> dict[str, object]:
+    def connection(self, database: str = DATABASE) -> dict[str, Any]:
         """libpq's parameters for the app beside it."""
         return {
             "host": self.host,
@@ -209,7 +210,7 @@ class Load:
     failures: list[str] = field(default_factory=list)
 
     @asynccontextmanager
-    async def on(self, connections: int, pause: float = 0.0, **parameters: object) -> AsyncIterator[Load]:
+    async def on(self, connections: int, pause: float = 0.0, **parameters: Any) -> AsyncIterator[Load]:
         over = asyncio.Event()
         ended = asyncio.create_task(over.wait())
 
@@ -218,7 +219,7 @@ class Load:
             while not over.is_set():
                 try:
                     if connection is None or connection.closed:
-                        connection = await psycopg.AsyncConnection.connect(**parameters)  # type: ignore[arg-type]
+                        connection = await psycopg.AsyncConnection.connect(**parameters)
                     async with connection.transaction():
                         await connection.execute("SELECT 1")
                         await connection.execute("SELECT 2")

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from poolkeeper.budget import allotments
+from poolkeeper.budget.assessment import Look
 from poolkeeper.budget.division import Caps
 from poolkeeper.budget.protocol import Allotment, Reading
 from poolkeeper.consumers.consent import Consumer
@@ -26,7 +27,7 @@ from poolkeeper.pgbouncer.configuration import POD_FILE
 from poolkeeper.pgbouncer.console import Console, ConsoleError
 from poolkeeper.plan import peers
 from poolkeeper.workers.servers import consoles as pooler_consoles
-from poolkeeper.workers.servers.consoles import Look, PoolerConsoles
+from poolkeeper.workers.servers.consoles import PoolerConsoles
 from tests.pgbouncer.processes import DIRECTORY, TABLE, UID, USER, Pooler, Postgres, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 

@@ -117,7 +117,7 @@ async def test_keepers_retire_again_and_again_without_one_failed_transaction(fle
 async def test_an_idle_keeper_leaves_within_a_second(fleet: Fleet) -> None:
     first, second = fleet.poolers
     fleet.serve(first)
-    async with await psycopg.AsyncConnection.connect(**fleet.keepers[0].connection()) as app:  # type: ignore[arg-type]
+    async with await psycopg.AsyncConnection.connect(**fleet.keepers[0].connection()) as app:
         await app.execute("SELECT 1")
         assert await clients(first, fleet.shop)
         fleet.serve(second)
@@ -131,7 +131,7 @@ async def test_an_idle_keeper_leaves_within_a_second(fleet: Fleet) -> None:
 async def test_a_transaction_is_waited_for(fleet: Fleet) -> None:
     first, _ = fleet.poolers
     fleet.serve(first)
-    async with await psycopg.AsyncConnection.connect(**fleet.keepers[0].connection()) as app:  # type: ignore[arg-type]
+    async with await psycopg.AsyncConnection.connect(**fleet.keepers[0].connection()) as app:
         await app.execute("BEGIN")
         await app.execute("SELECT 1")
         draining = asyncio.create_task(fleet.leave(first, grace=30))
@@ -237,7 +237,7 @@ async def test_a_session_through_a_keeper_does_not_hold_up_the_others(fleet: Fle
     first, second = fleet.poolers
     [one, _] = fleet.keepers
     fleet.serve(first)
-    async with await psycopg.AsyncConnection.connect(**one.connection(SESSION)) as session:  # type: ignore[arg-type]
+    async with await psycopg.AsyncConnection.connect(**one.connection(SESSION)) as session:
         await session.execute("SELECT 1")
         fleet.serve(second)
         begun = time.monotonic()
@@ -276,7 +276,7 @@ async def test_a_lifetime_that_a_killed_operator_left_at_zero_is_restored(fleet:
 
 async def test_a_drain_that_is_cancelled_leaves_no_keeper_with_a_lifetime_of_zero(fleet: Fleet) -> None:
     one = fleet.keepers[0]
-    async with await psycopg.AsyncConnection.connect(**one.connection()) as app:  # type: ignore[arg-type]
+    async with await psycopg.AsyncConnection.connect(**one.connection()) as app:
         await app.execute("BEGIN")
         await app.execute("SELECT 1")
         retiring = asyncio.create_task(Keepers().retire(one.access))
@@ -302,7 +302,7 @@ async def test_keepers_that_the_network_hides_are_found_by_their_login(fleet: Fl
             return await super().retire(one.access)
 
     fleet.serve(first)
-    async with await psycopg.AsyncConnection.connect(**one.connection()) as app:  # type: ignore[arg-type]
+    async with await psycopg.AsyncConnection.connect(**one.connection()) as app:
         await app.execute("SELECT 1")
         fleet.serve(fleet.poolers[1])
         now = asyncio.get_running_loop().time()

@@ -31,6 +31,7 @@ from tests.pgbouncer.processes import (
     DIRECTORY,
     Pooler,
     Postgres,
+    in_thread,
     initialised,
     inside,
     pooler,
@@ -182,10 +183,6 @@ async def fleet(own_shop: Shop, tmp_path: Path) -> AsyncIterator[Fleet]:
 
 async def connected(parameters: dict[str, Any]) -> psycopg.AsyncConnection[Any]:
     return await psycopg.AsyncConnection.connect(**parameters)
-
-
-def in_thread(function: Callable[[], None]) -> Any:
-    return asyncio.to_thread(function)
 
 
 async def test_clients_wait_for_three_seconds_and_none_fails(fleet: Fleet) -> None:

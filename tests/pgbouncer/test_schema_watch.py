@@ -147,7 +147,7 @@ async def test_a_reading_that_a_busy_machine_makes_slow_holds_up_nothing(
     scene: Scene, server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     took = [0.0, 0.0, 0.3]
-    read = []
+    read: list[Any] = []
 
     async def slow(meter: Meter) -> str:
         await asyncio.sleep(took[len(read)] if len(read) < len(took) else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -18,9 +19,7 @@ from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
 from tests.pgbouncer.shop import NAME, WEB, Shop
 
 
-def verified(
-    shop: Shop, running: Pooler, directory: Path, authority: str, name: str = NAME
-) -> dict[str, object]:
+def verified(shop: Shop, running: Pooler, directory: Path, authority: str, name: str = NAME) -> dict[str, Any]:
     """libpq's parameters for the consumer with the pooler's certificate verified."""
     path = directory / "authority.pem"
     path.write_text(authority)

@@ -191,9 +191,14 @@ def _ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def quiet(lane: Lane, seconds: float) -> None:
-    """Nothing is written for so long."""
+def written_within(lane: Lane, seconds: float) -> list[Any]:
+    """What is written in the time to come."""
     before = len(lane.writes())
     time.sleep(seconds)
-    late = lane.writes()[before:]
+    return lane.writes()[before:]
+
+
+def quiet(lane: Lane, seconds: float) -> None:
+    """Nothing is written for so long."""
+    late = written_within(lane, seconds)
     assert not late, f"settled, and then wrote {late}"

@@ -44,10 +44,8 @@ def snapshot(lane: Lane, consumers: tuple[Consumer, ...]) -> Snapshot:
 def difference(wanted: Snapshot, found: Snapshot) -> str:
     lines: list[str] = []
     for title in sorted(wanted.keys() | found.keys()):
-        pair = [(side.get(title) or "absent").splitlines() for side in (wanted, found)]
-        lines += difflib.unified_diff(
-            *pair, fromfile=f"undisturbed {title}", tofile="this run", lineterm="", n=1
-        )
+        before, now = ((side.get(title) or "absent").splitlines() for side in (wanted, found))
+        lines += difflib.unified_diff(before, now, f"undisturbed {title}", "this run", lineterm="", n=1)
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def running(site: Site, lane: Lane, port: int) -> Operator:
 
 
 def replica(site: Site, lane: Lane, port: int) -> Operator:
-    settings = {"POOLKEEPER_WEBHOOK": NAME, "POOLKEEPER_WEBHOOK_PORT": str(port)}
+    settings: dict[str, Any] = {"POOLKEEPER_WEBHOOK": NAME, "POOLKEEPER_WEBHOOK_PORT": str(port)}
     one = site.operator(lane.namespaces, fresh=True, **settings).start()
     eventually(lambda: f"admitted on port {port}" in one.said(), 20)
     return one

@@ -264,7 +264,7 @@ def test_after_a_write_without_an_answer_a_restarted_operator_goes_on(
                 lane.api.delete(lease)
             operator.start()
             place.apply(consumers=[{"namespace": item} for item in consumers])
-            eventually(lambda before=before: place.record().epoch > before, SETTLE_SECONDS)  # type: ignore[misc]
+            eventually(lambda before=before: place.record().epoch > before, SETTLE_SECONDS)
         settled(place, [pod])
 
 

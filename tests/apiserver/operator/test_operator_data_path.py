@@ -123,7 +123,7 @@ def test_a_pod_through_which_nothing_gets_is_told_and_retired_and_the_other_one_
         for pod in pair.pods:
             stack.enter_context(pod.pgbouncer())
         for pod in pair.pods:
-            eventually(lambda pod=pod: answers(pod), 30)  # type: ignore[misc]
+            eventually(lambda pod=pod: answers(pod), 30)
             stack.enter_context(pod.connect())
         pair.allow_evictions()
         eventually(lambda: lane.condition("DataPath")["status"] == "True", 20)

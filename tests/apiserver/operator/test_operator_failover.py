@@ -135,7 +135,7 @@ class Scene:
         """What an app does; it leaves a server connection in the pool. Returns the address of the server."""
         secret = self.lane.secret(self.lane.web, "database")
         assert secret is not None
-        login = {key: secret[f"PG{key.upper()}"] for key in ("user", "password")}
+        login: dict[str, Any] = {key: secret[f"PG{key.upper()}"] for key in ("user", "password")}
         with psycopg.connect(
             host=self.address, port=6432, dbname=secret["PGDATABASE"], sslmode="disable", **login
         ) as app:

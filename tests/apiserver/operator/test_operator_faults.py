@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -242,7 +243,7 @@ def test_one_poison_pooled_database_among_50_does_not_hold_up_the_others(
     own = [{"namespace": lane.data, "secretName": "poison-db"}]
     lane.apply("poison", consumers=own)
     lane.apply("silent", upstream={**lane.spec()["upstream"], "host": "192.0.2.1"}, consumers=[])
-    affinity = {"nodeAffinity": {"a\nb": []}}
+    affinity: dict[str, Any] = {"nodeAffinity": {"a\nb": []}}
     lane.apply("senseless", pooler={"affinity": affinity}, consumers=[])
     names = [f"shop-{number}" for number in range(47)]
     for name in names:

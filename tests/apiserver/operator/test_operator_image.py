@@ -19,7 +19,7 @@ from poolkeeper.engine.pgbouncer_version import parse
 from poolkeeper.names import CONFIG_DIRECTORY
 from poolkeeper.pgbouncer.configuration import INI
 from tests.apiserver.operator.operator_process import Operator
-from tests.apiserver.operator.pooler_pod import PoolerPod, WaitingPod, quiet
+from tests.apiserver.operator.pooler_pod import PoolerPod, WaitingPod, written_within
 from tests.apiserver.operator.site import Lane, eventually
 from tests.pgbouncer.rootfs import rootfs
 
@@ -91,7 +91,7 @@ def test_it_is_unknown_until_a_console_answers_and_then_says_what_the_console_sa
             message = settled.expect("PoolerImage", "True", "NoKnownFault", seconds=20)
             assert own_version() in message
         assert [fault for fault in faults if fault.name not in message] == []
-        eventually(lambda: quiet(settled, 2) is None, 30)
+        eventually(lambda: not written_within(settled, 2), 30)
     assert f"process up: {own_version()}," in pod.log()
 
 
@@ -114,7 +114,7 @@ def test_a_known_fault_is_reported_until_it_is_accepted_by_name(settled: Lane, t
         settled.apply(pooler={"allowKnownFaults": found})
         message = settled.expect("PoolerImage", "True", "FaultsAllowed")
         assert message.endswith(", ".join(found))
-        eventually(lambda: quiet(settled, 2) is None, 30)
+        eventually(lambda: not written_within(settled, 2), 30)
 
 
 def test_while_two_versions_run_the_worse_one_is_shown(settled: Lane, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_newer_parameter_gets_to_a_pooler_that_knows_it_and_to_no_other(
                 f"transaction_timeout needs PgBouncer 1.25, and pod {pod.name} runs PgBouncer 1.24.1" in message
             )
             assert not written()
-        eventually(lambda: quiet(settled, 2) is None, 30)
+        eventually(lambda: not written_within(settled, 2), 30)
         assert "unknown" not in pod.log().lower(), pod.log()[-2000:]
         settled.apply(
             pooler={"image": "registry.example/pgbouncer:2", "parameters": {"transaction_timeout": 600}}

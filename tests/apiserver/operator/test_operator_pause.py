@@ -49,11 +49,11 @@ class Place:
     def served(self) -> None:
         """Wait until every pooler has its share of the server's connections."""
         for pod in self.pods:
-            eventually(lambda pod=pod: self._answers(pod), 20)  # type: ignore[misc]
+            eventually(lambda pod=pod: self._answers(pod), 20)
 
     def _answers(self, pod: PoolerPod) -> bool:
         try:
-            return self.ask(pod) == (1,)
+            return bool(self.ask(pod) == (1,))
         except psycopg.OperationalError:
             return False
 

@@ -136,7 +136,7 @@ def test_a_schema_change_is_over_within_five_seconds_for_apps_that_stay_and_fres
         for number in range(3):
             before, reads = len(apps.errors), apps.reads
             changed = place.change(number)
-            eventually(lambda before=number: len(place.told()) > before, 10)  # type: ignore[misc]
+            eventually(lambda before=number: len(place.told()) > before, 10)
             failed = [at - changed for at, _ in apps.errors[before:]]
             print(f"{len(failed)} errors, the last {max(failed, default=0):.2f} s after the change")
             assert max(failed, default=0) < 5
@@ -154,7 +154,7 @@ def test_the_annotation_renews_every_server_connection_once_for_each_value(place
         old = place.backends()
         assert old
         place.ask(token)
-        eventually(lambda token=token: place.renewal().get("request") == token, 10)  # type: ignore[misc]
+        eventually(lambda token=token: place.renewal().get("request") == token, 10)
         assert not old & place.backends()
         assert len(place.told()) == number
         assert place.answers()

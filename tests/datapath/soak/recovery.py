@@ -66,14 +66,16 @@ class Prober:
                 if len(self.failed) < MOST:
                     self.failed.append((time.time(), f"{type(error).__name__}: {error}".strip()))
                 self.since = None
-                connection = await closed(connection)
+                await close(connection)
+                connection = None
             if connection and self.lifetime and time.time() - opened > self.lifetime:
-                connection = await closed(connection)
+                await close(connection)
+                connection = None
             await asyncio.sleep(PAUSE_SECONDS)
-        await closed(connection)
+        await close(connection)
 
 
-async def closed(connection: psycopg.AsyncConnection[Any] | None) -> None:
+async def close(connection: psycopg.AsyncConnection[Any] | None) -> None:
     if connection is not None:
         with suppress(psycopg.Error):
             await connection.close()
@@ -83,7 +85,7 @@ async def change(
     owner: str, probers: list[Prober], end: float, period: float
 ) -> list[tuple[float, float, int]]:
     """The schema changes: when each was committed, seconds until all had recovered, failures meanwhile."""
-    found = []
+    found: list[tuple[float, float, int]] = []
     async with await psycopg.AsyncConnection.connect(owner, autocommit=True) as connection:
         await asyncio.sleep(LEAST_SECONDS / 2)
         while (began := time.time()) < end - LEAST_SECONDS:

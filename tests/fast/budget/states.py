@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from poolkeeper.budget.protocol import Allotment, Record
 
@@ -173,7 +173,7 @@ def admitted(state: State, uids: tuple[str, ...]) -> State:
     return state
 
 
-def changed(state: State, number: int, **changes: object) -> State:
+def changed(state: State, number: int, **changes: Any) -> State:
     pods = list(state.pods)
     pods[number] = pods[number]._replace(**changes)
     return state._replace(pods=tuple(pods))

@@ -37,7 +37,7 @@ def test_the_record_itself_holds_no_secret(record: Record, server: str) -> None:
 
 
 def test_the_same_record_is_the_same_text_in_whatever_order() -> None:
-    other = Record(7, dict(reversed(TWO.allotments.items())))
+    other = Record(7, dict(reversed(list(TWO.allotments.items()))))
     assert list(other.allotments) != list(TWO.allotments)
     assert allotments.files(TWO, "s", LINES, {}) == allotments.files(other, "s", LINES, {})
 

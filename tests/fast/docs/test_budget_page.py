@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from poolkeeper.budget import problems
 from poolkeeper.budget.division import Consumer, Server, divide
 from poolkeeper.consumers.entries import Entry
 from poolkeeper.pgbouncer.configuration import divided_slots, with_slots
@@ -41,9 +42,11 @@ def test_the_page_says_how_many_connections_are_usable() -> None:
     assert len(re.findall(r"^\| \d+ \| \d+ \| \d+ ", PAGE, re.MULTILINE)) == 3
 
 
-@pytest.mark.parametrize(("module", "heading"), [(budget, "WithinBudget"), (client_slots, "Client slots")])
-def test_every_reason_has_its_row(module: ModuleType, heading: str) -> None:
-    source = Path(str(module.__file__)).read_text()
+@pytest.mark.parametrize(
+    ("modules", "heading"), [((budget, problems), "WithinBudget"), ((client_slots,), "Client slots")]
+)
+def test_every_reason_has_its_row(modules: tuple[ModuleType, ...], heading: str) -> None:
+    source = "".join(Path(str(module.__file__)).read_text() for module in modules)
     reasons = set(re.findall(r'"([A-Z][A-Za-z]+[a-z])"', source)) - {"NoConnectionLeft", "ClientSlots"}
     section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = set(re.findall(r"^\| `(?:True|False|Unknown)` `(\w+)` \|", section, re.MULTILINE))

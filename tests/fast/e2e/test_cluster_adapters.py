@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from e2e.cluster import addons, binaries, control_plane, existing, kind, local, namespaces, node, packages
 from e2e.cluster.adapters import choose, default_name
+from e2e.cluster.paths import KUBECONFIG
 from e2e.cluster.shell import ClusterError, run
 
 LAYOUT = control_plane.Layout(Path("/data"), Path("/programs"), "192.0.2.1", 6443, 2379, 2380)
@@ -84,7 +86,7 @@ def test_an_existing_cluster_without_a_load_command_is_refused_by_name(monkeypat
 def test_an_existing_clusters_own_kubeconfig_must_not_be_the_file_we_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(existing.KUBECONFIG))
+    monkeypatch.setenv("KUBECONFIG", str(KUBECONFIG))
     with pytest.raises(ClusterError, match="name your own file"):
         existing.ExistingCluster().up()
 
@@ -152,7 +154,8 @@ def test_the_api_server_authorizes_by_node_and_role_and_keeps_the_default_admiss
 def test_an_audit_log_holds_writes_without_their_bodies() -> None:
     argv = control_plane.apiserver_argv(LAYOUT, bind="127.0.0.1", audit_log=Path("/log"))
     assert argv[-2:] == ["--audit-policy-file=/data/audit-policy.json", "--audit-log-path=/log"]
-    writes, rest = control_plane._AUDIT_POLICY["rules"]
+    rules: Any = control_plane._AUDIT_POLICY["rules"]
+    writes, rest = rules
     assert writes["level"] == "Metadata"
     assert {"get", "list", "watch"}.isdisjoint(writes["verbs"])
     assert rest == {"level": "None"}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -150,7 +151,7 @@ def test_the_ini_file_takes_no_control_character_anywhere(place: str, character:
     ],
     ids=lambda change: next(iter(change)) + "=" + next(iter(change.values()))[:12],
 )
-def test_the_ini_file_refuses_an_upstream_that_pgbouncer_would_read_otherwise(change: dict[str, str]) -> None:
+def test_the_ini_file_refuses_an_upstream_that_pgbouncer_would_read_otherwise(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="upstream") as caught:
         files(replace(TARGET, **change), ENTRY, {})
     assert not change.get("password") or change["password"] not in str(caught.value)

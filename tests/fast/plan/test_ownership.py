@@ -186,9 +186,9 @@ def test_members_of_a_set_that_others_added_are_theirs() -> None:
 @given(st.dictionaries(st.text(min_size=1, max_size=5), st.text(max_size=5), min_size=1, max_size=4))
 def test_equal_maps_have_equal_digests_and_others_do_not(data: dict[str, str]) -> None:
     desired = {"metadata": {"name": "a"}, "data": data}
-    fields = {"f:data": {f"f:{key}": {} for key in data}}
+    fields: Any = {"f:data": {f"f:{key}": {} for key in data}}
     entry = {"manager": MANAGER, "operation": "Apply", "fieldsV1": fields}
-    found = {"metadata": {"name": "a", "managedFields": [entry]}, "data": dict(data)}
+    found: Any = {"metadata": {"name": "a", "managedFields": [entry]}, "data": dict(data)}
     assert live_digest(found, MANAGER) == desired_digest(desired)
     key = next(iter(data))
     found["data"][key] += "x"

@@ -324,7 +324,7 @@ def test_in_session_mode_there_is_nothing_to_hold_back(cluster: Simulation) -> N
 
 
 def test_events_tell_of_it_and_only_the_limit_is_a_warning(cluster: Simulation) -> None:
-    happened = []
+    happened: list[Any] = []
 
     def settle() -> None:
         for _ in range(6):

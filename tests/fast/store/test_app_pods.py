@@ -56,6 +56,7 @@ def with_keepers(pod: Object) -> Object:
 def secret(
     namespace: str = "web", name: str = "database", owner: str = "data/shop", version: int = 1
 ) -> Object:
+    of, _, database = owner.partition("/")
     return {
         "kind": "Secret",
         "metadata": {
@@ -63,7 +64,7 @@ def secret(
             "name": name,
             "uid": f"uid-of-{namespace}-{name}",
             "resourceVersion": str(version),
-            "labels": names.child_labels(*owner.split("/"), UID, names.ROLE_CONSUMER),
+            "labels": names.child_labels(of, database, UID, names.ROLE_CONSUMER),
             "annotations": {names.OWNER_ANNOTATION: owner},
         },
     }
@@ -117,7 +118,8 @@ def test_what_a_pod_asks_for_and_has_no_keeper_for_is_noted() -> None:
 def test_a_keeper_that_does_not_run_yet_and_one_without_a_status_are_not_running() -> None:
     made = with_keepers(asking())
     made["status"]["initContainerStatuses"][0]["state"] = {"waiting": {}}
-    for status in (made["status"], {}):
+    statuses: list[Any] = [made["status"], {}]
+    for status in statuses:
         pod = reading.app_pod({**made, "status": status})
         assert pod is not None
         assert not pod.keepers[0].running

@@ -115,7 +115,7 @@ def test_an_object_that_was_deleted_is_forgotten_but_not_its_successor() -> None
 
 def normalised(version: int, amount: str) -> Object:
     """As the API server answers when it stores another text of the same meaning."""
-    fields = {"f:spec": {"f:amount": {}}}
+    fields: dict[str, Any] = {"f:spec": {"f:amount": {}}}
     managed = [{"manager": names.MANAGER, "operation": "Apply", "fieldsV1": fields}]
     answer = child(version=version, spec={"amount": amount})
     return {**answer, "metadata": {**answer["metadata"], "managedFields": managed}}

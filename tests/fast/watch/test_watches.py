@@ -139,6 +139,8 @@ async def test_pods_are_watched_by_either_label_and_listed_by_both() -> None:
             asked.append(selector)
             yield [selector], 1
 
-    found = [page async for page, _ in watches.pages(Listing(), "Pod", None)]  # type: ignore[arg-type]
-    assert found == [[names.ROLE_LABEL], [names.DATABASE_LABEL]]
-    assert [page async for page, _ in watches.pages(Listing(), names.KIND, None)] == [[""]]  # type: ignore[arg-type]
+    async def listed(kind: str) -> list[Any]:
+        return [page async for page, _ in watches.pages(Listing(), kind, None)]  # type: ignore[arg-type]
+
+    assert await listed("Pod") == [[names.ROLE_LABEL], [names.DATABASE_LABEL]]
+    assert await listed(names.KIND) == [[""]]
