@@ -99,7 +99,7 @@ def parse(stored: Mapping[str, str]) -> tuple[Record, str]:
             for uid, item in whole["pods"].items()
         }
         return Record(int(whole["epoch"]), pods), str(whole["server"])
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return Record(0), ""
 
 

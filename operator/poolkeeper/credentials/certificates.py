@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -151,7 +152,10 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 
 @functools.lru_cache(maxsize=256)
 def _load(key: str) -> ec.EllipticCurvePrivateKey:
-    private = serialization.load_pem_private_key(key.encode(), None)
+    try:
+        private = serialization.load_pem_private_key(key.encode(), None)
+    except (TypeError, UnsupportedAlgorithm) as error:  # an encrypted key; a curve that OpenSSL doesn't know
+        raise ValueError(str(error)) from None
     if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
         raise ValueError("an authority's key is of the curve P-256")
     return private

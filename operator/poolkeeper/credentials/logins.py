@@ -149,6 +149,7 @@ def _check(*parts: str) -> str:
 def _object(value: bytes) -> dict[str, object]:
     try:
         loaded = json.loads(value)
+        json.dumps(loaded, ensure_ascii=False).encode()  # raises for half a surrogate, which no file can hold
     except (ValueError, RecursionError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
@@ -167,7 +168,12 @@ def _login(name: str, value: bytes) -> Login | None:
 def _authorities(value: bytes) -> Authorities | None:
     match _object(value):
         case {"poolers": str(poolers), "keepers": str(keepers), "check": str(check)}:
-            return authorities(poolers, keepers) if check == _check(poolers, keepers) else None
+            if check != _check(poolers, keepers):
+                return None
+            try:
+                return authorities(poolers, keepers)
+            except ValueError:
+                return None
         case _:
             return None
 

@@ -7,6 +7,7 @@ no key, so the echo of the operator's own write starts no work.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Mapping
@@ -34,6 +35,8 @@ from poolkeeper.store.app_pods import AppPods, asked
 from poolkeeper.store.sources import Sources
 from poolkeeper.store.workloads import KnownWorkloads
 
+log = logging.getLogger(__name__)
+
 Object = Mapping[str, Any]
 Keys = frozenset[Key]
 
@@ -46,6 +49,8 @@ KEEPER_RETRY_SECONDS = 10.0
 """How long until a keeper that could not be reached, or differs, is tried again."""
 REMEMBERED_PODS = 4096
 _NOBODY: Keys = frozenset()
+_UNREADABLE = b"unreadable"
+"""The digest of an object whose contents can't be read: it differs from every desired one."""
 
 
 class Store:
@@ -85,7 +90,11 @@ class Store:
     # Observations of the cluster
 
     def observe(self, obj: Object, *, deleted: bool = False) -> Keys:
-        """Take in one object as a watch, a list or an answer shows it. Returns the keys it concerns."""
+        """Take in one object as a watch, a list or an answer shows it. Returns the keys it concerns.
+
+        Raises nothing: an object that can't be read is logged, and is as good as gone. Everything that tenants
+        write comes in here, and none of it may end the watch, or the process, for all others.
+        """
         metadata = obj["metadata"]
         ref = Ref(obj["kind"], metadata.get("namespace", ""), metadata["name"])
         version = int(metadata["resourceVersion"])
@@ -93,17 +102,27 @@ class Store:
             return _NOBODY
         if deleted:
             self._versions.pop(ref, None)
-            if ref.kind == "Pod" and ref in self._owners and reading.stopped(obj):
-                self._stopped.append(metadata["uid"])
+        else:
+            self._versions[ref] = version
+        try:
+            return self._take_out(ref, obj) if deleted else self._take_in(ref, obj)
+        except Exception:
+            log.exception("%s can't be read", ref)
             return self._forget(ref)
-        self._versions[ref] = version
+
+    def _take_out(self, ref: Ref, obj: Object) -> Keys:
+        if ref.kind == "Pod" and ref in self._owners and reading.stopped(obj):
+            self._stopped.append(obj["metadata"]["uid"])
+        return self._forget(ref)
+
+    def _take_in(self, ref: Ref, obj: Object) -> Keys:
         if ref.kind == names.KIND:
             return self._observe_resource(ref, obj)
         if ref.kind == "Namespace":
             return self._observe_namespace(ref, obj)
         if ref.kind == "Pod":
             return self._observe_pod(ref, obj)
-        if metadata.get("labels", {}).get(names.ROLE_LABEL) == names.ROLE_SOURCE:
+        if (obj["metadata"].get("labels") or {}).get(names.ROLE_LABEL) == names.ROLE_SOURCE:
             return self._forget(ref, but_source=True) | self._observe_source(ref, obj)
         return self._observe_child(ref, obj)
 
@@ -160,6 +179,11 @@ class Store:
             spec = parse(obj)
         except SpecError as error:
             spec = error
+        except Exception as error:
+            log.exception("%s can't be read", ref)
+            spec = SpecError(
+                "spec", f"can't be read ({type(error).__name__})", "compare its fields with docs/reference.md"
+            )
         before = self._resources.get(key)
         self._resources[key] = Resource(
             uid=metadata["uid"],
@@ -261,6 +285,18 @@ class Store:
             rollout = reading.rollout(obj)
             changed |= self._rollouts.get(key) != rollout
             self._rollouts[key] = rollout
+        if ref.kind == "Secret":
+            try:
+                changed |= self._read_secret(key, ref, role, obj)
+            except Exception:
+                # Written by somebody else; the next run writes it again.
+                log.exception("%s can't be read", ref)
+                self._children[key][ref] = replace(child, digest=_UNREADABLE)
+                changed = True
+        return moved | (frozenset({key}) if changed else _NOBODY)
+
+    def _read_secret(self, key: Key, ref: Ref, role: str, obj: Object) -> bool:
+        """Take in what the operator keeps in a Secret of its own; True if that is news for a run."""
         own_logins = Ref("Secret", key.namespace, names.logins_name(key.name))
         if role == names.ROLE_LOGINS and ref == own_logins:
             # Running poolers know the console's login, and keepers trust the authorities: if they were spoilt
@@ -271,15 +307,15 @@ class Store:
                 console=found.console or known.console,
                 authorities=found.authorities or known.authorities,
             )
-        if ref.kind == "Secret" and role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
+        if role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
             self._files[key][ref] = reading.texts(obj)
         if ref == _config(key) and role == names.ROLE_CONFIG:
             record, server = allotments.parse(self._files[key][ref])
-            version, rules = metadata["resourceVersion"], rules_of(self._files[key][ref])
-            stored = Stored(record, server, metadata["uid"], version, rules)
-            changed |= key not in self._stored or self._stored[key].record != record
-            self._stored[key] = stored
-        return moved | (frozenset({key}) if changed else _NOBODY)
+            metadata, rules = obj["metadata"], rules_of(self._files[key][ref])
+            before = self._stored.get(key)
+            self._stored[key] = Stored(record, server, metadata["uid"], metadata["resourceVersion"], rules)
+            return before is None or before.record != record
+        return False
 
     def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
         if ref.kind == names.KIND:
