@@ -22,9 +22,14 @@ from poolkeeper.webhook import server
 
 log = logging.getLogger(__name__)
 
+RECURSION_LIMIT = 25_000
+"""The API server stores objects that are nested 10,000 levels deep, and each level takes one of recursion to
+decode and up to two to copy: with Python's own limit, 1,000, such an object ends every watch of its kind."""
+
 
 def main() -> None:
     """Run until a signal ends the process (exit 0) or the lease is lost (exit 1)."""
+    sys.setrecursionlimit(RECURSION_LIMIT)
     try:
         own = settings.from_environment(os.environ)
     except settings.SettingsError as error:

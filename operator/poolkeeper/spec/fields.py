@@ -93,6 +93,21 @@ SECRET_NAME = Text(
 )
 
 
+def refuse_nesting(value: object, field: str, most: int) -> None:
+    """Refuse maps and lists that are nested more than `most` levels deep in `value`."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for item in level
+            for inner in (
+                item.values() if isinstance(item, Mapping) else item if isinstance(item, list) else ()
+            )
+        ]
+    if level:
+        raise SpecError(field, f"is nested more than {most} levels deep", "write it as a pod has it")
+
+
 def refuse_control_characters(value: object, field: str) -> None:
     """Refuse line ends and other control characters anywhere in `value`, also deep inside maps and lists."""
     if isinstance(value, str) and (found := forbidden_character(value)):

@@ -26,6 +26,7 @@ from poolkeeper.spec.fields import (
     SECRET_NAME,
     Fields,
     refuse_control_characters,
+    refuse_nesting,
 )
 from poolkeeper.spec.types import (
     AUTHS,
@@ -70,6 +71,8 @@ _SECRET_SUFFIXES = ("", BINDING_SUFFIX, KEEPER_SUFFIX)
 # Suffixes of the operator's Secrets in the PooledDatabase's namespace, which may be a consumer's too.
 _RESERVED_SUFFIXES = ("-pooler-config", "-pooler-logins")
 # Labels by which the operator and its Services find the pods.
+_AFFINITY_LEVELS = 16
+"""More than the ten that a pod's own may have."""
 _RESERVED_LABELS = frozenset({"app.kubernetes.io/name", "app.kubernetes.io/managed-by"})
 
 
@@ -172,6 +175,7 @@ def _pooler(fields: Fields) -> Pooler:
     isolation = fields.choice("isolation", startup_parameters.ISOLATIONS) or startup_parameters.FAST
     startup_parameters.check_isolation(isolation, values.values, values.path)
     affinity = fields.object("affinity").values
+    refuse_nesting(affinity, fields.at("affinity"), _AFFINITY_LEVELS)
     refuse_control_characters(affinity, fields.at("affinity"))
     checked = {name: parameters.validate(name, value) for name, value in sorted(values.values.items())}
     if not fields.has("image"):

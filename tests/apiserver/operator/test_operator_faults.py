@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from poolkeeper import names
+from poolkeeper.__main__ import RECURSION_LIMIT
+from poolkeeper.budget.allotments import RECORD_FILE
 from poolkeeper.consumers.consent import Consumer
+from poolkeeper.credentials.logins import AUTHORITIES_KEY
 from tests.apiserver.operator.api_proxy import Answer, Call
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import PATIENCE_SECONDS, Lane, Object, Site, eventually, path
@@ -231,6 +238,68 @@ def test_resource_quota_refusal_is_a_condition_that_quotes_it(lane: Lane, operat
     for namespace in (lane.web, lane.data):
         lane.api.delete(path("ResourceQuota", namespace, "none"))
     converged(lane, *both(lane))
+
+
+def nested(levels: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    for _ in range(levels):
+        inner = {"a": inner}
+    return inner
+
+
+def authorities_without_a_key() -> str:
+    digest = hashlib.sha256(json.dumps(["x", "y"]).encode()).hexdigest()[:16]
+    return json.dumps({"poolers": "x", "keepers": "y", "check": digest})
+
+
+FORGED = {
+    "a-number": (names.ROLE_CONFIG, RECORD_FILE, '{"pods":{},"epoch":1e999,"server":""}'),
+    "brackets": (names.ROLE_CONFIG, RECORD_FILE, "[" * 100_000),
+    "no-key": (names.ROLE_LOGINS, AUTHORITIES_KEY, authorities_without_a_key()),
+}
+
+
+def forge(lane: Lane) -> None:
+    """Secrets of PooledDatabases that don't exist, as any tenant can write them."""
+    for name, (role, file, text) in FORGED.items():
+        secret = names.config_name(name) if role == names.ROLE_CONFIG else names.logins_name(name)
+        metadata = {
+            "name": secret,
+            "labels": names.child_labels(lane.data, name, "u", role),
+            "annotations": {names.OWNER_ANNOTATION: f"{lane.data}/{name}"},
+        }
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {file: text}}
+        lane.api.apply(path("Secret", lane.data, secret), body)
+
+
+@pytest.fixture
+def deep() -> Iterator[None]:
+    """This process handles objects as deeply nested as the operator does."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    yield
+    sys.setrecursionlimit(before)
+
+
+def test_nothing_that_a_tenant_writes_ends_the_operator(lane: Lane, site: Site, deep: None) -> None:
+    """Neither one that runs nor one that starts; others are served meanwhile."""
+    one = site.operator(lane.namespaces, fresh=True).start()
+    lane.apply(consumers=[])
+    lane.expect("SpecValid", "True", "Valid")
+    forge(lane)
+    for levels in (900, 5_000, 9_900):
+        lane.apply(f"deep-{levels}", pooler={"affinity": {"nodeAffinity": nested(levels)}}, consumers=[])
+        message = lane.expect("SpecValid", "False", "Invalid", name=f"deep-{levels}")
+        assert "nested more than 16 levels deep" in message
+    lane.apply()
+    lane.synced(2)
+    assert one.running
+    one.terminate()
+    forge(lane)
+    another = site.operator(lane.namespaces, fresh=True).start()
+    lane.apply(consumers=[{"namespace": lane.web, "secretName": "database"}])
+    lane.synced(1)
+    assert another.running
 
 
 def test_one_poison_pooled_database_among_50_does_not_hold_up_the_others(

@@ -1,5 +1,8 @@
 """parse(): what it reads, what it fills in, and what it refuses with words that help."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from poolkeeper.spec.parse import (
@@ -52,6 +55,18 @@ def test_a_control_character_deep_in_the_affinity_is_refused() -> None:
     affinity = {"podAffinity": {"x": [{"topologyKey": "a\nb"}]}}
     with pytest.raises(SpecError, match=r"spec\.pooler\.affinity\.podAffinity\.x\[0\]\.topologyKey"):
         parse(body(changed("pooler.affinity", affinity)))
+
+
+@pytest.mark.parametrize("levels", [20, 900, 9_000])
+@pytest.mark.parametrize("wrapped", [lambda inner: {"a": inner}, lambda inner: [inner]], ids=["maps", "lists"])
+def test_an_affinity_that_no_pod_has_is_refused(levels: int, wrapped: Callable[[Any], Any]) -> None:
+    inner: Any = "x"
+    for _ in range(levels):
+        inner = wrapped(inner)
+    with pytest.raises(
+        SpecError, match=r"spec\.pooler\.affinity: is nested more than 16 levels deep; write it as"
+    ):
+        parse(body(changed("pooler.affinity", {"nodeAffinity": inner})))
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
