@@ -241,7 +241,17 @@ class Cluster:
         body = _identity(key, uid)
         if present:
             body["metadata"]["finalizers"] = [FINALIZER]
-        return await self.apply(body, manager=FINALIZER_MANAGER)
+        answer = await self.apply(body, manager=FINALIZER_MANAGER)
+        left = answer["metadata"].get("finalizers") or []
+        if present or FINALIZER not in left:
+            return answer
+        # Another manager owns it, too, as after a restored backup: an apply of ours doesn't remove it then.
+        metadata = {
+            "uid": uid,
+            "resourceVersion": answer["metadata"]["resourceVersion"],
+            "finalizers": [item for item in left if item != FINALIZER],
+        }
+        return await self._patch(_path(Ref(KIND, key.namespace, key.name)), {"metadata": metadata})
 
     async def mark_source(self, namespace: str, name: str, uid: str, marked: bool) -> Object:
         """Label a source Secret, and change nothing else of it, so that the watch shows it."""

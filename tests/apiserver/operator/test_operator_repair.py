@@ -15,6 +15,7 @@ from poolkeeper.consumers.consent import Consumer
 from poolkeeper.pgbouncer.configuration import POD_FILE
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.operator_process import Operator
+from tests.apiserver.operator.pooler_pod import quiet
 from tests.apiserver.operator.site import Lane, Object, Site, eventually, history, path
 from tests.apiserver.operator.snapshot import current_generation, difference, snapshot
 
@@ -705,3 +706,25 @@ def test_what_is_left_of_a_pooled_database_that_vanished_by_force_goes(site: Sit
     lane.api.merge(path("PooledDatabase", lane.data, "shop"), {"metadata": {"finalizers": None}})
     running.start()
     eventually(lambda: not lane.children(), REPAIR_SECONDS)
+
+
+@pytest.mark.parametrize("others", [[], ["example.com/h"]], ids=["ours alone", "and another"])
+def test_a_finalizer_that_was_applied_with_the_resource_goes_all_the_same(
+    others: list[str], lane: Lane, operator: Operator
+) -> None:
+    """As after kubectl get -o yaml and apply, or a restored backup: it belongs to another field manager."""
+    body = lane.body()
+    body["metadata"]["finalizers"] = [names.FINALIZER, *others]
+    where = path("PooledDatabase", lane.data, "shop")
+    lane.api.apply(where, body)
+    lane.synced(2)
+    lane.delete()
+    eventually(lambda: not lane.children(), REPAIR_SECONDS)
+    if others:
+        eventually(lambda: lane.resource()["metadata"]["finalizers"] == others, REPAIR_SECONDS)
+        lane.api.merge(where, {"metadata": {"finalizers": None}})
+    with pytest.raises(Refused, match="not found"):  # noqa: PT012
+        for _ in range(100):
+            lane.resource()
+            time.sleep(0.1)
+    quiet(lane, 3)
