@@ -289,7 +289,7 @@ class Store:
             try:
                 changed |= self._read_secret(key, ref, role, obj)
             except Exception:
-                # Written by somebody else; the next run writes it again.
+                # Another client of the API server wrote it; the next run writes it again.
                 log.exception("%s can't be read", ref)
                 self._children[key][ref] = replace(child, digest=_UNREADABLE)
                 changed = True
