@@ -55,7 +55,7 @@ _AREAS = {
     "liveness": "hostile messages, cancels and disconnects leave every server connection usable",
     "copy_liveness": "COPY data that comes before the server asks for it",
     "failed_logins": "a failed login or a lost server costs no client more than it has to",
-    "unfinished_logins": "clients that never log in keep nobody out",
+    "unfinished_logins": "clients that never log in keep no other client out",
     "truth": "answers are byte by byte the server's, also while the operator acts on the pooler",
     "survival": "known attacks, strange packets, reloads during logins and TLS handshakes",
     "python_clients": "psycopg and asyncpg",

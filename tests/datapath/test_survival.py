@@ -148,7 +148,7 @@ def test_reloads_during_logins_and_tls_handshakes_with_the_server(what: str, att
 
 
 @pytest.mark.smoke
-def test_a_reload_that_finds_no_rules_for_logins_locks_nobody_out(attacked: Tier) -> None:
+def test_a_reload_that_finds_no_rules_for_logins_locks_no_client_out(attacked: Tier) -> None:
     """kubelet swaps the files of a pod at any moment, also of a RELOAD."""
     assert isinstance(attacked.process, Pooler)
     for rules in attacked.process.directory.glob("*hba*"):

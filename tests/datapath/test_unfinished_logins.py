@@ -1,4 +1,4 @@
-"""Clients that never log in keep nobody out: slots are for those that have proved who they are."""
+"""Clients that never log in keep no other client out: slots are for those that have proved who they are."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def served(tier: Tier) -> bool:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_c6_clients_that_only_begin_to_log_in_keep_nobody_out(beginning: str, flooded: Tier) -> None:
+def test_c6_clients_that_only_begin_to_log_in_keep_no_other_out(beginning: str, flooded: Tier) -> None:
     with ExitStack() as held:
         for _ in range(3 * SLOTS):
             BEGINNINGS[beginning](held.enter_context(begun(flooded)), flooded)
@@ -139,7 +139,7 @@ def few_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.smoke
-def test_c6_clients_that_take_every_file_descriptor_keep_nobody_out(
+def test_c6_clients_that_take_every_file_descriptor_keep_no_other_out(
     few_descriptors: None, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
     """max_client_conn may be larger than what the process may open."""
