@@ -15,9 +15,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import randbelow
 from typing import Any
 
 import psycopg
@@ -85,9 +86,14 @@ def sanitizer_reports(log: str) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no process listens on, and that the kernel gives to no outgoing connection before a server
+    listens there: the clients of the other worker are many."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 10_000 + randbelow(max(1_000, min(first, 30_000) - 10_000))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))  # noqa: S104
+            return port
 
 
 def eventually(check: Any, seconds: float = 10.0) -> Any:
