@@ -12,9 +12,10 @@ from e2e.bench.figures import Figure
 from e2e.cluster.shell import ClusterError, say
 
 
-def keeper() -> list[Figure]:
+def keeper(rounds: int = rollouts.ROUNDS) -> list[Figure]:
     """Everything about keepers: what no cluster is needed for comes first."""
-    return [figure for part in (ratios, moving, admission, rollouts) for figure in part.run()]
+    found = [figure for part in (ratios, moving, admission) for figure in part.run()]
+    return found + rollouts.run(rounds)
 
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -38,9 +39,18 @@ def main(arguments: list[str]) -> int:
         metavar="N",
         help=f"length of the soak of datapath, at least {datapath.LEAST_SECONDS} (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        choices=range(1, 21),
+        default=rollouts.ROUNDS,
+        metavar="N",
+        help="of keeper: how often each event happens to programs with keepers (default: %(default)s)",
+    )
     given = parser.parse_args(arguments)
     benches: dict[str, Callable[[], list[Figure]]] = {
         **BENCHES,
+        "keeper": partial(keeper, given.rounds),
         "datapath": partial(datapath.run, given.seconds),
     }
     try:

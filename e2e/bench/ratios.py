@@ -26,6 +26,7 @@ from e2e.bench.figures import Figure, median
 from e2e.cluster.shell import ClusterError, say
 from poolkeeper.spec import startup_parameters
 from poolkeeper.upstream.target import Target
+from tests.pgbouncer import debian
 from tests.pgbouncer.keeper_process import keeper, keeper_files
 from tests.pgbouncer.processes import (
     DIRECTORY,
@@ -39,13 +40,17 @@ from tests.pgbouncer.processes import (
     running,
     serving,
 )
+from tests.pgbouncer.rootfs import substitute
 from tests.pgbouncer.shop import WEB, Shop
 
-ROUNDS = 3
-SECONDS = 5
+ROUNDS = 5
+SECONDS = 3
 CONNECTS = 200
 PROTOCOLS, CLIENTS = ("simple", "prepared"), (10, 100)
-DIRECT, BY_HAND, POOLER, STRICT, KEEPER = "direct", "by hand", "pooler", "strict pooler", "keeper"
+DIRECT, STOCK, BY_HAND = "direct", "stock", "by hand"
+POOLER, STRICT, KEEPER = "pooler", "strict pooler", "keeper"
+SUITE = "trixie"
+"""The suite of Debian whose PgBouncer ours is built from, and compared with."""
 _TPS = re.compile(r"^tps = ([0-9.]+) ", re.MULTILINE)
 _OWNER, _PASSWORD = "shop_owner", "owners-password"
 
@@ -64,7 +69,7 @@ class Way:
 
 
 def run() -> list[Figure]:
-    """Takes about six minutes."""
+    """Takes about nine minutes."""
     with _ways() as (ways, scratch):
         return [*_connecting(ways, scratch), *_steady(ways, scratch)]
 
@@ -110,6 +115,7 @@ def _steady(ways: Mapping[str, Way], scratch: Path) -> list[Figure]:
             ]
             case = f"{protocol}_{clients}"
             found += [
+                Figure(f"engine_ratio_{case}", _ratio(rounds, BY_HAND, STOCK), "x Debian's PgBouncer"),
                 Figure(f"pooler_ratio_{case}", _ratio(rounds, POOLER, BY_HAND), "x by hand"),
                 Figure(f"keeper_ratio_{case}", _ratio(rounds, KEEPER, BY_HAND), "x by hand"),
                 Figure(f"strict_ratio_{case}", _ratio(rounds, STRICT, POOLER), "x isolation Fast"),
@@ -118,9 +124,13 @@ def _steady(ways: Mapping[str, Way], scratch: Path) -> list[Figure]:
                 Figure(f"{_word(name)}_{case}_tps", median([one[name] for one in rounds]), "transactions/s")
                 for name in asked
             ]
-    for ratio, target in (("pooler_ratio", 0.95), ("keeper_ratio", None)):
+    for ratio, baseline, target in (
+        ("engine_ratio", "Debian's PgBouncer", 0.98),
+        ("pooler_ratio", "by hand", 0.95),
+        ("keeper_ratio", "by hand", None),
+    ):
         least = min(figure.value for figure in found if figure.name.startswith(ratio))
-        found.append(Figure(ratio, least, "x by hand, the least of the four", target, at_least=True))
+        found.append(Figure(ratio, least, f"x {baseline}, the least of the four", target, at_least=True))
     return found + _processor_time(ways[KEEPER], scratch)
 
 
@@ -178,7 +188,7 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
         os.chown(directory / "scratch", USER, USER)
         made = initialised(directory / "postgres")
         with (made.directory / "data/postgresql.conf").open("a") as conf:
-            conf.write("max_connections = 120\n")  # all ways keep their connections
+            conf.write("max_connections = 150\n")  # all ways keep their connections
         server = stack.enter_context(serving(made))
         server.create_role(_OWNER, _PASSWORD)
         server.create_database("shop")
@@ -190,7 +200,9 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
         settings = startup_parameters.isolation_settings(startup_parameters.STRICT)
         strict = stack.enter_context(pooler(directory / "strict", shop.configuration(parameters=settings)))
         beside = stack.enter_context(keeper(directory / "keeper", shop, own.port, keeper_files(shop)))
-        port = stack.enter_context(_by_hand(directory / "by-hand", direct))
+        substitute(STOCK, debian.pgbouncer(SUITE))
+        stock = stack.enter_context(_by_hand(STOCK, directory / "stock", direct))
+        by_hand = stack.enter_context(_by_hand("pgbouncer", directory / "by-hand", direct))
         login = shop.login(WEB)
         to_pooler = {"host": own.host, "port": str(own.port), "user": login.name, "password": login.password}
         to_pooler |= {"dbname": shop.entry(WEB), "sslmode": "disable"}
@@ -199,7 +211,8 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
         pids = {"pooler": _pid(own.log()), "keeper": _pid(beside.log())}
         ways = {
             DIRECT: Way(direct, {}),
-            BY_HAND: Way({**direct, "port": str(port), "user": LOGIN}, {}),
+            STOCK: Way({**direct, "port": str(stock), "user": LOGIN}, {}),
+            BY_HAND: Way({**direct, "port": str(by_hand), "user": LOGIN}, {}),
             POOLER: Way(to_pooler, {"pooler": pids["pooler"]}),
             STRICT: Way({**to_pooler, "port": str(strict.port)}, {}),
             KEEPER: Way(to_keeper, pids),
@@ -209,8 +222,8 @@ def _ways() -> Iterator[tuple[dict[str, Way], Path]]:
 
 
 @contextlib.contextmanager
-def _by_hand(directory: Path, upstream: Mapping[str, str]) -> Iterator[int]:
-    """A PgBouncer as one configures it by hand; gives its port."""
+def _by_hand(image: str, directory: Path, upstream: Mapping[str, str]) -> Iterator[int]:
+    """The image's PgBouncer as one configures it by hand; gives its port."""
     directory.mkdir()
     port = free_port()
     target = " ".join(f"{key}={upstream[key]}" for key in ("host", "port", "dbname", "user", "password"))
@@ -223,7 +236,7 @@ def _by_hand(directory: Path, upstream: Mapping[str, str]) -> Iterator[int]:
     for path in (directory, *directory.iterdir()):
         os.chown(path, USER, USER)
     log = directory / "pgbouncer.log"
-    command = inside("pgbouncer", directory, "pgbouncer", f"{DIRECTORY}/pgbouncer.ini")
+    command = inside(image, directory, "pgbouncer", f"{DIRECTORY}/pgbouncer.ini")
     with running(command, log, signal.SIGQUIT):
         eventually(lambda: "process up" in log.read_text())
         yield port

@@ -20,14 +20,14 @@ from tests.e2e.keeper_kit import Fleet, Outcome, Tally, make_table
 RATE = 40
 """Transactions per second of each of the six programs."""
 REPLICAS = 2
-KEEPER_ROUNDS = 3
-"""A zero says the more the more transactions it is of."""
+ROUNDS = 3
+"""Of the events for programs with keepers: a zero says the more the more transactions it is of."""
 ENDINGS = ("SIGTERM", "SIGINT")
 KEEPER, DIRECT = "keeper", "direct"
 _READY_SECONDS = 120.0
 
 
-def run() -> list[Figure]:
+def run(rounds: int = ROUNDS) -> list[Figure]:
     """Everything; takes about twelve minutes once the images are loaded."""
     columns: dict[str, dict[str, list[Outcome]]] = {}
     with site() as place:
@@ -44,7 +44,7 @@ def run() -> list[Figure]:
         place.wait_settled(_READY_SECONDS)
         events = {name: partial(event, place) for name, event in EVENTS.items()}
         columns[DIRECT] = outcomes(Fleet(place.web, DIRECT, RATE, keeper=False, secret="database"), events)
-        columns[KEEPER] = outcomes(Fleet(place.web, KEEPER, RATE), events, KEEPER_ROUNDS)
+        columns[KEEPER] = outcomes(Fleet(place.web, KEEPER, RATE), events, rounds)
     print(f"\n{table(columns)}\n")
     return figures(columns)
 
