@@ -16,8 +16,9 @@ from typing import Any
 from e2e.bench import fleet
 from e2e.bench.figures import Figure, median, percentile
 from e2e.bench.fleet import Upstream
-from e2e.bench.operator_process import OperatorProcess, free_port
+from e2e.bench.operator_process import OperatorProcess
 from e2e.bench.plane import Plane, plane
+from e2e.cluster.ports import free_port
 from e2e.cluster.shell import say
 from poolkeeper.names import DATABASE_LABEL, keeper_name
 from tests.fast.helm_chart import only, render

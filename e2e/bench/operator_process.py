@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
 
 from e2e.cluster.paths import ROOT
+from e2e.cluster.ports import free_port
 
 STOP_SECONDS = 10.0
 
@@ -71,9 +71,3 @@ class OperatorProcess:
             if line.startswith(f"{key}:"):
                 return int(line.split()[1])
         raise RuntimeError(f"the kernel does not tell {key}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -23,6 +23,7 @@ import psycopg
 
 from e2e.bench.by_hand import LOGIN, configuration, userlist
 from e2e.bench.figures import Figure, median
+from e2e.cluster.ports import free_port
 from e2e.cluster.shell import ClusterError, say
 from poolkeeper.spec import startup_parameters
 from poolkeeper.upstream.target import Target
@@ -33,7 +34,6 @@ from tests.pgbouncer.processes import (
     ENVIRONMENT,
     USER,
     eventually,
-    free_port,
     initialised,
     inside,
     pooler,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -22,6 +21,7 @@ from types import TracebackType
 
 from e2e.cluster import binaries, packages
 from e2e.cluster.pki import Authority, make_key, write_kubeconfig
+from e2e.cluster.ports import free_port
 from e2e.cluster.shell import ClusterError
 
 SERVICE_RANGE = "10.96.0.0/16"
@@ -206,7 +206,7 @@ class ControlPlane:
         self._controllers = controllers
         self._audit_log = audit_log
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        api_port, etcd_port, etcd_peer_port = _free_ports(3)
+        api_port, etcd_port, etcd_peer_port = free_port(), free_port(), free_port()
         programs = binaries.location("kube-apiserver").parent
         self._layout = Layout(data_dir, programs, "127.0.0.1", api_port, etcd_port, etcd_peer_port)
         self.kubeconfig = data_dir / "kubeconfig"
@@ -287,14 +287,3 @@ def writes_by_user(audit_log: Path) -> Counter[str]:
         return Counter()
     events = (json.loads(line) for line in audit_log.read_text().splitlines() if line.endswith("}"))
     return Counter(event["user"]["username"] for event in events)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

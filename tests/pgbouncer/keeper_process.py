@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from e2e.cluster.ports import free_port
 from poolkeeper.credentials.certificates import issue
 from poolkeeper.credentials.logins import Login, keeper_app, keeper_certificate_name, keeper_console
 from poolkeeper.keeper.container import listen
@@ -25,7 +26,7 @@ from poolkeeper.pgbouncer.configuration import INI, POD_FILE, Configuration
 from poolkeeper.spec.parse import PooledDatabase, parse
 from poolkeeper.spec.types import TRUST
 from tests import specs
-from tests.pgbouncer.processes import USER, free_port, running, wait_until_it_listens
+from tests.pgbouncer.processes import USER, running, wait_until_it_listens
 from tests.pgbouncer.rootfs import rootfs
 from tests.pgbouncer.shop import NAME, WEB, Shop
 

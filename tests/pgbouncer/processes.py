@@ -11,19 +11,18 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from secrets import randbelow
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from e2e.cluster.ports import free_port
 from poolkeeper.budget import allotments
 from poolkeeper.budget.protocol import Allotment
 from poolkeeper.observed.consoles import ConsoleAccess
@@ -83,17 +82,6 @@ _SANITIZERS = re.compile(r"^(==\d+==ERROR: \w+Sanitizer|\S+: runtime error: )", 
 def sanitizer_reports(log: str) -> list[str]:
     """What the sanitizers of a process reported into its log, each with some of the lines that follow."""
     return [log[found.start() : found.start() + 3000] for found in _SANITIZERS.finditer(log)]
-
-
-def free_port() -> int:
-    """A port that no process listens on, and that the kernel gives to no outgoing connection before a server
-    listens there: the clients of the other worker are many."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        port = 10_000 + randbelow(max(1_000, min(first, 30_000) - 10_000))
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("0.0.0.0", port))  # noqa: S104
-            return port
 
 
 def eventually(check: Any, seconds: float = 10.0) -> Any:

@@ -17,12 +17,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from e2e.cluster.ports import free_port
 from poolkeeper.spec.types import SCRAM
 from tests.e2e.clients.programs import PROGRAMS, TABLE
 from tests.pgbouncer import keeper_process
 from tests.pgbouncer.keeper_process import app_login, keeper_files, resource
 from tests.pgbouncer.keepers import APP, DATABASE, PORT, Balancer, keeper
-from tests.pgbouncer.processes import ENVIRONMENT, USER, Pooler, Postgres, eventually, free_port, inside
+from tests.pgbouncer.processes import ENVIRONMENT, USER, Pooler, Postgres, eventually, inside
 from tests.pgbouncer.shop import WEB, Shop
 
 CONNECTIONS = 5

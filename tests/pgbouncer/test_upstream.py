@@ -14,10 +14,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from e2e.cluster.ports import free_port
 from poolkeeper.consumers.entries import entry_name
 from poolkeeper.upstream.target import Target
 from poolkeeper.workers.upstream import Observation, probe, trial_login
-from tests.pgbouncer.processes import Pooler, Postgres, free_port, pooler, postgres
+from tests.pgbouncer.processes import Pooler, Postgres, pooler, postgres
 from tests.pgbouncer.shop import API, WEB, Shop
 
 SECONDS = 5.0

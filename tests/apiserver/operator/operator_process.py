@@ -6,13 +6,13 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from e2e.cluster.ports import free_port
 from tests.apiserver.operator.api_proxy import Gate
 from tests.apiserver.operator.nursery import Nursery
 
@@ -68,7 +68,7 @@ class Operator:
         self.gate.reopen()
         own = {
             "POOLKEEPER_LEASE": self._lease or f"lease-{next(_numbers)}",
-            "POOLKEEPER_HEALTH_PORT": str(_free_port()),
+            "POOLKEEPER_HEALTH_PORT": str(free_port()),
         }
         if self._nursery is not None:
             self._pid = self._nursery.start(self._environment | own, self.log)
@@ -149,10 +149,3 @@ def _kubeconfig(port: int) -> dict[str, Any]:
         "contexts": [{"name": "gate", "context": {"cluster": "gate", "user": "operator"}}],
         "current-context": "gate",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 from cryptography import x509
 
+from e2e.cluster.ports import free_port
 from poolkeeper import names
 from poolkeeper.keeper import injection
 from poolkeeper.webhook import server
@@ -32,12 +33,6 @@ NAME = "poolkeeper-webhook"
 SERVER_NAME = f"{NAME}.{OPERATOR_NAMESPACE}.svc"
 CONFIGURATION = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{NAME}"
 ADMISSIONS = 200
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

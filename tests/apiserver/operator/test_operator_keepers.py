@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from e2e.cluster.ports import free_port
 from poolkeeper import names
 from poolkeeper.keeper import injection
 from poolkeeper.keeper import template as keeper_template
@@ -22,7 +23,7 @@ from poolkeeper.pgbouncer.configuration import INI, POD_FILE
 from tests.apiserver.operator.pooler_pod import bring
 from tests.apiserver.operator.site import Lane, Site, eventually, path
 from tests.pgbouncer.keeper_process import keeper_command
-from tests.pgbouncer.processes import USER, free_port, running
+from tests.pgbouncer.processes import USER, running
 
 Object = dict[str, Any]
 GENERATION = "poolkeeper.io/keeper-generation"

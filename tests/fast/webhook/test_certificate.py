@@ -6,7 +6,6 @@ import asyncio
 import base64
 import contextlib
 import copy
-import socket
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from e2e.cluster.ports import free_port
 from poolkeeper.credentials import certificates, mint
 from poolkeeper.credentials.certificates import PERIOD, Certificate
 from poolkeeper.kube.client import Conflict, Refused
@@ -139,12 +139,6 @@ async def test_a_secret_without_a_key_is_named_with_its_remedy(data: object) -> 
 
 
 # The server
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 async def shown(port: int, authority: Certificate, name: str) -> str:
