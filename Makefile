@@ -8,6 +8,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest
+STAGE := $(PYTHON) -m e2e.stages
 BENCH ?= all
 # Of the conformance suite; docs/conformance.md says what each takes.
 IMAGE ?=
@@ -58,13 +59,13 @@ demo-overload: install ## 40 copies of an app against max_connections = 100, wit
 	$(PYTHON) -m e2e.demo.overload
 
 test: $(VENV)/.installed ## Everything: lint, types, fast tests, real API server, real PgBouncer, e2e on the cluster
-	$(MAKE) lint
-	$(MAKE) install
-	$(PYTEST) tests/fast -n auto
-	$(PYTEST) tests/apiserver -n 2 --dist loadfile --durations=10
-	$(PYTEST) tests/pgbouncer -n 2 --dist loadfile --durations=10
-	$(PYTEST) tests/datapath -m "smoke and not conformance" -n 2 --dist worksteal --durations=10
-	$(PYTEST) tests/e2e --durations=15
+	$(STAGE) lint $(MAKE) lint
+	$(STAGE) install $(MAKE) install
+	$(STAGE) fast $(PYTEST) tests/fast -n auto
+	$(STAGE) apiserver $(PYTEST) tests/apiserver -n 2 --dist loadfile --durations=10
+	$(STAGE) pgbouncer $(PYTEST) tests/pgbouncer -n 2 --dist loadfile --durations=10
+	$(STAGE) datapath $(PYTEST) tests/datapath -m "smoke and not conformance" -n 2 --dist worksteal --durations=10
+	$(STAGE) e2e $(PYTEST) tests/e2e --durations=15
 
 conformance: $(VENV)/.installed ## The data path against PostgreSQL itself: the shipped image, or IMAGE= SERVER= SECRETS= SANITIZE=1
 	$(PYTEST) tests/datapath -n 2 --dist worksteal --durations=10 \
@@ -75,5 +76,5 @@ conformance-table: $(VENV)/.installed ## Write docs/conformance.md from runs of 
 	$(PYTHON) -m tests.datapath.report $(addprefix --pooler ,$(IMAGES)) $(addprefix --server-version ,$(SERVERS)) \
 	  $(if $(SECRETS),--server-secrets $(SECRETS)) $(if $(KEEP),--keep)
 
-bench: $(VENV)/.installed ## Benchmarks, all or BENCH=reconcile, reload, keeper, budget, datapath
+bench: $(VENV)/.installed ## Benchmarks, all or BENCH=reconcile, reload, keeper, budget, datapath, suite
 	$(PYTHON) -m e2e.bench $(BENCH)

@@ -5,8 +5,12 @@ And the options of the conformance suite (tests/datapath), which have to be know
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
+
+from e2e import stages
 
 settings.register_profile("poolkeeper", deadline=None)
 settings.load_profile("poolkeeper")
@@ -44,3 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="another value of a PgBouncer setting, for poolers and keepers",
     )
     group.addoption("--results", metavar="FILE", help="write what each test came to into this file, as JSON")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the stages of `make test` before this one took."""
+    if stages.NAME in os.environ:
+        terminalreporter.write_line(f"stages before this one: {stages.summary()}")

@@ -1,4 +1,4 @@
-"""``python -m e2e.bench reconcile | reload | keeper | budget | datapath | all``"""
+"""``python -m e2e.bench reconcile | reload | keeper | budget | datapath | suite | all``"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from e2e.bench import admission, budget, datapath, figures, moving, ratios, reconcile, reload, rollouts
+from e2e.bench import admission, budget, datapath, figures, moving, ratios, reconcile, reload, rollouts, suite
 from e2e.bench.figures import Figure
 from e2e.cluster.shell import ClusterError, say
 
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "keeper": keeper,
     "budget": budget.run,
     "datapath": datapath.run,
+    "suite": suite.run,
 }
 
 
@@ -53,8 +54,9 @@ def main(arguments: list[str]) -> int:
         "keeper": partial(keeper, given.rounds),
         "datapath": partial(datapath.run, given.seconds),
     }
+    measuring = [name for name in benches if name != "suite"]
     try:
-        for chosen in benches if given.name == "all" else [given.name]:
+        for chosen in measuring if given.name == "all" else [given.name]:
             say(f"bench {chosen}")
             found = benches[chosen]()
             path = figures.write(chosen, found)
