@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from poolkeeper import names
@@ -192,6 +194,13 @@ def test_service_binding_controllers_may_read() -> None:
         ("poolkeeper-pod-eviction", ["pods/eviction"]),
         ("poolkeeper-webhook-bundle", ["mutatingwebhookconfigurations"]),
         ("poolkeeper-workload-restart", ["deployments", "statefulsets", "daemonsets"]),
+        ("poolkeeper-deployments", ["deployments"]),
+        (
+            "poolkeeper-children",
+            ["services", "poddisruptionbudgets", "horizontalpodautoscalers", "networkpolicies"],
+        ),
+        ("poolkeeper-secrets", ["secrets"]),
+        ("poolkeeper-resource", ["pooleddatabases"]),
     ],
 )
 def test_each_admission_policy_speaks_of_the_operators_account(name: str, resources: list[str]) -> None:
@@ -204,8 +213,8 @@ def test_each_admission_policy_speaks_of_the_operators_account(name: str, resour
     assert condition["expression"] == f'request.userInfo.username == "{user}"'
     assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "keeper-of-pools"
     assert policy["spec"]["failurePolicy"] == "Fail"
-    [rule] = policy["spec"]["matchConstraints"]["resourceRules"]
-    assert rule["resources"] == resources
+    rules = policy["spec"]["matchConstraints"]["resourceRules"]
+    assert [resource for rule in rules for resource in rule["resources"]] == resources
     [binding] = [
         obj for obj in select(objects, "ValidatingAdmissionPolicyBinding") if obj["metadata"]["name"] == name
     ]
@@ -246,3 +255,40 @@ def test_the_policy_on_pods_knows_the_gate_and_the_label_of_poolers() -> None:
     text = str(policy["spec"])
     assert text.count(f'"{names.GATE}"') == 4
     assert f'[?"{names.ROLE_LABEL}"].orValue("") == "{names.ROLE_POOLER}"' in text
+
+
+def test_every_kind_that_the_operator_may_create_in_a_namespace_is_held_by_a_policy() -> None:
+    """Events and Leases apart: they run nothing and select nothing."""
+    held = {
+        resource
+        for policy in select(render(), "ValidatingAdmissionPolicy")
+        for rule in policy["spec"]["matchConstraints"]["resourceRules"]
+        for resource in rule["resources"]
+    }
+    created = {right.rpartition("/")[2] for right, verbs in WORK_RIGHTS.items() if "create" in verbs}
+    assert created - {"events", "eviction"} <= held
+    assert "pods/eviction" in held
+
+
+def test_the_policy_on_deployments_knows_what_a_pooler_runs() -> None:
+    [policy] = [
+        obj
+        for obj in select(render(), "ValidatingAdmissionPolicy")
+        if obj["metadata"]["name"] == "poolkeeper-deployments"
+    ]
+    assert f'["pgbouncer", "{names.CONFIG_DIRECTORY}/pgbouncer.ini"]' in str(policy["spec"])
+    assert len(policy["spec"]["matchConditions"]) == 1
+    restarting = render("--set", "keeper.restartWorkloads=true")
+    [policy] = [obj for obj in restarting if obj["metadata"]["name"] == policy["metadata"]["name"]][:1]
+    assert len(policy["spec"]["matchConditions"]) == 2
+
+
+def test_the_policy_on_secrets_knows_every_role_of_ours() -> None:
+    [policy] = [
+        obj
+        for obj in select(render(), "ValidatingAdmissionPolicy")
+        if obj["metadata"]["name"] == "poolkeeper-secrets"
+    ]
+    own = next(item for item in policy["spec"]["variables"] if item["name"] == "own")["expression"]
+    roles = {value for name, value in vars(names).items() if name.startswith("ROLE_") and name != "ROLE_LABEL"}
+    assert set(json.loads(own)) == roles - {names.ROLE_SOURCE, names.ROLE_POOLER}
