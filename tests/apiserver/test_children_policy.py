@@ -53,8 +53,8 @@ def secret(name: str, role: str | None = None, **fields: Any) -> Object:
 def operator(control_plane: ControlPlane, api: Api) -> Api:
     """Access with the operator's name and rights, once the policies are in force."""
     for space in ("data", "web", NAMESPACE):
-        obj = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space}}
-        api.apply(f"/api/v1/namespaces/{space}", obj)
+        made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space}}
+        api.apply(f"/api/v1/namespaces/{space}", made)
     wanted = {f"poolkeeper-{name}" for name in POLICIES}
     for obj in render():
         hook = "helm.sh/hook" in obj["metadata"].get("annotations", {})

@@ -22,7 +22,7 @@ import pytest
 
 from poolkeeper.budget.assessment import Look
 from poolkeeper.budget.request import BudgetRequest, ClientBound
-from poolkeeper.budget.targets import Pooled
+from poolkeeper.budget.shares import Pooled
 from poolkeeper.consumers.consent import Consumer
 from poolkeeper.data_path import findings, wedges
 from poolkeeper.observed.data_path import Wedge
@@ -64,7 +64,6 @@ class Scene:
         }
         return BudgetRequest(
             Pooled("data/shop", 100, None, 1, (), replaceable=True),
-            5,
             # The operator's own way is another one than the poolers'.
             self.shop.target,
             self.shop.configuration().lines,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolkeeper.budget.request import BudgetRequest
-from poolkeeper.budget.targets import Pooled
+from poolkeeper.budget.shares import Pooled
 from poolkeeper.data_path.schema import GAP_SECONDS
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.observed.refs import Key
@@ -79,7 +79,7 @@ class Scene:
 
 def order(target: Target) -> BudgetRequest:
     pooled = Pooled("data/shop", 100, None, 1, (), replaceable=True)
-    return BudgetRequest(pooled, 5, target, {}, "", frozenset(), ConsoleAccess("127.0.0.1", 6432, "", "", ""))
+    return BudgetRequest(pooled, target, {}, "", frozenset(), ConsoleAccess("127.0.0.1", 6432, "", "", ""))
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from poolkeeper.budget.protocol import Pooler, Reading, Record, View
 from poolkeeper.budget.report import Account
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured, Others, Ours
-from poolkeeper.budget.targets import Pooled, bottleneck, shares, target
+from poolkeeper.budget.shares import Pooled, bottleneck, reserved, shares
+from poolkeeper.budget.targets import target
 from poolkeeper.observed.poolers import Pod
 
 EXCESS_SECONDS = 5.0
@@ -59,7 +60,6 @@ class Sight:
     """The operator's own backends."""
     coming: frozenset[str]
     """UIDs of pods that will run in a moment, if nothing goes wrong: other pods make room for them already."""
-    reserve: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Memory:
     """As last measured."""
     limits: tuple[Limit, ...] = ()
     """CONNECTION LIMITs that PooledDatabases share, as last measured."""
+    reserved: int = 0
+    """Connections that stay free for the namespaces' reserves, as of the last measurement."""
     need: Need = field(default_factory=Need)
     excess_since: float | None = None
 
@@ -81,7 +83,8 @@ def remember(memory: Memory, sight: Sight) -> Memory:
         own = sum(backend.pid in sight.own for backend in sight.measured.backends)
         others = memory.others.advance(sight.ours, sight.measured, own, sight.at)
         server, limits = sight.measured.server(others.lasting), _limits(sight, sight.measured)
-        memory = replace(memory, others=others, server=server, limits=limits)
+        kept = reserved(_lasting(server, sight), _databases(sight), limits)
+        memory = replace(memory, others=others, server=server, limits=limits, reserved=kept)
     if sight.at - memory.need.at >= SAMPLE_SECONDS:
         memory = replace(memory, need=lending.advance(memory.need, *_sample(sight), memory.limits))
     if _excess(memory, sight) <= 0:
@@ -97,12 +100,10 @@ def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, 
     shared: dict[str, int] = {}
     poolers = tuple(_poolers(sight))
     if sight.measured is not None and memory.server is not None:
-        usable = sight.measured.server(memory.others.now).usable(sight.reserve)
-        others = sum(record.bound for name, record in sight.records.items() if name not in sight.orders)
-        lasting = max(0, memory.server.usable(sight.reserve) - others)
+        usable = sight.measured.server(memory.others.now).usable(memory.reserved)
         databases = memory.need.adjusted(_databases(sight))
         limits = _limits(sight, sight.measured)
-        shared = shares(lasting, databases, limits)
+        shared = shares(_lasting(memory.server, sight), databases, limits)
         divisions = {
             pooled.name: target(
                 pooled,
@@ -138,7 +139,7 @@ def account(system: str, problem: str, sight: Sight, memory: Memory, shared: Map
     since = memory.excess_since
     lasting = since is not None and sight.at - since > EXCESS_SECONDS
     excess = _excess(memory, sight) if lasting else 0
-    return Account(system, problem, memory.server, sight.reserve, shared, excess)
+    return Account(system, problem, memory.server, memory.reserved, shared, excess)
 
 
 def _limits(sight: Sight, measured: Measured) -> tuple[Limit, ...]:
@@ -149,7 +150,14 @@ def _limits(sight: Sight, measured: Measured) -> tuple[Limit, ...]:
 def _excess(memory: Memory, sight: Sight) -> int:
     if memory.server is None:
         return 0
-    return sum(record.bound for record in sight.records.values()) - memory.server.usable(sight.reserve)
+    return sum(record.bound for record in sight.records.values()) - memory.server.usable(memory.reserved)
+
+
+def _lasting(server: Server, sight: Sight) -> int:
+    """What the PooledDatabases may have together, reserves included: the pods of others that are known to hold
+    connections there keep theirs."""
+    others = sum(record.bound for name, record in sight.records.items() if name not in sight.orders)
+    return max(0, server.usable(0) - others)
 
 
 def _databases(sight: Sight) -> tuple[Pooled, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -56,6 +56,10 @@ class Party:
     weight: int = 100
     floor: int = 0
     ceiling: int | None = None
+
+    def may_grow(self, given: int) -> bool:
+        """Whether it may have more than it has been given."""
+        return self.ceiling is None or given < self.ceiling
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Division:
     """What would have to be larger for a larger share."""
 
 
-def apportion(total: int, parties: Sequence[Party], limits: Iterable[Limit] = ()) -> dict[str, int]:
+def apportion(total: int, parties: Sequence[Party]) -> dict[str, int]:
     """Divide `total` among the parties, one connection at a time, to the party furthest below its share (the
     divisor method of Sainte-Laguë). So one connection more or less moves one connection, and a party that comes
     or goes moves none between the others.
@@ -115,43 +119,27 @@ def apportion(total: int, parties: Sequence[Party], limits: Iterable[Limit] = ()
     Floors come first, in the order of `parties`: a party whose floor no longer fits gets 0. Connections that no
     party may have are left.
     """
-    groups = tuple(limits)
-    left = [limit.connections for limit in groups]
-    within = {
-        party.name: [index for index, limit in enumerate(groups) if party.name in limit.members]
-        for party in parties
-    }
-    given = dict.fromkeys(within, 0)
-
-    def take(party: Party, amount: int) -> bool:
-        nonlocal total
-        if amount > total or any(left[index] < amount for index in within[party.name]):
-            return False
-        total -= amount
-        given[party.name] += amount
-        for index in within[party.name]:
-            left[index] -= amount
-        return True
-
-    admitted = [party for party in parties if take(party, party.floor)]
-    due = [
-        (_claim(party, party.floor), party.name, party) for party in admitted if _may_grow(party, party.floor)
-    ]
+    given = dict.fromkeys((one.name for one in parties), 0)
+    due = []
+    for one in parties:
+        if one.floor <= total:
+            total -= one.floor
+            given[one.name] = one.floor
+            if one.may_grow(one.floor):
+                due.append((claim(one.floor, one.weight), one.name, one))
     heapq.heapify(due)
     while due and total:
-        _, name, party = heapq.heappop(due)
-        if take(party, 1) and _may_grow(party, given[name]):
-            heapq.heappush(due, (_claim(party, given[name]), name, party))
+        _, name, one = heapq.heappop(due)
+        total -= 1
+        given[name] += 1
+        if one.may_grow(given[name]):
+            heapq.heappush(due, (claim(given[name], one.weight), name, one))
     return given
 
 
-def _claim(party: Party, given: int) -> Fraction:
-    """A party's place in line: the smallest is next."""
-    return Fraction(2 * given + 1, party.weight)
-
-
-def _may_grow(party: Party, given: int) -> bool:
-    return party.weight > 0 and (party.ceiling is None or given < party.ceiling)
+def claim(given: int, weight: int) -> Fraction:
+    """The place in line of who has been `given` so many connections: the smallest is next."""
+    return Fraction(2 * given + 1, weight)
 
 
 def party(name: str, weight: int, most: int | None, pods: int, consumers: Sequence[Consumer]) -> Party:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from poolkeeper.budget.division import Limit
-from poolkeeper.budget.targets import Pooled
+from poolkeeper.budget.shares import Pooled
 
 
 def lenders(

@@ -16,7 +16,7 @@ from operator import itemgetter
 
 from poolkeeper.budget.division import Consumer, Limit
 from poolkeeper.budget.lenders import lenders
-from poolkeeper.budget.targets import Pooled
+from poolkeeper.budget.shares import Pooled
 
 LEND_AFTER_SECONDS = 2.0
 """How long an entry's clients wait until other entries lend to it, while it uses at least half of its caps."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from poolkeeper.budget.division import Consumer
-from poolkeeper.budget.targets import Pooled
+from poolkeeper.budget.shares import Pooled
 from poolkeeper.consumers.consent import Consumers
 from poolkeeper.consumers.entries import entry_name, login_name, session_entry_name
 from poolkeeper.credentials.logins import Login
@@ -30,8 +30,7 @@ class ClientBound:
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """A PooledDatabase's demand. `pooled` has the name `namespace/name`; `reserve` connections are to stay free
-    on the server.
+    """A PooledDatabase's demand. `pooled` has the name `namespace/name`.
 
     `target` is the upstream, `lines` the [databases] lines without caps, by entry. `rules` is the path of the
     login rules, which admit to these entries alone. `fixed` are the entries whose clients hold connections for
@@ -39,7 +38,6 @@ class BudgetRequest:
     """
 
     pooled: Pooled
-    reserve: int
     target: Target
     lines: Mapping[str, str] = field(repr=False)
     rules: str
@@ -60,8 +58,10 @@ def order(
     access: ConsoleAccess,
     whereabouts: Whereabouts | None,
     logins: Mapping[str, Login],
+    namespace_weight: int,
 ) -> BudgetRequest:
-    """The order for a valid spec. Named consumers come before selected ones; `logins` are theirs, by name."""
+    """The order for a valid spec. Named consumers come before selected ones; `logins` are theirs, by name;
+    `namespace_weight` is that of the PooledDatabase's namespace among those on the server."""
     parties = tuple(
         Consumer(
             entry_name(target.database, consumer),
@@ -82,8 +82,9 @@ def order(
             database.pooler.replicas,
             parties,
             replaceable=database.pooler.replicas == 1,
+            reserve=budget.reserve,
+            namespace_weight=namespace_weight,
         ),
-        budget.reserve,
         target,
         lines,
         config.settings["auth_hba_file"],

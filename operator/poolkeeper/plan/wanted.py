@@ -25,6 +25,7 @@ from poolkeeper.desired import autoscaler, deployment, disruption_budget, networ
 from poolkeeper.keeper import secret as keeper_secret
 from poolkeeper.keeper.template import KeeperTemplate
 from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.observed.namespaces import EQUAL
 from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import Key, Ref
 from poolkeeper.pgbouncer import keeper_configuration
@@ -145,6 +146,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
+    own = world.namespaces.get(database.namespace)
     template = keeper_secret.template(database, target.database, settings)
     served = [consumer for consumer in granted.granted if not _withheld(consumer, target, world)]
     return replace(
@@ -156,7 +158,14 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         withheld=offered.withheld,
         peers=peer_ids,
         budget=order(
-            database, granted, target, config, wanted.console_at(""), world.whereabouts, logins.consumers
+            database,
+            granted,
+            target,
+            config,
+            wanted.console_at(""),
+            world.whereabouts,
+            logins.consumers,
+            own.budget_weight if own is not None else EQUAL,
         ),
         pod_lines=_pod_lines(peer_ids, world),
         poolers=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -12,7 +13,7 @@ from poolkeeper import names
 from poolkeeper.keeper import injection
 from poolkeeper.names import POOLER_CONTAINER
 from poolkeeper.observed.apps import AppPod, Keeper
-from poolkeeper.observed.namespaces import Namespace
+from poolkeeper.observed.namespaces import EQUAL, Namespace
 from poolkeeper.observed.poolers import Pod, Rollout
 from poolkeeper.observed.refs import Key, Owner
 from poolkeeper.plan import peers
@@ -20,17 +21,26 @@ from poolkeeper.plan import peers
 MOST_OF_A_REQUEST = 253
 """Maximum length of a reconnect request, in characters."""
 
+_WEIGHT = re.compile("[1-9][0-9]{0,2}|1000")
+
 Object = Mapping[str, Any]
 
 
 def namespace(obj: Object) -> Namespace:
-    """A namespace as consent needs it."""
+    """A namespace as consent and the budget need it."""
     metadata = obj["metadata"]
+    annotations = metadata.get("annotations") or {}
     return Namespace(
         labels=metadata.get("labels") or {},
-        accept_from=(metadata.get("annotations") or {}).get(names.ACCEPT_FROM_ANNOTATION, ""),
+        accept_from=annotations.get(names.ACCEPT_FROM_ANNOTATION, ""),
         terminating="deletionTimestamp" in metadata,
+        budget_weight=_weight(annotations.get(names.BUDGET_WEIGHT_ANNOTATION, "")),
     )
+
+
+def _weight(text: str) -> int:
+    """A weight from 1 to 1000; anything else counts as the annotation left out."""
+    return int(text) if _WEIGHT.fullmatch(text) else EQUAL
 
 
 def reconnect(resource: Object) -> str:

@@ -202,18 +202,21 @@ class Store:
         namespace = reading.namespace(obj)
         before = self._namespaces.get(ref.name)
         self._namespaces[ref.name] = namespace
-        return _NOBODY if before == namespace else self._consumers_of(ref.name, before, namespace)
+        return _NOBODY if before == namespace else self._concerned_by(ref.name, before, namespace)
 
-    def _consumers_of(self, name: str, *states: Namespace | None) -> Keys:
+    def _concerned_by(self, name: str, *states: Namespace | None) -> Keys:
         labels = [state.labels for state in states if state is not None]
         return frozenset(
             key
             for key, resource in self._resources.items()
-            if isinstance(resource.spec, PooledDatabase)
-            and any(
-                rule.namespace == name
-                or (rule.selector is not None and any(rule.selector.matches(item) for item in labels))
-                for rule in resource.spec.consumers
+            if key.namespace == name
+            or (
+                isinstance(resource.spec, PooledDatabase)
+                and any(
+                    rule.namespace == name
+                    or (rule.selector is not None and any(rule.selector.matches(item) for item in labels))
+                    for rule in resource.spec.consumers
+                )
             )
         )
 
@@ -332,7 +335,7 @@ class Store:
             return frozenset({key}) if self._resources.pop(key, None) is not None else _NOBODY
         if ref.kind == "Namespace":
             before = self._namespaces.pop(ref.name, None)
-            return self._consumers_of(ref.name, before)
+            return self._concerned_by(ref.name, before)
         concerned: set[Key] = set(self._forget_app_pod(ref))
         if not but_source and self._sources.drop(ref):
             concerned |= self._sources.readers(ref)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from poolkeeper.budget import protocol
 from poolkeeper.budget.division import Consumer
 from poolkeeper.budget.protocol import Pooler, Reading, Steps, View
-from poolkeeper.budget.targets import Pooled, shares, target, targets
+from poolkeeper.budget.shares import Pooled, shares
+from poolkeeper.budget.targets import target, targets
 from tests.fast.budget.states import (
     DYING,
     ENDED,

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolkeeper.budget.division import Consumer, Division, Limit, Party, Server, apportion, divide, party
+from poolkeeper.budget.division import Consumer, Division, Party, Server, apportion, divide, party
 from poolkeeper.budget.problems import LIMIT_TOO_SMALL, Problem
 from poolkeeper.budget.protocol import Allotment, Pooler, Record
-from poolkeeper.budget.targets import Pooled, shares, target
+from poolkeeper.budget.shares import Pooled
+from poolkeeper.budget.targets import target
 
 PARTIES = st.lists(
     st.builds(
@@ -105,21 +106,6 @@ def test_whoever_comes_takes_from_others_and_gives_to_none(total: int, parties: 
 def test_who_comes_too_late_for_the_floors_gets_nothing_and_takes_nothing_away() -> None:
     parties = [Party("first", 1, 6), Party("late", 1000, 6), Party("small", 1, 2)]
     assert apportion(9, parties) == {"first": 6, "late": 0, "small": 3}
-
-
-def test_a_limit_that_parties_have_in_common_is_kept_and_the_rest_goes_to_others() -> None:
-    one_role = Limit(frozenset({"a", "b"}), 10)
-    assert apportion(40, [Party("a"), Party("b"), Party("c")], [one_role]) == {"a": 5, "b": 5, "c": 30}
-
-
-# PooledDatabases on one server
-
-
-def test_a_pooled_database_takes_no_more_than_its_consumers_may_have() -> None:
-    small = Pooled("small", 100, None, 2, (Consumer("web", "web.session", limit=6),))
-    large = Pooled("large", 100, None, 2, (WEB,))
-    assert shares(50, [small, large]) == {"small": 6, "large": 44}
-    assert shares(50, [small, Pooled("large", 100, 10, 2, (WEB,))]) == {"small": 6, "large": 10}
 
 
 def test_one_without_pods_or_consumers_takes_nothing() -> None:

@@ -28,7 +28,7 @@ from poolkeeper.budget.lending import (
     advance,
     uses,
 )
-from poolkeeper.budget.targets import Pooled, shares
+from poolkeeper.budget.shares import Pooled, shares
 
 Traffic = Callable[[float], Mapping[Slot, int]]
 """How many clients of each entry want a server connection at a moment (seconds)."""

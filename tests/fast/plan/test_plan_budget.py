@@ -304,7 +304,7 @@ def test_the_order_follows_the_spec() -> None:
         40,
         4,
     )
-    assert (order.reserve, order.fixed) == (10, frozenset({WEB_SESSION}))
+    assert (order.pooled.reserve, order.fixed) == (10, frozenset({WEB_SESSION}))
     assert set(order.lines) == {WEB, WEB_SESSION}
     assert "upstream-password" not in repr(replace(order, target=replace(order.target, password="x")))
 
@@ -334,3 +334,12 @@ def test_the_body_of_the_tables_is_readable_text() -> None:
     tables = cluster.plan().tables
     assert tables is not None
     assert base64.b64decode(tables["data"]["caps-pod-1.ini"]).startswith(b"syslog_ident = caps-")
+
+
+def test_the_budget_is_asked_with_the_weight_of_the_namespace() -> None:
+    cluster = Simulation()
+    cluster.settle()
+    cluster.namespaces["data"] = replace(cluster.namespaces["data"], budget_weight=300)
+    order = cluster.plan().budget
+    assert order is not None
+    assert (order.pooled.weight, order.pooled.namespace_weight) == (100, 300)

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from poolkeeper import names
 from poolkeeper.credentials.logins import Logins, to_secret
 from poolkeeper.observed.refs import ApiRefusal, Key, Ref
@@ -301,3 +303,19 @@ def test_a_server_that_is_out_of_reach_keeps_the_version_that_it_showed() -> Non
     probe = store.world(KEY, Logins()).probe
     assert probe is not None
     assert probe.server_version is None
+
+
+@pytest.mark.parametrize(
+    ("text", "weight"),
+    [("300", 300), ("1", 1), ("1000", 1000)]
+    + [(text, 100) for text in ("", "0", "1001", "-5", "1e3", " 7", "007", "\u0663", "9" * 5000)],
+)
+def test_a_namespace_s_weight_is_a_whole_number_and_anything_else_counts_as_none(
+    text: str, weight: int
+) -> None:
+    store = Store(SETTINGS)
+    store.observe(resource())
+    annotated = namespace("data", 2)
+    annotated["metadata"]["annotations"] = {names.BUDGET_WEIGHT_ANNOTATION: text}
+    assert store.observe(annotated) == {KEY}, "its own PooledDatabases are divided anew"
+    assert store.namespaces()["data"].budget_weight == weight

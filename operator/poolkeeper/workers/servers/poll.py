@@ -124,7 +124,10 @@ class ServerWatch:
             ours = replace(ours, pids=ours.pids | _pids(later))
         sight = Sight(
             at=asyncio.get_running_loop().time(),
-            orders={order.pooled.name: order for order in orders.values()},
+            orders={
+                order.pooled.name: _without_reserve(order) if system.startswith(GIVEN) else order
+                for order in orders.values()
+            },
             records={_name(key): record for key, record in records.items()},
             pods={_name(key): present for key, present in pods.items()},
             looks=looks,
@@ -133,7 +136,6 @@ class ServerWatch:
             ours=ours,
             own=self._meters.pids(),
             coming=self._coming(pods, now),
-            reserve=0 if system.startswith(GIVEN) else max(order.reserve for order in orders.values()),
         )
         first = min(sight.orders)
         memory = self._memories[first] = remember(self._memories.get(first, Memory()), sight)
@@ -289,6 +291,11 @@ def _ours(
 
 def _pids(looks: Mapping[str, Look]) -> frozenset[int]:
     return frozenset(pid for look in looks.values() for pid in look.pids)
+
+
+def _without_reserve(order: BudgetRequest) -> BudgetRequest:
+    """For a server that can't be measured: spec.budget.maxConnections says what there is for the poolers."""
+    return replace(order, pooled=replace(order.pooled, reserve=0))
 
 
 def _unknown(ours: Ours, measured: Measured, own: frozenset[int]) -> bool:

@@ -11,7 +11,8 @@ import pytest
 from poolkeeper.budget.division import Consumer, Limit, Server, divide
 from poolkeeper.budget.protocol import Pooler, Record
 from poolkeeper.budget.seen import BudgetSeen
-from poolkeeper.budget.targets import Pooled, bottleneck, shares, target
+from poolkeeper.budget.shares import Pooled, bottleneck, shares
+from poolkeeper.budget.targets import target
 from poolkeeper.consumers.entries import entry_name, session_entry_name
 from poolkeeper.plan.status import status
 from poolkeeper.plan.wanted import want
