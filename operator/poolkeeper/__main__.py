@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 import kopf
 
@@ -31,7 +32,7 @@ def main() -> None:
     """Run until a signal ends the process (exit 0) or the lease is lost (exit 1)."""
     sys.setrecursionlimit(RECURSION_LIMIT)
     try:
-        own = settings.from_environment(os.environ)
+        own = settings.from_environment(os.environ, _resolv_conf())
     except settings.SettingsError as error:
         sys.exit(f"poolkeeper: {error}")
     logging.basicConfig(
@@ -39,10 +40,19 @@ def main() -> None:
     )
     for noisy in ("kopf", "aiohttp.access"):  # the second logs every health probe
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    log.info("names of the cluster's Services end with .svc.%s", own.dns.domain)
     try:
         asyncio.run(_run(own))
     except LostLease as error:
         sys.exit(f"poolkeeper: {error}")
+
+
+def _resolv_conf() -> str:
+    """The text of the pod's own resolver configuration."""
+    try:
+        return Path("/etc/resolv.conf").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 async def _run(own: settings.Settings) -> None:

@@ -106,8 +106,15 @@ def pooler_name(owner: str) -> str:
     return fit(f"{owner}-pooler", _DEPLOYMENT_LIMIT)
 
 
-def pooler_host(namespace: str, owner: str) -> str:
-    """Name of the pooler Service in URLs, without the cluster's domain: every pod's resolver completes it."""
+def pooler_host(namespace: str, owner: str, domain: str) -> str:
+    """Name of the pooler Service in URLs, with the cluster's domain. Only so does it resolve in every pod: musl
+    completes no name with as many dots as the pod's ndots."""
+    return f"{short_pooler_host(namespace, owner)}.{domain}"
+
+
+def short_pooler_host(namespace: str, owner: str) -> str:
+    """The same without the domain. Every certificate of a pooler has this name, whatever the domain is: by it
+    the operator verifies consoles, and URLs of earlier versions of the operator have it."""
     return f"{pooler_name(owner)}.{namespace}.svc"
 
 

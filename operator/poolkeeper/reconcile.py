@@ -346,7 +346,9 @@ class Reconciler:
 
     async def _probe_upstream(self, key: Key, target: Target, steps: Plan) -> None:
         """Probe from here and, if only the poolers' network reaches the upstream, through a pooler."""
-        seen = await upstream.probe(target, UPSTREAM_SECONDS)
+        seen = await upstream.probe(
+            target, UPSTREAM_SECONDS, self._settings.dns.names(target.host, key.namespace)
+        )
         probe = Probe(target, seen.reachable, seen.reason, seen.message, seen.server_version)
         if not seen.reachable and not probe.rejected and steps.trial is not None:
             trial = steps.trial

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from poolkeeper import dns
+from poolkeeper.dns import Dns
 
 
 class SettingsError(Exception):
@@ -42,14 +45,16 @@ class Settings:
     log_level: str = "INFO"
     health_port: int = 8080
     webhook: Webhook | None = None
+    dns: Dns = field(default_factory=Dns)
 
     def watches(self, namespace: str) -> bool:
         """Whether objects of this namespace are in the operator's scope."""
         return not self.watch_namespaces or namespace in self.watch_namespaces
 
 
-def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Read POOLKEEPER_* variables. Raises SettingsError."""
+def from_environment(environment: Mapping[str, str], resolv_conf: str = "") -> Settings:
+    """Read POOLKEEPER_* variables, and the cluster's domain from the pod's own resolv.conf. Raises
+    SettingsError."""
 
     def text(name: str, default: str | None = None) -> str:
         value = environment.get(f"POOLKEEPER_{name}", "").strip() or default
@@ -69,6 +74,13 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
             raise SettingsError(f"POOLKEEPER_{name} is {value!r}; set it to a port number from 1 to 65535")
         return int(value)
 
+    domain = environment.get("POOLKEEPER_CLUSTER_DOMAIN", "").strip()
+    if domain and not dns.is_domain(domain):
+        raise SettingsError(
+            f"POOLKEEPER_CLUSTER_DOMAIN is {domain!r}; set it to the kubelets' clusterDomain, such "
+            f"as {dns.DOMAIN}: at most {dns.LONGEST_DOMAIN} lower-case letters, digits, '-' and '.', without a "
+            "final dot"
+        )
     webhook = environment.get("POOLKEEPER_WEBHOOK", "").strip()
     certificates = environment.get("POOLKEEPER_WEBHOOK_CERTIFICATES", "").strip()
     webhook_port = port("WEBHOOK_PORT", "9443")
@@ -88,4 +100,5 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         log_level=text("LOG_LEVEL", "INFO").upper(),
         health_port=port("HEALTH_PORT", "8080"),
         webhook=Webhook(webhook, webhook_port, certificates) if webhook else None,
+        dns=dns.read(resolv_conf, text("NAMESPACE"), domain),
     )

@@ -137,7 +137,7 @@ def test_login_of_one_consumer_cannot_use_the_entry_of_another(place: Place, age
     spec["consumers"] = [{"namespace": place.web}, {"namespace": place.web, "secretName": "reports"}]
     place.serve(spec)
     first, second = place.secret(), place.secret("reports")
-    host = f"{first['PGHOST']}.cluster.local"
+    host = first["PGHOST"]
     for database in (second["PGDATABASE"], f"{second['PGDATABASE']}.session", "pgbouncer"):
         with pytest.raises(
             Exception, match=r"no authentication method|authentication failed|not allowed|no such"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from poolkeeper.dns import Dns
 from poolkeeper.settings import Settings, SettingsError, Webhook, from_environment
 
 MINIMAL = {"POOLKEEPER_NAMESPACE": "poolkeeper", "POOLKEEPER_POD": "poolkeeper-abc"}
@@ -29,6 +30,7 @@ def test_every_variable_is_read() -> None:
             "POOLKEEPER_WEBHOOK_CERTIFICATES": "/certificates",
             "POOLKEEPER_LOG_LEVEL": "debug",
             "POOLKEEPER_HEALTH_PORT": "9090",
+            "POOLKEEPER_CLUSTER_DOMAIN": "k8s.example.com",
         }
     )
     assert own == Settings(
@@ -44,6 +46,7 @@ def test_every_variable_is_read() -> None:
         webhook=Webhook("pods", 9000, "/certificates"),
         log_level="DEBUG",
         health_port=9090,
+        dns=Dns("k8s.example.com"),
     )
     assert own.watches("web")
     assert not own.watches("webs")
@@ -72,6 +75,10 @@ def test_a_variable_without_a_default_has_to_be_set(missing: str, value: str | N
         ("HEALTH_PORT", "-1", "from 1 to 65535"),
         ("HEALTH_PORT", "http", "from 1 to 65535"),
         ("WEBHOOK_PORT", "0", "from 1 to 65535"),
+        ("CLUSTER_DOMAIN", "cluster.local.", "without a final dot"),
+        ("CLUSTER_DOMAIN", "Cluster.local", "lower-case letters"),
+        ("CLUSTER_DOMAIN", "svc..local", "such as cluster.local"),
+        ("CLUSTER_DOMAIN", ".".join(["label"] * 23), "at most 132"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named_with_its_remedy(name: str, value: str, remedy: str) -> None:

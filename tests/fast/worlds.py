@@ -80,6 +80,7 @@ class Simulation:
     """`step` executes one plan; everything that was written is kept in `objects`."""
 
     resource: dict[str, Any] = field(default_factory=body)
+    settings: Settings = SETTINGS
     namespaces: dict[str, Namespace] = field(default_factory=namespaces)
     secrets: dict[str, Mapping[str, bytes]] = field(default_factory=lambda: {"shop-owner": OWNER_SECRET})
     objects: dict[Ref, dict[str, Any]] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class Simulation:
             spec = error
         logins = self._logins()
         if not isinstance(spec, SpecError):
-            granted = consumers(spec, self.namespaces, SETTINGS).granted
+            granted = consumers(spec, self.namespaces, self.settings).granted
             made = {login_name(item): login(login_name(item)) for item in granted}
             logins = replace(
                 logins,
@@ -173,7 +174,7 @@ class Simulation:
         )
 
     def plan(self) -> Plan:
-        return plan(KEY, self.world(), SETTINGS, self.now)
+        return plan(KEY, self.world(), self.settings, self.now)
 
     def step(self) -> Plan:
         steps = self.plan()

@@ -28,7 +28,7 @@ from poolkeeper.spec.types import TRUST
 from tests import specs
 from tests.pgbouncer.processes import USER, running, wait_until_it_listens
 from tests.pgbouncer.rootfs import rootfs
-from tests.pgbouncer.shop import NAME, WEB, Shop
+from tests.pgbouncer.shop import FULL_NAME, WEB, Shop
 
 # As in a pod: the files at their own path, the pooler Service's name in the pod's DNS.
 _ENTER = f"""
@@ -37,7 +37,7 @@ root=$1 directory=$2
 shift 2
 mount -t tmpfs tmpfs "$root/etc"
 mkdir "$root/etc/poolkeeper"
-echo '127.0.0.1 {NAME}' > "$root/etc/hosts"
+echo '127.0.0.1 {FULL_NAME}' > "$root/etc/hosts"
 echo 'hosts: files' > "$root/etc/nsswitch.conf"
 mount --bind "$directory" "$root/etc/poolkeeper"
 if [ -d "$root/proc" ]; then mount --rbind /proc "$root/proc"; fi

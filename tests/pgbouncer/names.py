@@ -19,6 +19,14 @@ from tests.pgbouncer.rootfs import rootfs
 ADDRESS = f"127.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}.53"
 """Of this run's own, on the one port that resolvers ask."""
 
+RESOLV_CONF = f"nameserver {ADDRESS}\noptions timeout:1 attempts:1\n"
+
+
+def of_pod(namespace: str, domain: str = "cluster.local", node: str = "") -> str:
+    """The resolv.conf that kubelet writes for a pod; `node` is a domain that the node has itself."""
+    search = f"{namespace}.svc.{domain} svc.{domain} {domain} {node}".rstrip()
+    return f"search {search}\nnameserver {ADDRESS}\noptions ndots:5 timeout:1 attempts:1\n"
+
 
 @dataclass
 class Names:
@@ -31,11 +39,11 @@ class Names:
         """What a resolver comes to, without asking one."""
         return frozenset(self.addresses.get(name, ()))
 
-    def etc(self, directory: Path) -> None:
+    def etc(self, directory: Path, resolv_conf: str = RESOLV_CONF) -> None:
         """Give the process that will have `directory` as its /tmp an /etc that asks this server."""
         target = directory / "etc"
         shutil.copytree(rootfs("pgbouncer") / "etc", target, symlinks=True)
-        (target / "resolv.conf").write_text(f"nameserver {ADDRESS}\noptions timeout:1 attempts:1\n")
+        (target / "resolv.conf").write_text(resolv_conf)
         (target / "hosts").write_text("127.0.0.1 localhost\n")
 
 

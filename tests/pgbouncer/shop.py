@@ -18,6 +18,7 @@ from poolkeeper.upstream.target import Target
 from tests.pgbouncer.processes import DIRECTORY, Pooler
 
 NAME = "shop-pooler.data.svc"
+FULL_NAME = f"{NAME}.cluster.local"
 WEB = Consumer("web", "database")
 API = Consumer("api", "database")
 
@@ -53,7 +54,7 @@ class Shop:
 
     @property
     def certificate(self) -> Certificate:
-        return issue(self.authorities.poolers, NAME, datetime.now(UTC))
+        return issue(self.authorities.poolers, NAME, datetime.now(UTC), FULL_NAME)
 
     @property
     def authorities(self) -> Authorities:

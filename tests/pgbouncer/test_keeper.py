@@ -21,7 +21,7 @@ from poolkeeper.pgbouncer import console, keeper_configuration
 from poolkeeper.pgbouncer.configuration import POD_FILE, configuration, kept_files
 from tests.pgbouncer.keeper_process import Keeper, keeper, keeper_files, resource
 from tests.pgbouncer.processes import DIRECTORY, Pooler, Postgres, pooler
-from tests.pgbouncer.shop import NAME, WEB, Shop
+from tests.pgbouncer.shop import FULL_NAME, NAME, WEB, Shop
 
 
 @pytest.fixture
@@ -110,18 +110,23 @@ async def test_the_console_takes_tls_and_its_own_password(own: Keeper, behind: P
 
 
 def another_name(shop: Shop) -> Certificate:
-    return issue(shop.authorities.poolers, "other-pooler.data.svc", datetime.now(UTC))
+    other = "other-pooler.data.svc"
+    return issue(shop.authorities.poolers, other, datetime.now(UTC), f"{other}.cluster.local")
+
+
+def a_short_name_alone(shop: Shop) -> Certificate:
+    return issue(shop.authorities.poolers, NAME, datetime.now(UTC))
 
 
 def another_authority(shop: Shop) -> Certificate:
-    return issue(authorities().poolers, NAME, datetime.now(UTC))
+    return issue(authorities().poolers, NAME, datetime.now(UTC), FULL_NAME)
 
 
 def a_keepers_certificate(shop: Shop) -> Certificate:
-    return issue(shop.authorities.keepers, NAME, datetime.now(UTC))
+    return issue(shop.authorities.keepers, NAME, datetime.now(UTC), FULL_NAME)
 
 
-@pytest.mark.parametrize("forge", [another_name, another_authority, a_keepers_certificate])
+@pytest.mark.parametrize("forge", [another_name, a_short_name_alone, another_authority, a_keepers_certificate])
 def test_a_pooler_with_another_certificate_gets_no_password(forge: Any, shop: Shop, tmp_path: Path) -> None:
     certificate = forge(shop)
     (mounted := tmp_path / "pooler").mkdir()

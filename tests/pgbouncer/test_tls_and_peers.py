@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from cryptography import x509
 
 from poolkeeper.consumers.entries import entries
 from poolkeeper.credentials import mint
@@ -16,7 +17,7 @@ from poolkeeper.credentials.certificates import PERIOD, issue
 from poolkeeper.pgbouncer import console
 from poolkeeper.pgbouncer.configuration import Configuration, configuration
 from tests.pgbouncer.processes import DIRECTORY, Pooler, pooler
-from tests.pgbouncer.shop import NAME, WEB, Shop
+from tests.pgbouncer.shop import FULL_NAME, NAME, WEB, Shop
 
 
 def verified(shop: Shop, running: Pooler, directory: Path, authority: str, name: str = NAME) -> dict[str, Any]:
@@ -36,9 +37,10 @@ def test_a_client_may_verify_the_poolers_name_or_do_without_tls(shop: Shop, tmp_
     (mounted := tmp_path / "pooler").mkdir()
     with pooler(mounted, shop.configuration()) as running:
         authority = shop.authorities.poolers.certificate
-        with psycopg.connect(**verified(shop, running, tmp_path, authority)) as client:
-            assert client.pgconn.ssl_in_use
-            assert client.execute("SELECT 1").fetchone() == (1,)
+        for name in (FULL_NAME, NAME):
+            with psycopg.connect(**verified(shop, running, tmp_path, authority, name)) as client:
+                assert client.pgconn.ssl_in_use
+                assert client.execute("SELECT 1").fetchone() == (1,)
         with psycopg.connect(**shop.connection(running, WEB)) as client:
             assert not client.pgconn.ssl_in_use
         with pytest.raises(psycopg.OperationalError, match="does not match host name"):
@@ -91,6 +93,16 @@ def test_a_certificate_is_the_same_all_through_its_period_and_overlaps_the_next(
     days = [issue(authority, NAME, start + timedelta(days=day)).certificate for day in range(2 * PERIOD.days)]
     assert 2 <= len(set(days)) <= 3
     assert issue(authority, "another.data.svc", start).certificate not in days
+
+
+def test_certificates_with_more_names_differ_in_their_serial_numbers_and_share_their_keys(shop: Shop) -> None:
+    """Verifiers may take two certificates of one authority and number for the same."""
+    authority, start = shop.authorities.poolers, datetime(2026, 6, 1, tzinfo=UTC)
+    made = [issue(authority, NAME, start, *others) for others in ((), (FULL_NAME,), ("x", "y"), ("y", "x"))]
+    numbers = {x509.load_pem_x509_certificate(item.certificate.encode()).serial_number for item in made}
+    assert len(numbers) == len(made)
+    assert len({item.key for item in made}) == 1
+    assert issue(authority, NAME, start, FULL_NAME) == made[1]
 
 
 async def test_a_pooler_takes_its_peer_id_from_its_own_file_and_shows_its_peers(

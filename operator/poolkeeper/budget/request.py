@@ -10,6 +10,7 @@ from poolkeeper.budget.shares import Pooled
 from poolkeeper.consumers.consent import Consumers
 from poolkeeper.consumers.entries import entry_name, login_name, session_entry_name
 from poolkeeper.credentials.logins import Login
+from poolkeeper.dns import Names
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.observed.upstream import Whereabouts
 from poolkeeper.pgbouncer.configuration import MAX_CLIENTS_COLUMN, Configuration
@@ -48,6 +49,8 @@ class BudgetRequest:
     clients: tuple[ClientBound, ...] = ()
     logins: Mapping[str, Login] = field(default_factory=dict, repr=False)
     """By entry whose connections belong to a client for a transaction only."""
+    names: Names | None = None
+    """The names that the target's host stands for; None: it is complete."""
 
 
 def order(
@@ -58,10 +61,12 @@ def order(
     access: ConsoleAccess,
     whereabouts: Whereabouts | None,
     logins: Mapping[str, Login],
+    names: Names,
     namespace_weight: int,
 ) -> BudgetRequest:
     """The order for a valid spec. Named consumers come before selected ones; `logins` are theirs, by name;
-    `namespace_weight` is that of the PooledDatabase's namespace among those on the server."""
+    `names` are those of the target's host, `namespace_weight` is that of the PooledDatabase's namespace among
+    those on the server."""
     parties = tuple(
         Consumer(
             entry_name(target.database, consumer),
@@ -98,6 +103,7 @@ def order(
             for entry in [entry_name(target.database, consumer)]
             if entry in lines and entry not in fixed
         },
+        names,
     )
 
 

@@ -33,7 +33,7 @@ _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate with its private key, both PEM. `name` is the one DNS name that it vouches
+    """A certificate with its private key, both PEM. `name` is the first DNS name that it vouches
     for; an authority's is for display only."""
 
     name: str
@@ -60,14 +60,14 @@ def authority(name: str, key: str) -> Certificate:
     return Certificate(name, _pem(certificate), key)
 
 
-def issue(issuer: Certificate, name: str, now: datetime) -> Certificate:
-    """Issue a server certificate for the DNS name `name`, for the period that `now` falls into.
+def issue(issuer: Certificate, name: str, now: datetime, *others: str) -> Certificate:
+    """Issue a server certificate for the DNS name `name`, and `others`, for the period that `now` falls into.
 
     Periods begin on a day that depends on the name, so that not all certificates are renewed in one night.
     """
     offset = int.from_bytes(derive(issuer, f"offset/{name}")[:4]) % PERIOD.days
     period = (now - _EPOCH - timedelta(days=offset)) // PERIOD
-    return _issue(issuer, name, _EPOCH + timedelta(days=offset) + period * PERIOD)
+    return _issue(issuer, (name, *others), _EPOCH + timedelta(days=offset) + period * PERIOD)
 
 
 def derive(issuer: Certificate, purpose: str) -> bytes:
@@ -76,7 +76,8 @@ def derive(issuer: Certificate, purpose: str) -> bytes:
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
-def _issue(issuer: Certificate, name: str, start: datetime) -> Certificate:
+def _issue(issuer: Certificate, names: tuple[str, ...], start: datetime) -> Certificate:
+    name = names[0]
     seed = derive(issuer, f"key/{name}/{start.isoformat()}") + derive(
         issuer, f"key-/{name}/{start.isoformat()}"
     )
@@ -88,13 +89,13 @@ def _issue(issuer: Certificate, name: str, start: datetime) -> Certificate:
             _subject(name),
             signer.subject,
             public,
-            f"serial/{name}/{start.isoformat()}",
+            f"serial/{'/'.join(names)}/{start.isoformat()}",
             start - _CLOCK_SKEW,
             start + 2 * PERIOD,
             issuer.key,
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(item) for item in names]), critical=False)
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)

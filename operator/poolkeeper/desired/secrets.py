@@ -44,13 +44,14 @@ def logins(database: PooledDatabase, stored: Logins) -> Object:
 
 
 def consumer(
-    database: PooledDatabase, consumer: Consumer, login: Login, entry: str, session: str | None
+    database: PooledDatabase, consumer: Consumer, login: Login, entry: str, session: str | None, host: str
 ) -> Object:
     """The Secret for `envFrom`: the pooled URLs and libpq's variables. No `session`: there is no such entry.
+    `host` is the poolers' name.
 
     It has no sslmode: node-postgres verifies against public authorities for any mode but `disable`.
     """
-    host, port = names.pooler_host(database.namespace, database.name), names.POOLER_PORT
+    port = names.POOLER_PORT
     urls = {"DATABASE_URL": entry} | ({} if session is None else {"DATABASE_SESSION_URL": session})
     return {
         "apiVersion": "v1",
@@ -76,6 +77,7 @@ def binding(
     login: Login,
     entry: str,
     session: str | None,
+    host: str,
     authority: str,
 ) -> Object:
     """The Service Binding Secret (https://servicebinding.io/spec/core/1.1.0/, well-known entries), with keys of
@@ -84,7 +86,7 @@ def binding(
     `require` encrypts and verifies nothing, which works with every client; `authority`, PEM, is for clients
     that verify.
     """
-    host, port = names.pooler_host(database.namespace, database.name), names.POOLER_PORT
+    port = names.POOLER_PORT
     name = names.binding_name(consumer.secret_name)
     sessions = (
         {}

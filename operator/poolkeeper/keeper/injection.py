@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from poolkeeper.keeper import container as keeper_container
+from poolkeeper.keeper import resolution
 from poolkeeper.keeper import variables as keeper_variables
 from poolkeeper.keeper.template import KeeperTemplate
 from poolkeeper.names import DATABASE_LABEL, DATABASES_ANNOTATION, GROUP, KEEPER_PORT, POOLER_PORT, keeper_name
@@ -88,13 +89,18 @@ def databases(pod: Mapping[str, Any]) -> tuple[str, ...]:
     return (label, *(name for name in named if name != label))
 
 
-def inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> Injection:
-    """The pod with a keeper for each of databases(pod), whose templates are all in `templates`.
+def inject(
+    pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate], nameservers: Collection[str] = ()
+) -> Injection:
+    """The pod with a keeper for each of databases(pod), whose templates are all in `templates`. `nameservers`
+    are the cluster's.
 
     A pod that has them already stays as it is, unless the templates have changed. Raises Refusal.
     """
     wanted = databases(pod)
     _check_pod(pod)
+    if found := resolution.obstacle(pod["spec"], nameservers):
+        raise Refusal(f"the pod {found}")
     new: Object = copy.deepcopy(dict(pod))
     spec, annotations = new["spec"], new["metadata"].setdefault("annotations", {})
     try:

@@ -56,6 +56,8 @@ class AppPod:
     """Consumers' Secrets that it asks a keeper for, but has none."""
     owner: Owner | None = None
     """None for a pod that no restart of a workload would replace."""
+    obstacle: str = ""
+    """Why its keepers can't resolve the poolers' name, and the remedy."""
 
     def process(self, keeper: Keeper) -> str:
         """The key of a keeper in World.shown."""

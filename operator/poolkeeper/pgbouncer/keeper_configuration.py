@@ -17,6 +17,7 @@ from poolkeeper.consumers.consent import Consumer
 from poolkeeper.consumers.entries import NAME_LIMIT, SESSION_SUFFIX, Entry
 from poolkeeper.credentials.certificates import Certificate
 from poolkeeper.credentials.logins import Login
+from poolkeeper.dns import DOMAIN
 from poolkeeper.names import (
     APP_USER,
     CONFIG_DIRECTORY,
@@ -79,18 +80,20 @@ def configuration(
     authority: str,
     app: Login | None = None,
     query_wait_seconds: int = QUERY_WAIT_SECONDS,
+    domain: str = DOMAIN,
 ) -> Configuration:
     """The files of one consumer's keepers, and what their consoles must show of them.
 
     `login` is the consumer's at the poolers, `console` the operator's at these keepers. `certificate` is what
     the keepers show to the operator; `authority` (PEM) verifies the poolers' certificates. `app` is the app's
     login, None if every keeper trusts the app. `query_wait_seconds` is how long a client may wait for a
-    connection to a pooler. The settings to be shown have no listen_port, and their auth_hba_file is that of
-    keepers that trust (shown_by() has the others'). Raises ValueError for what can't be written.
+    connection to a pooler. `domain` is the cluster's. The settings to be shown have no listen_port, and their
+    auth_hba_file is that of keepers that trust (shown_by() has the others'). Raises ValueError for what can't
+    be written.
     """
     rows = _entries(database, upstream_database, consumer)
     target = Target(
-        host=pooler_host(database.namespace, database.name),
+        host=pooler_host(database.namespace, database.name, domain),
         port=POOLER_PORT,
         database=upstream_database,
         user=login.name,

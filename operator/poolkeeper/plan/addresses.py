@@ -7,12 +7,11 @@ standby by then. The status keeps the place that the poolers were last led to, s
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from poolkeeper.dns import Dns, Names
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.observed.upstream import Whereabouts
 from poolkeeper.plan.reloads import serves
@@ -30,8 +29,6 @@ FREE_DEPARTURES = 3
 FIRST_PATIENCE_SECONDS = 5.0
 LAST_PATIENCE_SECONDS = 600.0
 
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-
 
 class ServiceName(NamedTuple):
     """The name of a Service."""
@@ -41,36 +38,20 @@ class ServiceName(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What to observe of an upstream: `lookup` is the name to resolve, `service` the Service that it may be."""
+    """What to observe of an upstream: the `names` to resolve, and the `service` that it may be."""
 
     host: str
-    lookup: str
+    names: Names
     service: ServiceName | None
 
 
-def place(host: str, namespace: str) -> Place | None:
+def place(host: str, namespace: str, dns: Dns) -> Place | None:
     """What to observe for an upstream of a PooledDatabase in `namespace`. None for an IP address.
 
-    Poolers complete names from their own namespace, the operator from another one: so a bare name is completed
-    here. Of two labels, the second is a namespace or a domain; if there is such a Service, it wins at the
-    poolers as well. A name below a Service (`pg-0.pg.data.svc`) is a pod's, which has its own address in DNS.
+    Poolers complete names from their own namespace, so the operator does it likewise.
     """
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
-        return None
-    labels = host.lower().rstrip(".").split(".")
-    if len(labels) == 1:
-        labels.append(namespace)
-        lookup = f"{host}.{namespace}.svc"
-    else:
-        lookup = host
-    names_service = len(labels) == 2 or labels[2] == "svc"
-    service = ServiceName(labels[1], labels[0])
-    sound = names_service and all(_LABEL.fullmatch(label) for label in service)
-    return Place(host, lookup, service if sound else None)
+    names, service = dns.names(host, namespace), dns.service(host, namespace)
+    return Place(host, names, ServiceName(*service) if service is not None else None) if names.tried else None
 
 
 @dataclass(frozen=True)

@@ -146,11 +146,13 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
     if resource is None:
         return Plan(delete=_all_children(world))
     if resource.deleting:
-        return replace(_teardown(world), pausing=pausing(without_spec(key, world), world, now, begin=False))
+        return replace(
+            _teardown(world), pausing=pausing(without_spec(key, world, settings), world, now, begin=False)
+        )
     if key.namespace in world.namespaces and world.namespaces[key.namespace].terminating:
         return Plan()  # nothing can be created there any more; the resource's own deletion follows
     if isinstance(resource.spec, SpecError):
-        running = without_spec(key, world)
+        running = without_spec(key, world, settings)
         revoked = _revoked(key, world)
         if revoked:
             return _background(Plan(delete=revoked), running, world, now)
@@ -190,7 +192,7 @@ def _background(steps: Plan, wanted: Wanted, world: World, now: datetime, *, pau
         moving=moving(wanted, world) if going else (),
         pausing=pausing(wanted, world, now, begin=pause),
         budget=wanted.budget,
-        observe=addresses.place(host, wanted.namespace) if host is not None else None,
+        observe=addresses.place(host, wanted.namespace, wanted.dns) if host is not None else None,
         reconnect=addresses.reconnects(wanted, world),
         renew=renewals(wanted, world),
     )

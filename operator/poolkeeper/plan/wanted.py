@@ -22,6 +22,7 @@ from poolkeeper.credentials.logins import (
     keeper_console,
 )
 from poolkeeper.desired import autoscaler, deployment, disruption_budget, network_policy, secrets, service
+from poolkeeper.dns import Dns
 from poolkeeper.keeper import secret as keeper_secret
 from poolkeeper.keeper.template import KeeperTemplate
 from poolkeeper.observed.consoles import ConsoleAccess
@@ -48,8 +49,11 @@ class Wanted:
     """The wanted state of one PooledDatabase, given its World."""
 
     namespace: str
+    dns: Dns
     host: str
-    """Name of the pooler Service, also in the poolers' certificate."""
+    """Name of the pooler Service in URLs."""
+    console_name: str
+    """A name in every certificate that a pooler may show: also in one from before the host got a domain."""
     resolved: Target | None
     fault: TargetError | None
     target: Target | None
@@ -81,7 +85,7 @@ class Wanted:
             ip,
             names.POOLER_PORT,
             self.logins.console.password,
-            self.host,
+            self.console_name,
             self.logins.authorities.poolers.certificate,
         )
 
@@ -112,7 +116,9 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     )
     wanted = Wanted(
         database.namespace,
-        names.pooler_host(database.namespace, database.name),
+        settings.dns,
+        names.pooler_host(database.namespace, database.name, settings.dns.domain),
+        names.short_pooler_host(database.namespace, database.name),
         resolved,
         fault,
         target,
@@ -132,7 +138,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
                 target, granted.granted, database.pooler.mode, granted.terms, database.pooler.replicas
             ),
             logins,
-            certificates.issue(authority, wanted.host, now),
+            certificates.issue(authority, wanted.console_name, now, wanted.host),
             {
                 **pause.with_patience(offered.parameters, patience),
                 **startup_parameters.pooler_settings(database.pooler),
@@ -142,7 +148,17 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         )
         apps = _apps(database, granted.granted, logins.authorities, world)
         wait = max(keeper_configuration.QUERY_WAIT_SECONDS, patience or 0)
-        keepers = _keepers(database, granted, target, logins.consumers, logins.authorities, apps, wait, now)
+        keepers = _keepers(
+            database,
+            granted,
+            target,
+            logins.consumers,
+            logins.authorities,
+            apps,
+            wait,
+            settings.dns.domain,
+            now,
+        )
     except ValueError as error:
         return replace(wanted, fault=TargetError("InvalidValue", str(error)))
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
@@ -165,6 +181,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             wanted.console_at(""),
             world.whereabouts,
             logins.consumers,
+            settings.dns.names(target.host, database.namespace),
             own.budget_weight if own is not None else EQUAL,
         ),
         pod_lines=_pod_lines(peer_ids, world),
@@ -180,7 +197,13 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             secret
             for consumer in served
             for secret in _secrets_of(
-                database, consumer, granted.has_sessions(consumer), target, logins, authority.certificate
+                database,
+                consumer,
+                granted.has_sessions(consumer),
+                target,
+                logins,
+                wanted.host,
+                authority.certificate,
             )
         )
         + tuple(
@@ -234,7 +257,7 @@ def _withheld(consumer: Consumer, target: Target, world: World) -> bool:
     return any(entry not in allotted(pod, world) for pod in world.pods if pod.ready and not pod.terminating)
 
 
-def without_spec(key: Key, world: World) -> Wanted:
+def without_spec(key: Key, world: World, settings: Settings) -> Wanted:
     """The known state of what runs while the spec is invalid: enough for the steps at running processes.
 
     The target is the last proved one, and the consumers are those that have their Secrets.
@@ -247,7 +270,9 @@ def without_spec(key: Key, world: World) -> Wanted:
     granted = sorted(item for item in known if entries.login_name(item) in world.logins.consumers)
     return Wanted(
         key.namespace,
-        names.pooler_host(key.namespace, key.name),
+        settings.dns,
+        names.pooler_host(key.namespace, key.name, settings.dns.domain),
+        names.short_pooler_host(key.namespace, key.name),
         resolved=None,
         fault=None,
         target=world.logins.upstream,
@@ -262,14 +287,15 @@ def _secrets_of(
     sessions: bool,
     target: Target,
     logins: Logins,
+    host: str,
     authority: str,
 ) -> tuple[Object, Object]:
     login = logins.consumers[entries.login_name(consumer)]
     entry = entries.entry_name(target.database, consumer)
     session = entries.session_entry_name(target.database, consumer) if sessions else None
     return (
-        secrets.consumer(database, consumer, login, entry, session),
-        secrets.binding(database, consumer, login, entry, session, authority),
+        secrets.consumer(database, consumer, login, entry, session, host),
+        secrets.binding(database, consumer, login, entry, session, host, authority),
     )
 
 
@@ -281,6 +307,7 @@ def _keepers(
     authorities: Authorities,
     apps: Mapping[Consumer, Login],
     wait: int,
+    domain: str,
     now: datetime,
 ) -> dict[Consumer, Configuration]:
     return {
@@ -294,6 +321,7 @@ def _keepers(
             authorities.poolers.certificate,
             apps.get(consumer),
             wait,
+            domain,
         )
         for consumer in (granted.granted if database.keeper.enabled else ())
         for name in [entries.login_name(consumer)]

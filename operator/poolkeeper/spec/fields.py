@@ -3,6 +3,7 @@
 Reads text, numbers, maps and lists out of untyped JSON. Knows nothing about what the fields mean.
 """
 
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from poolkeeper.spec.values import SpecError, forbidden_character
 
 _LABEL_PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 _LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_LONGEST_LABEL = 63
 
 # Every consumer gets the Secret <secretName> and two more, whose names end with these suffixes.
 BINDING_SUFFIX = "-binding"
@@ -30,6 +34,32 @@ class Text:
         refuse_control_characters(value, field)
         if not re.fullmatch(self.pattern, value) or len(value.encode()) > self.max_bytes:
             raise SpecError(field, self.problem, self.remedy)
+        return value
+
+
+@dataclass(frozen=True)
+class Host(Text):
+    """A DNS name or an IP address that all resolvers read alike: not `127.1`, which some take for 127.0.0.1."""
+
+    def check(self, value: str, field: str) -> str:
+        super().check(value, field)
+        labels = value.removesuffix(".").split(".")
+        if not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
+            raise SpecError(
+                field,
+                f"has a part between dots that is empty, or longer than {_LONGEST_LABEL} characters",
+                "correct the name",
+            )
+        if ":" in value or all(map(_NUMBER.fullmatch, labels)):
+            try:
+                ipaddress.ip_address(value)
+            except ValueError:
+                raise SpecError(
+                    field,
+                    "is not an IP address",
+                    "write an IPv4 address as four numbers from 0 to 255 without leading zeros, an IPv6 "
+                    "address with two to seven colons",
+                ) from None
         return value
 
 
@@ -67,7 +97,7 @@ OWN_NAME = Text(
     "cannot begin the name of a Service",
     "use lower-case letters, digits and '-', starting with a letter and ending with a letter or digit",
 )
-HOST = Text(
+HOST = Host(
     r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*",
     253,
     "is not one DNS name or IP address",

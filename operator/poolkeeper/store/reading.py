@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
 from poolkeeper import names
-from poolkeeper.keeper import injection
+from poolkeeper.keeper import injection, resolution
 from poolkeeper.names import POOLER_CONTAINER
 from poolkeeper.observed.apps import AppPod, Keeper
 from poolkeeper.observed.namespaces import EQUAL, Namespace
@@ -114,8 +114,8 @@ def is_pooler(pod: Object) -> bool:
     return role == names.ROLE_POOLER and key is not None and key.namespace == metadata["namespace"]
 
 
-def app_pod(obj: Object) -> AppPod | None:
-    """A pod that asks for keepers; None if it doesn't, or has finished."""
+def app_pod(obj: Object, nameservers: Collection[str] = ()) -> AppPod | None:
+    """A pod that asks for keepers; None if it doesn't, or has finished. `nameservers` are the cluster's."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if names.DATABASE_LABEL not in labels or status.get("phase") in ("Succeeded", "Failed"):
@@ -149,6 +149,7 @@ def app_pod(obj: Object) -> AppPod | None:
         keepers=keepers,
         lacks=tuple(name for name in asked if name not in {item.secret_name for item in keepers}),
         owner=_controller(obj),
+        obstacle=(resolution.obstacle(obj["spec"], nameservers) or "") if keepers else "",
     )
 
 

@@ -232,7 +232,7 @@ class Store:
         return moved if before == pod else moved | {key}
 
     def _observe_app_pod(self, ref: Ref, obj: Object) -> Keys:
-        pod, before = reading.app_pod(obj), self._app_pods.get(ref)
+        pod, before = reading.app_pod(obj, self._settings.dns.nameservers), self._app_pods.get(ref)
         if pod == before:
             return _NOBODY
         concerned = self._forget_app_pod(ref, but_shown=pod is not None)

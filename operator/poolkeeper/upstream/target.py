@@ -46,6 +46,12 @@ class Target:
 def resolve(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
     """Read the upstream's Secrets (name -> data, already base64-decoded); raises TargetError."""
     target = _by_host(upstream, secrets) if upstream.uri is None else _by_uri(upstream, upstream.uri, secrets)
+    if target.sslmode == "verify-full" and target.host.endswith("."):
+        raise TargetError(
+            "InvalidValue",
+            "the upstream's host ends with a dot, and names in certificates do not; leave the dot out, or use"
+            " the TLS mode verify-ca, which checks no name",
+        )
     if target.sslmode in VERIFYING and target.ca is None:
         raise TargetError(
             "InvalidUri",

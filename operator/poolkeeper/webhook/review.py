@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -52,16 +52,20 @@ class Access(Protocol):
     async def post(self, body: Mapping[str, Any]) -> Object: ...
 
 
-async def review(body: Mapping[str, Any], cluster: Access) -> Object:
-    """Answer one AdmissionReview. Raises KeyError or TypeError if the body is none, ClusterError if a Secret
-    can't be read: then the webhook's failurePolicy decides."""
+async def review(body: Mapping[str, Any], cluster: Access, nameservers: Collection[str] = ()) -> Object:
+    """Answer one AdmissionReview; `nameservers` are the cluster's.
+
+    Raises KeyError or TypeError if the body is none, ClusterError if a Secret can't be read: then the webhook's
+    failurePolicy decides.
+    """
     request = body["request"]
     pod, namespace = request["object"], request["namespace"]
     answer: Object = {"uid": request["uid"], "allowed": True}
     try:
         names = injection.databases(pod)
         if names:
-            done = _inject(pod, {name: await _template(cluster, namespace, name) for name in names})
+            templates = {name: await _template(cluster, namespace, name) for name in names}
+            done = _inject(pod, templates, nameservers)
             answer["warnings"] = [_cut(f"{_SPEAKER}{warning}") for warning in done.warnings]
             patch = _patch(pod, done.pod)
             if patch:
@@ -91,10 +95,12 @@ def event(body: Mapping[str, Any], answer: Object, now: datetime) -> Object | No
     )
 
 
-def _inject(pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate]) -> Injection:
+def _inject(
+    pod: Mapping[str, Any], templates: Mapping[str, KeeperTemplate], nameservers: Collection[str]
+) -> Injection:
     """Inject keepers. The API server validates a pod only after this: it may lack what every pod has."""
     try:
-        return injection.inject(pod, templates)
+        return injection.inject(pod, templates, nameservers)
     except KeyError as error:
         raise Refusal(f"a part of the pod lacks its {error}; add it") from None
 

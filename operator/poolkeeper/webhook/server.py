@@ -13,6 +13,7 @@ import json
 import logging
 import ssl
 import tempfile
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ async def serve(cluster: Cluster, settings: Settings, webhook: Webhook) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     source = _Provided(webhook) if webhook.certificate_directory else _Own(cluster, settings, webhook)
     await _renew(source, context)
-    runner = web.AppRunner(application(cluster), shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None)
+    runner = web.AppRunner(
+        application(cluster, settings.dns.nameservers), shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, port=webhook.port, ssl_context=context).start()
@@ -56,8 +59,8 @@ async def serve(cluster: Cluster, settings: Settings, webhook: Webhook) -> None:
         await runner.cleanup()
 
 
-def application(cluster: review.Access) -> web.Application:
-    """The server's two paths."""
+def application(cluster: review.Access, nameservers: Collection[str] = ()) -> web.Application:
+    """The server's two paths; `nameservers` are the cluster's."""
     telling: set[asyncio.Task[None]] = set()
 
     async def ready(_: web.Request) -> web.Response:
@@ -68,7 +71,7 @@ def application(cluster: review.Access) -> web.Application:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 body = await request.json()
-                answer = await review.review(body, cluster)
+                answer = await review.review(body, cluster, nameservers)
             event = review.event(body, answer, datetime.now(UTC))
             if event is not None:  # in the background: the answer should not wait for it
                 telling.add(task := asyncio.create_task(_tell(cluster, event)))

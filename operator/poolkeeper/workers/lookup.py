@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from poolkeeper.dns import Names
 from poolkeeper.kube.client import Cluster, ClusterError, Expired, Refused
 from poolkeeper.observed.refs import Key
 from poolkeeper.observed.upstream import Whereabouts
@@ -22,6 +22,7 @@ from poolkeeper.plan.addresses import Answers, Place, ServiceName
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
+from poolkeeper.upstream.resolver import Resolve, resolve
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +44,6 @@ _SLICE = "EndpointSlice"
 _SERVICE_LABEL = "kubernetes.io/service-name"
 
 NameT = TypeVar("NameT", bound=Hashable)
-Resolve = Callable[[str], frozenset[str]]
-"""Returns the addresses of a name; none if it has none or they are unknown. Blocks."""
-
-
-def resolve(name: str) -> frozenset[str]:
-    """Resolve a name by the resolver of the operator's pod."""
-    try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return frozenset()
-    return frozenset(str(item[4][0]) for item in found)
 
 
 @dataclass
@@ -80,7 +70,7 @@ class UpstreamWatch:
         self._resolve = resolver
         self._threads = ThreadPoolExecutor(LOOKUPS, "lookup")
         self._places: dict[Key, Place] = {}
-        self._names: dict[str, _Source] = {}
+        self._names: dict[Names, _Source] = {}
         self._services: dict[ServiceName, _Source] = {}
 
     def observe(self, key: Key, place: Place | None) -> None:
@@ -90,29 +80,29 @@ class UpstreamWatch:
             return
         if before is not None:
             del self._places[key]
-            _leave(self._names, before.lookup, key)
+            _leave(self._names, before.names, key)
             if before.service is not None:
                 _leave(self._services, before.service, key)
         if place is None:
             return
         self._places[key] = place
-        name = self._names.setdefault(place.lookup, _Source())
+        name = self._names.setdefault(place.names, _Source())
         name.users.add(key)
-        name.task = name.task or asyncio.create_task(self._look_up(place.lookup, name))
+        name.task = name.task or asyncio.create_task(self._look_up(place.names, name))
         if place.service is not None:
             service = self._services.setdefault(place.service, _Source())
             service.users.add(key)
             service.task = service.task or asyncio.create_task(self._follow(place.service, service))
         self._tell((key,))  # the answers may be known already, from other PooledDatabases
 
-    async def _look_up(self, name: str, source: _Source) -> None:
+    async def _look_up(self, names: Names, source: _Source) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            asked = loop.run_in_executor(self._threads, self._resolve, name)
+            asked = loop.run_in_executor(self._threads, self._resolve, names)
             _, late = await asyncio.wait({asked}, timeout=ANSWER_SECONDS)
             if late:  # the answer may take half a minute: PooledDatabases don't wait for it
                 self._take(source, frozenset())
-            self._take(source, await asked)
+            self._take(source, frozenset(await asked))
             await asyncio.sleep(max(LOOKUP_SECONDS, len(self._names) / LOOKUPS_PER_SECOND))
 
     async def _follow(self, service: ServiceName, source: _Source) -> None:
@@ -180,7 +170,7 @@ class UpstreamWatch:
         """Store what both sources found, once both have answered: that makes one status instead of two."""
         for key in tuple(keys):
             place = self._places[key]
-            name = self._names[place.lookup]
+            name = self._names[place.names]
             service = self._services[place.service] if place.service is not None else _NO_SERVICE
             if name.answered and service.answered:
                 found = Whereabouts(place.host, name.seen.addresses, service.seen.addresses)

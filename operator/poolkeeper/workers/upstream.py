@@ -16,8 +16,9 @@ from psycopg import sql
 from poolkeeper.budget.servers import Backend, Measured
 from poolkeeper.credentials.logins import Login
 from poolkeeper.data_path import wedges
+from poolkeeper.dns import Names
 from poolkeeper.observed.consoles import ConsoleAccess
-from poolkeeper.upstream import faults, libpq
+from poolkeeper.upstream import faults, libpq, resolver
 from poolkeeper.upstream.target import Target
 
 REACHABLE = "Reachable"
@@ -40,7 +41,7 @@ _REMEDIES = {
     faults.AUTHENTICATION_FAILED: "correct user name and password in the Secret, or the server's pg_hba.conf",
     faults.DATABASE_MISSING: "create the database, or correct its name in spec.upstream",
     faults.TLS_FAILED: "check spec.upstream.tls: its mode, its CA, and the name in the server's certificate",
-    faults.DNS_FAILED: "correct spec.upstream.host, or create the Service that it names",
+    faults.DNS_FAILED: "correct the host in spec.upstream or in its URL, or create the Service that it names",
     faults.CONNECTION_REFUSED: "start the server, or correct host and port in spec.upstream",
     faults.TIMEOUT: "check that the server is up and that no firewall or NetworkPolicy drops the packets",
     faults.TOO_MANY_CONNECTIONS: "raise max_connections of the server, or lower what its other clients use",
@@ -115,14 +116,18 @@ class Observation:
     server_version: int | None = None
 
 
-async def probe(target: Target, timeout: float) -> Observation:
-    """Log in to the upstream and run SELECT 1, in at most `timeout` seconds.
+async def probe(target: Target, timeout: float, names: Names | None = None) -> Observation:
+    """Log in to the upstream and run SELECT 1, in at most `timeout` seconds. `names` are those that the host
+    stands for; None: it is complete.
 
     A fault of the database or of the way to it never raises; no message contains the password.
     """
+    end = asyncio.get_running_loop().time() + timeout
     try:
+        place = await resolver.parameters(target.host, names, timeout)
+        left = end - asyncio.get_running_loop().time()
         with _authority(target) as authority:
-            version = await _log_in(timeout, **_parameters(target), **authority)
+            version = await _log_in(left, **_parameters(target), **place, **authority)
     except (TimeoutError, psycopg.Error, OSError, UnicodeError, ValueError) as error:
         return _not_logged_in(target, timeout, error)
     where = f"{target.host}:{target.port}"
@@ -206,17 +211,19 @@ class Meter:
 
 
 @contextlib.asynccontextmanager
-async def measuring(target: Target, timeout: float) -> AsyncIterator[Meter]:
-    """Log in to the upstream to measure it; `timeout` (seconds) bounds the login and each query. Raises
-    Unmeasured."""
+async def measuring(target: Target, timeout: float, names: Names | None = None) -> AsyncIterator[Meter]:
+    """Log in to the upstream to measure it; `timeout` (seconds) bounds the lookup of its host, the login and
+    each query. `names` as in probe(). Raises Unmeasured."""
     async with contextlib.AsyncExitStack() as stack:
         try:
+            place = await resolver.parameters(target.host, names, timeout)
             with _authority(target) as authority:
                 connection = await stack.enter_async_context(
                     libpq.connect(
                         timeout,
                         application_name="poolkeeper-budget",
                         **_parameters(target),
+                        **place,
                         **authority,
                     )
                 )
@@ -298,7 +305,6 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
 
 def _parameters(target: Target) -> dict[str, str]:
     return {
-        "host": target.host,
         "port": str(target.port),
         "dbname": target.database,
         "user": target.user,

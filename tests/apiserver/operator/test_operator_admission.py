@@ -213,6 +213,7 @@ def test_the_operators_own_namespace_is_left_alone(site: Site, lane: Lane, runni
     [
         (pod("orders"), ("'orders'", "spec.consumers", "poolkeeper.io/accept-from")),
         (pod(hostNetwork=True), ("hostNetwork", "take the label")),
+        (pod(dnsPolicy="Default"), ("dnsPolicy Default", "set dnsPolicy to ClusterFirst")),
         (
             pod(
                 containers=[
@@ -228,7 +229,7 @@ def test_the_operators_own_namespace_is_left_alone(site: Site, lane: Lane, runni
         (pod(annotations={names.DATABASES_ANNOTATION: "orders"}), ("lacks database", "list every database")),
         (pod(containers=[{"name": "keeper", "image": "example.com/web"}]), ("of its own", "another name")),
     ],
-    ids=["no such database", "hostNetwork", "port", "annotation", "name"],
+    ids=["no such database", "hostNetwork", "DNS", "port", "annotation", "name"],
 )
 def test_a_refusal_says_what_is_wrong_and_what_to_do(
     lane: Lane, running: Operator, body: Object, words: tuple[str, ...]

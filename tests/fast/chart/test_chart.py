@@ -12,6 +12,7 @@ import yaml
 
 import poolkeeper
 from poolkeeper import names, settings
+from poolkeeper.dns import Dns
 from tests.fast.helm_chart import (
     BOTH_MODES,
     CHART,
@@ -105,6 +106,7 @@ def test_two_releases_do_not_meet_in_cluster_scoped_names() -> None:
         ("namespaceSelectors=maybe", "namespaceSelectors"),
         ("namespaceSelectors=false", "watchNamespaces"),
         ("logLevel=verbose", "logLevel"),
+        ("clusterDomain=cluster.local.", "clusterDomain"),
         ("resources.limit.memory=1Gi", "limit"),
         ("tolerations[0].effects=NoSchedule", "effects"),
         ("affinity.pod=x", "pod"),
@@ -199,7 +201,7 @@ def test_the_values_reach_the_operator() -> None:
     )
     values = (
         "pooler.image=registry.example.com/pgbouncer:1.27.0,pooler.pullPolicy=Always,namespaceSelectors=false,"
-        "logLevel=DEBUG,webhook.enabled=false"
+        "logLevel=DEBUG,webhook.enabled=false,clusterDomain=k8s.example.com"
     )
     assert settings.from_environment(environment(render(*WATCHING, "--set", values))) == settings.Settings(
         namespace="metadata.namespace",
@@ -211,6 +213,7 @@ def test_the_values_reach_the_operator() -> None:
         keeper_image="registry.example.com/pgbouncer:1.27.0",
         keeper_image_pull_policy="Always",
         log_level="DEBUG",
+        dns=Dns("k8s.example.com"),
     )
     own = settings.from_environment(
         environment(render("--set", "keeper.image=registry.example.com/k:1,keeper.pullPolicy=Never"))

@@ -435,6 +435,62 @@ def test_a_static_pod_is_refused() -> None:
     assert "static pod" in refusal(pod(annotations={"kubernetes.io/config.mirror": "x"}))
 
 
+CLUSTERS_DNS = ("10.96.0.10", "fd00:10:96::a")
+
+
+def _servers(*addresses: str) -> dict[str, Any]:
+    return {"dnsPolicy": "None", "dnsConfig": {"nameservers": list(addresses)}}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"dnsPolicy": "Default"},
+        {"dnsPolicy": "Default", "dnsConfig": {"nameservers": ["10.96.0.10"]}},
+        {"dnsPolicy": "None"},
+        {"dnsPolicy": "None", "dnsConfig": {}},
+        {"dnsPolicy": "None", "dnsConfig": {"nameservers": None}},
+        _servers("8.8.8.8"),
+        _servers("8.8.8.8", "10.96.0.10"),
+        _servers("10.96.0.1"),
+        _servers("localhost"),
+    ],
+)
+def test_a_pod_whose_keeper_could_not_resolve_the_poolers_is_refused_f12(spec: dict[str, Any]) -> None:
+    with pytest.raises(Refusal) as caught:
+        inject(pod(**spec), TEMPLATES, CLUSTERS_DNS)
+    message = str(caught.value)
+    assert f"dnsPolicy {spec['dnsPolicy']}" in message
+    assert "set dnsPolicy to ClusterFirst" in message
+    assert f"take the label {DATABASE_LABEL} off" in message
+    made(pod(**{**spec, "dnsPolicy": "ClusterFirst"}))
+    if spec["dnsPolicy"] == "None":
+        assert "put the cluster's DNS first in dnsConfig.nameservers, such as 10.96.0.10" in message
+        inject(pod(**_servers("10.96.0.10")), TEMPLATES, CLUSTERS_DNS)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"dnsPolicy": "ClusterFirst"},
+        {"dnsPolicy": "ClusterFirstWithHostNet"},
+        {"dnsPolicy": ""},
+        {"dnsConfig": {"options": [{"name": "ndots", "value": "1"}], "nameservers": ["8.8.8.8"]}},
+        _servers("10.96.0.10"),
+        _servers("10.96.0.10", "8.8.8.8"),
+        _servers("fd00:10:96::a"),
+        _servers("169.254.20.10", "10.96.0.10"),
+        _servers("fe80::a"),
+    ],
+)
+def test_a_pod_that_asks_the_clusters_dns_gets_its_keeper(spec: dict[str, Any]) -> None:
+    assert injected(inject(pod(**spec), TEMPLATES, CLUSTERS_DNS).pod)
+
+
+def test_where_the_clusters_dns_is_unknown_the_refusal_names_no_address() -> None:
+    assert "dnsConfig.nameservers, or set" in refusal(pod(**_servers("10.96.0.10")))
+
+
 def test_a_taken_port_is_refused_with_the_annotation_that_sets_another() -> None:
     message = refusal(pod({"name": "web", "ports": [{"containerPort": 6432}, {"containerPort": 6433}]}))
     assert "'web' has port 6432" in message

@@ -58,7 +58,8 @@ def made(
 def test_the_ini_file_leads_from_loopback_to_the_pooler_service() -> None:
     main, session = entries.entry_name("shop", WEB), entries.session_entry_name("shop", WEB)
     to = (
-        f"host='shop-pooler.data.svc' port='6432' dbname='%s' user='{LOGIN.name}' password='consumers-password'"
+        f"host='shop-pooler.data.svc.cluster.local' port='6432' dbname='%s' user='{LOGIN.name}' "
+        "password='consumers-password'"
     )
     lines = made().files[INI].splitlines()
     assert lines[:5] == [

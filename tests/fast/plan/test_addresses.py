@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolkeeper.dns import Dns
 from poolkeeper.observed.poolers import Moved
 from poolkeeper.observed.upstream import Whereabouts
 from poolkeeper.plan.addresses import (
@@ -24,6 +25,7 @@ from poolkeeper.plan.plan import plan
 from tests.fast.worlds import KEY, NOW, SETTINGS, Simulation, body, ready_pod
 
 HOST = "pg.data.svc"
+DNS = Dns()
 
 
 def at(*addresses: str, endpoints: tuple[str, ...] = (), host: str = HOST) -> Whereabouts:
@@ -45,25 +47,18 @@ def upstream(cluster: Simulation) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("host", "lookup", "service"),
-    [
-        ("pg", "pg.data.svc", ("data", "pg")),
-        ("pg.backend", "pg.backend", ("backend", "pg")),
-        ("pg.backend.svc", "pg.backend.svc", ("backend", "pg")),
-        ("PG.backend.svc.cluster.local.", "PG.backend.svc.cluster.local.", ("backend", "pg")),
-        ("pg-0.pg.backend.svc", "pg-0.pg.backend.svc", None),
-        ("db.abc.eu-central-1.rds.amazonaws.com", "db.abc.eu-central-1.rds.amazonaws.com", None),
-        ("../secrets", "../secrets", None),
-        ("_pg.data", "_pg.data", None),
-    ],
+    ("host", "service"),
+    [("pg", ("data", "pg")), ("pg.backend.svc", ("backend", "pg")), ("db.example.com", None)],
 )
-def test_what_is_observed_of_a_host(host: str, lookup: str, service: tuple[str, str] | None) -> None:
-    assert place(host, "data") == Place(host, lookup, ServiceName(*service) if service else None)
+def test_what_is_observed_of_a_host(host: str, service: tuple[str, str] | None) -> None:
+    """tests/fast/test_dns.py has the names and Services of every kind of host."""
+    expected = Place(host, DNS.names(host, "data"), ServiceName(*service) if service else None)
+    assert place(host, "data", DNS) == expected
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3", "::1", "fd00::7"])
 def test_an_ip_address_cannot_move(host: str) -> None:
-    assert place(host, "data") is None
+    assert place(host, "data", DNS) is None
 
 
 def test_the_host_in_use_is_observed_and_not_one_that_is_not_proved() -> None:
@@ -299,7 +294,7 @@ def test_with_an_invalid_spec_the_poolers_follow_all_the_same() -> None:
     cluster = broken(settled(at("10.9.0.1")))
     cluster.settle()
     assert cluster.condition("SpecValid")["status"] == "False"
-    assert cluster.plan().observe == place(HOST, KEY.namespace)
+    assert cluster.plan().observe == place(HOST, KEY.namespace, DNS)
     cluster.log.clear()
     cluster.whereabouts = at("10.9.0.2")
     cluster.settle()

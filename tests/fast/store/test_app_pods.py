@@ -92,6 +92,21 @@ def test_a_pod_with_a_keeper_is_seen_with_its_port_image_and_state() -> None:
     assert (pod.ip, pod.lacks, pod.terminating) == ("10.1.0.7", (), False)
 
 
+def test_a_keeper_that_was_injected_although_it_resolves_nothing_is_seen_f12() -> None:
+    made = with_keepers(asking())
+    for changes, resolves in (
+        ({}, True),
+        ({"dnsPolicy": "ClusterFirst"}, True),
+        ({"dnsPolicy": "Default"}, False),
+    ):
+        pod = reading.app_pod({**made, "spec": {**made["spec"], **changes}})
+        assert pod is not None
+        assert (pod.obstacle == "") == resolves
+    pod = reading.app_pod({**asking(), "spec": {"containers": [], "dnsPolicy": "Default"}})
+    assert pod is not None
+    assert pod.obstacle == "", "it has no keeper"
+
+
 def test_each_of_several_keepers_has_a_generation_of_its_own() -> None:
     """They may belong to different PooledDatabases, each of which tells its own what to show."""
     made = with_keepers(asking(databases="database,reports"))

@@ -277,6 +277,13 @@ def test_an_encoded_line_end_in_any_part_is_refused(code: str, part: str) -> Non
         ("postgres://u:pw@2001:db8::1/db", "an IPv6 address goes in brackets"),
         ("postgres://u:pw@[::1/db", "IPv6 address is not closed"),
         ("postgres://u:pw@h%20x/db", "write the name or address alone"),
+        ("postgres://u:pw@h1%2Ch2/db", "write the name or address alone"),
+        ("postgres://u:pw@[::1],[::2]/db", "several hosts"),
+        ("postgres://u:pw@[fe80::1%25eth0]/db", "write the name or address alone"),
+        ("postgres://u:pw@[1:2:3]/db", "an IPv6 address with two to seven colons"),
+        ("postgres://u:pw@127.1/db", "an IPv4 address as four numbers"),
+        ("postgres://u:pw@0x7f000001/db", "an IPv4 address as four numbers"),
+        ("postgres://u:pw@pg..data/db", "correct the name"),
         ("postgres://u:pw@%2Fvar%2Frun/db", "write the name or address alone"),
         ("postgres://u:p#w@h/db", "write one in a password as %23"),
         ("postgres://u:p/w@h/db", "%2F"),
@@ -318,6 +325,15 @@ def test_no_refusal_shows_a_part_of_the_url(secret: str, noise: str) -> None:
     # The parameter at the end is never supported, so that there always is a refusal.
     refusal = refused(f"postgres://u:{password}{noise}@{noise}h/{secret}?x{secret}=".encode(errors="replace"))
     assert password not in refusal.message
+
+
+def test_a_final_dot_goes_with_every_mode_that_checks_no_name_f1() -> None:
+    for mode in ("disable", "require", "verify-ca"):
+        target = by_url(f"postgres://u:pw@pg.data.svc.cluster.local./db?sslmode={mode}", WITH_CA)
+        assert (target.host, target.sslmode) == ("pg.data.svc.cluster.local.", mode)
+    with pytest.raises(TargetError, match="leave the dot out") as refusal:
+        by_url("postgres://u:pw@pg.data.svc.cluster.local./db?sslmode=verify-full", WITH_CA)
+    assert refusal.value.reason == "InvalidValue"
 
 
 def test_the_mode_in_the_spec_wins_over_the_url() -> None:

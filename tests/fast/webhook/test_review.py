@@ -212,6 +212,15 @@ async def test_the_server_answers_a_review() -> None:
     assert [keeper.port for keeper in injected(patched(pod(), response))] == [6432]
 
 
+async def test_the_server_refuses_a_pod_with_a_dns_that_is_not_the_clusters() -> None:
+    other = pod(dnsPolicy="None", dnsConfig={"nameservers": ["10.96.0.10"]})
+    for nameservers, allowed in ((("10.96.0.10",), True), (("10.96.0.11",), False), ((), False)):
+        application = server.application(Secrets(secret()), nameservers)
+        async with TestClient(TestServer(application)) as client:
+            response = await client.post(server.PATH, json=asked(other))
+            assert json.loads(await response.text())["response"]["allowed"] is allowed
+
+
 async def test_the_failure_policy_decides_where_the_api_server_does_not_answer() -> None:
     status, text = await posted(Broken(), asked(pod()))
     assert status == 503

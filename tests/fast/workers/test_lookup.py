@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poolkeeper.dns import Dns, Names
 from poolkeeper.kube.client import Expired, Refused, Retry
 from poolkeeper.observed.refs import Key
 from poolkeeper.observed.upstream import Whereabouts
@@ -22,6 +23,7 @@ from poolkeeper.workers.lookup import UpstreamWatch, ready
 
 KEY, OTHER = Key("data", "shop"), Key("data", "books")
 HOST = "pg.data.svc"
+DNS = Dns()
 
 
 def endpoint_slice(name: str, *addresses: str, ready: bool | None = True, **changes: Any) -> dict[str, Any]:
@@ -94,9 +96,10 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     store, queue, names = Store(settings), Queue(work, 1), {HOST: {"10.96.0.1"}}
     looked_up: list[str] = []
 
-    def resolver(name: str) -> frozenset[str]:
-        looked_up.append(name)
-        return frozenset(names.get(name, ()))
+    def resolver(host: Names) -> tuple[str, ...]:
+        written = next(iter(host.tried)).removesuffix(".data.svc.cluster.local.")
+        looked_up.append(written)
+        return tuple(names.get(written, ()))
 
     cluster = FakeCluster()
     watch = UpstreamWatch(cluster, store, queue, settings, resolver)  # type: ignore[arg-type]
@@ -107,7 +110,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
 
 async def test_both_sources_reach_the_store_and_changes_of_them(scene: Scene) -> None:
     scene.cluster.listed = [endpoint_slice("a", "10.1.0.1"), endpoint_slice("b", "10.1.0.9", ready=False)]
-    scene.watch.observe(KEY, place(HOST, "data"))
+    scene.watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1", "10.1.0.1")
     assert not scene.queue.idle
     assert scene.cluster.asked == [("EndpointSlice", "data", "kubernetes.io/service-name=pg")]
@@ -123,7 +126,7 @@ async def test_both_sources_reach_the_store_and_changes_of_them(scene: Scene) ->
 
 async def test_no_endpoint_and_no_address_leave_what_is_known(scene: Scene) -> None:
     scene.cluster.listed = [endpoint_slice("a", "10.1.0.1")]
-    scene.watch.observe(KEY, place(HOST, "data"))
+    scene.watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1", "10.1.0.1")
     scene.names.clear()
     scene.cluster.events.put_nowait(("MODIFIED", endpoint_slice("a", "10.1.0.1", ready=False)))
@@ -133,9 +136,9 @@ async def test_no_endpoint_and_no_address_leave_what_is_known(scene: Scene) -> N
 
 
 async def test_one_look_up_and_one_watch_serve_everybody_and_end_with_the_last(scene: Scene) -> None:
-    scene.watch.observe(KEY, place(HOST, "data"))
+    scene.watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1")
-    scene.watch.observe(OTHER, place(HOST, "data"))
+    scene.watch.observe(OTHER, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1", key=OTHER)
     assert len(scene.cluster.asked) == 1
     scene.watch.observe(KEY, None)
@@ -155,9 +158,9 @@ async def test_a_resolver_that_is_silent_holds_up_nothing(
     monkeypatch.setattr(lookup, "ANSWER_SECONDS", 0.05)
     answered = threading.Event()
 
-    def silent(_: str) -> frozenset[str]:
+    def silent(_: Names) -> tuple[str, ...]:
         answered.wait(10)
-        return frozenset({"10.96.0.4"})
+        return ("10.96.0.4",)
 
     scene.cluster.listed = [endpoint_slice("a", "10.1.0.1")]
     watch = UpstreamWatch(
@@ -167,7 +170,7 @@ async def test_a_resolver_that_is_silent_holds_up_nothing(
         Settings(namespace="poolkeeper", identity="test"),
         silent,
     )
-    watch.observe(KEY, place(HOST, "data"))
+    watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("", "10.1.0.1")
     answered.set()
     await scene.comes_to("10.96.0.4", "10.1.0.1")
@@ -176,9 +179,9 @@ async def test_a_resolver_that_is_silent_holds_up_nothing(
 
 async def test_another_host_takes_the_place_of_the_one_before(scene: Scene) -> None:
     scene.names["db.example.com"] = {"192.0.2.7"}
-    scene.watch.observe(KEY, place(HOST, "data"))
+    scene.watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1")
-    scene.watch.observe(KEY, place("db.example.com", "data"))
+    scene.watch.observe(KEY, place("db.example.com", "data", DNS))
     await scene.comes_to("192.0.2.7", host="db.example.com")
 
 
@@ -186,7 +189,7 @@ async def test_endpoints_that_may_not_be_read_are_asked_for_once_and_names_serve
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene.cluster.refusal = Refused("Forbidden", "endpointslices is forbidden")
-    scene.watch.observe(KEY, place(HOST, "data"))
+    scene.watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1")
     await asyncio.sleep(0.1)
     assert len(scene.cluster.asked) == 1
@@ -195,8 +198,8 @@ async def test_endpoints_that_may_not_be_read_are_asked_for_once_and_names_serve
 
 async def test_namespaces_that_are_not_watched_are_not_asked_about(scene: Scene) -> None:
     settings = Settings(namespace="poolkeeper", identity="test", watch_namespaces=("data",))
-    watch = UpstreamWatch(scene.cluster, scene.store, scene.queue, settings, lambda _: frozenset({"10.96.0.3"}))  # type: ignore[arg-type]
-    watch.observe(KEY, place("pg.backend.svc", "data"))
+    watch = UpstreamWatch(scene.cluster, scene.store, scene.queue, settings, lambda _: ("10.96.0.3",))  # type: ignore[arg-type]
+    watch.observe(KEY, place("pg.backend.svc", "data", DNS))
     await scene.comes_to("10.96.0.3", host="pg.backend.svc")
     watch.observe(KEY, None)
     assert scene.cluster.asked == []
@@ -205,7 +208,7 @@ async def test_namespaces_that_are_not_watched_are_not_asked_about(scene: Scene)
 @pytest.mark.parametrize("fault", [Expired("Expired", "too old"), Retry("gone"), KeyError("resourceVersion")])
 async def test_after_a_fault_everything_is_listed_anew(scene: Scene, fault: Exception) -> None:
     scene.cluster.listed = [endpoint_slice("a", "10.1.0.1")]
-    scene.watch.observe(KEY, place(HOST, "data"))
+    scene.watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1", "10.1.0.1")
     scene.cluster.listed = [endpoint_slice("b", "10.1.0.2")]
     scene.cluster.events.put_nowait(fault)
@@ -214,7 +217,7 @@ async def test_after_a_fault_everything_is_listed_anew(scene: Scene, fault: Exce
 
 async def test_a_watch_that_ends_goes_on_without_a_list(scene: Scene) -> None:
     scene.cluster.listed = [endpoint_slice("a", "10.1.0.1")]
-    scene.watch.observe(KEY, place(HOST, "data"))
+    scene.watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("10.96.0.1", "10.1.0.1")
     scene.cluster.events.put_nowait(None)
     scene.cluster.events.put_nowait(("MODIFIED", endpoint_slice("a", "10.1.0.2")))
@@ -227,8 +230,3 @@ def test_ready_endpoints_are_those_that_get_new_connections() -> None:
     assert ready(endpoint_slice("a", "10.1.0.1", ready=False)) == frozenset()
     assert ready(endpoint_slice("a", "db.example.com", addressType="FQDN")) == frozenset()
     assert ready({**endpoint_slice("a"), "endpoints": None}) == frozenset()
-
-
-def test_a_name_that_makes_no_sense_to_the_resolver_is_unknown() -> None:
-    assert lookup.resolve("a..b") == frozenset()
-    assert lookup.resolve("127.0.0.1") == {"127.0.0.1"}

@@ -60,10 +60,24 @@ def _faults(
             )
         return
     yield restarts(wanted, world).report
+    yield _unresolving(keepers)
     yield _behind(wanted, world, keepers)
     yield _lacking(wanted, pods)
     yield _outdated(wanted, keepers)
     yield _another_auth(wanted, keepers)
+
+
+def _unresolving(keepers: Sequence[Running]) -> Fault | None:
+    """Keepers that can't resolve the poolers' name, in pods from before such pods were refused."""
+    found = [pod for pod, _, _ in keepers if pod.obstacle]
+    if not found:
+        return None
+    pod = found[0]
+    return (
+        "NotResolving",
+        f"{len(found)} of {len(keepers)} keepers do not find the poolers; pod {pod.namespace}/{pod.name} "
+        f"{pod.obstacle}",
+    )
 
 
 def _behind(wanted: Wanted, world: World, keepers: Sequence[Running]) -> Fault | None:

@@ -111,7 +111,8 @@ class Budgets:
         """Identify a PooledDatabase's server once. Raises Unmeasured."""
         self._doubted.discard(key)
         self._tried[key] = asyncio.get_running_loop().time()
-        async with upstream.measuring(self._orders[key].target, MEASURE_SECONDS) as meter:
+        order = self._orders[key]
+        async with upstream.measuring(order.target, MEASURE_SECONDS, order.names) as meter:
             self._met(key, *await meter.identify())
 
     def _met(self, key: Key, system: str, instance: str) -> None:

@@ -27,8 +27,12 @@ Met = Callable[[Key, str, str], None]
 
 
 def given(order: BudgetRequest) -> str:
-    """Name of a server that can't be measured, but whose PooledDatabase specifies how much it may take."""
-    return f"{GIVEN}{order.target.host}:{order.target.port}"
+    """Name of a server that can't be measured, but whose PooledDatabase specifies how much it may take. A bare
+    host is another server in each namespace."""
+    host = order.target.host
+    if "." not in host and order.names is not None and order.names.tried:
+        host = order.names.tried[0].rstrip(".")
+    return f"{GIVEN}{host}:{order.target.port}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ class Meters:
     async def _open(self, key: Key, system: str, order: BudgetRequest, met: Met) -> Measured:
         stack = contextlib.AsyncExitStack()
         try:
-            meter = await stack.enter_async_context(upstream.measuring(order.target, MEASURE_SECONDS))
+            meter = await stack.enter_async_context(
+                upstream.measuring(order.target, MEASURE_SECONDS, order.names)
+            )
             where = await meter.identify()
             met(key, *where)
             if where[0] != system:

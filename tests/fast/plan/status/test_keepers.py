@@ -76,6 +76,16 @@ def test_a_keeper_that_was_not_looked_at_is_brought_to_the_configuration(cluster
     )
 
 
+def test_a_keeper_that_resolves_nothing_is_not_current_whatever_it_shows_f12(cluster: Simulation) -> None:
+    cluster.app_pods = (app(1), app(2, obstacle="has dnsPolicy Default; set it to ClusterFirst"))
+    cluster.settle()
+    found = current(cluster)
+    assert (found["status"], found["reason"]) == ("False", "NotResolving")
+    assert found["message"] == (
+        "1 of 2 keepers do not find the poolers; pod web/app-2 has dnsPolicy Default; set it to ClusterFirst"
+    )
+
+
 def test_a_keeper_that_was_annotated_before_is_not_annotated_again(cluster: Simulation) -> None:
     cluster.app_pods = (app(1),)
     config = cluster.plan().keepers[0].configuration

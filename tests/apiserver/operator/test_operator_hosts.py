@@ -1,0 +1,54 @@
+"""A bare host under a running operator, where a Service of that name is in the operator's namespace, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE
+from tests.apiserver.operator.site import PASSWORD, Lane, Site, eventually
+from tests.pgbouncer.names import Names, of_pod, serving
+from tests.pgbouncer.processes import Postgres, postgres
+
+DOMAIN = "k8s.example.com"
+OPERATORS = "127.0.0.66"
+"""The address of the operator's own Service, where no server listens."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with postgres(tmp_path_factory.mktemp("postgres")) as made:
+        made.create_role("o", PASSWORD)
+        made.create_database("shop")
+        yield made
+
+
+@pytest.fixture
+def dns() -> Iterator[Names]:
+    with serving() as made:
+        yield made
+
+
+def test_the_operator_logs_in_at_the_service_of_the_pooleddatabases_namespace_f1_f6(
+    site: Site, lane: Lane, server: Postgres, dns: Names, tmp_path: Path
+) -> None:
+    dns.addresses |= {
+        f"pg.{lane.data}.svc.{DOMAIN}": (server.host,),
+        f"pg.{OPERATOR_NAMESPACE}.svc.{DOMAIN}": (OPERATORS,),
+    }
+    (tmp_path / "resolv.conf").write_text(of_pod(OPERATOR_NAMESPACE, DOMAIN))
+    bind = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", bind, str(tmp_path / "resolv.conf"))
+    site.operator(lane.namespaces, fresh=True, prefix=prefix).start()
+    lane.apply(
+        upstream={**lane.spec()["upstream"], "host": "pg", "port": server.port},
+        consumers=[{"namespace": lane.web}],
+    )
+    assert "logged in at pg:" in lane.expect("UpstreamReachable", "True", "Reachable")
+    eventually(lambda: lane.resource()["status"].get("upstream", {}).get("addresses") == [server.host], 10)
+    eventually(lambda: lane.secret(lane.web, "database"), 20)
+    values = lane.secret(lane.web, "database") or {}
+    assert values["PGHOST"] == f"shop-pooler.{lane.data}.svc.{DOMAIN}"
+    assert f"@{values['PGHOST']}:6432/" in values["DATABASE_URL"]
