@@ -121,7 +121,7 @@ def _fields(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema]]:
 
 def _type(field: Schema) -> str:
     if "enum" in field:
-        return "one of " + ", ".join(f"`{choice}`" for choice in field["enum"])
+        return "one of " + ", ".join(f"`{choice}`" for choice in field["enum"] if choice)
     if "additionalProperties" in field:
         values = field["additionalProperties"]
         return f"map to {'whole number or text' if values.get('x-kubernetes-int-or-string') else _type(values)}"

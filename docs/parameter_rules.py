@@ -57,7 +57,8 @@ def version_rules() -> Iterator[Rule]:
         refusal = "; ".join(lacking(parameters[0]))
         here = f"{names}.filter(k, k in self.parameters)[0]"
         yield {
-            "rule": f"has(self.image) || !has(self.parameters) || !{names}.exists(k, k in self.parameters)",
+            "rule": f"self.?image.orValue('') != '' || !has(self.parameters)"
+            f" || !{names}.exists(k, k in self.parameters)",
             "messageExpression": _about(here, refusal),
             "message": f"{FIELD} has a setting that {refusal}",
         }

@@ -28,7 +28,7 @@ MINIMAL: Spec = {
     "upstream": {"host": "pg.data.svc", "database": "shop", "credentialsSecretRef": {"name": "shop-owner"}}
 }
 
-# Between them these two use every field of the spec.
+# Between them BY_HOST, BY_URL and BY_SECRET use every field of the spec.
 BY_HOST: Spec = {
     "upstream": {
         "host": "pg.data.svc",
@@ -56,6 +56,7 @@ BY_HOST: Spec = {
         "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": 1, "memory": "64Mi"}},
         "podLabels": {"team": "shop"},
         "podAnnotations": {"example.com/owner": "Shop team <shop@example.com>"},
+        "serviceAnnotations": {"service.kubernetes.io/topology-mode": "Auto"},
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "tolerations": [
             {
@@ -104,6 +105,39 @@ BY_URL: Spec = {
         }
     ],
 }
+BY_SECRET: Spec = {
+    "upstream": {
+        "credentialsSecretRef": {
+            "name": "shop-db",
+            "hostKey": "host",
+            "portKey": "port",
+            "databaseKey": "dbname",
+        }
+    }
+}
+
+EMPTY = (
+    ("upstream.host", BY_URL),
+    ("upstream.database", BY_URL),
+    ("upstream.host", BY_SECRET),
+    ("upstream.database", BY_SECRET),
+    ("upstream.credentialsSecretRef.usernameKey", MINIMAL),
+    ("upstream.credentialsSecretRef.passwordKey", MINIMAL),
+    ("upstream.credentialsSecretRef.hostKey", MINIMAL),
+    ("upstream.credentialsSecretRef.portKey", MINIMAL),
+    ("upstream.credentialsSecretRef.databaseKey", MINIMAL),
+    ("upstream.uriSecretRef.key", BY_URL),
+    ("upstream.tls.mode", MINIMAL),
+    ("upstream.tls.caSecretRef.key", BY_HOST),
+    ("pooler.mode", MINIMAL),
+    ("pooler.isolation", MINIMAL),
+    ("pooler.image", MINIMAL),
+    ("pooler.priorityClassName", MINIMAL),
+    ("keeper.image", MINIMAL),
+    ("keeper.auth", MINIMAL),
+    ("keeper.rollout", MINIMAL),
+)
+"""Every optional text field, with a spec that takes it: templates write "" for a value that is not set."""
 
 Path = tuple[str | int, ...]
 
@@ -319,6 +353,29 @@ UPSTREAMS = (
             "pg%",
         )
     ),
+    *(
+        Bad(
+            f"{key} beside what it is for",
+            changed(f"upstream.credentialsSecretRef.{key}", "x", changed("upstream.port", 5432)),
+            ("spec.upstream.credentialsSecretRef", key, "says itself", "remove one of the two"),
+        )
+        for key in ("hostKey", "portKey", "databaseKey")
+    ),
+    Bad(
+        "hostKey that is no key",
+        changed("upstream.credentialsSecretRef.hostKey", "a/b", BY_SECRET),
+        ("spec.upstream.credentialsSecretRef.hostKey", "not a key of a Secret"),
+    ),
+    Bad(
+        "an empty host and no key for it",
+        changed("upstream.host", ""),
+        ("spec.upstream.host", "is missing", "set it"),
+    ),
+    Bad(
+        "an empty image and a parameter that the operator's own lacks",
+        changed("pooler", {"image": "", "parameters": {"transaction_timeout": 5}}),
+        ("spec.pooler.parameters.transaction_timeout", "set spec.pooler.image"),
+    ),
     Bad("port 0", changed("upstream.port", 0), ("spec.upstream.port", "1")),
     Bad("port 65536", changed("upstream.port", 65536), ("spec.upstream.port", "65535")),
 )
@@ -487,6 +544,11 @@ POOLERS = (
         "operator's annotation",
         changed("pooler.podAnnotations", {"poolkeeper.io/config": "x"}),
         ("spec.pooler.podAnnotations", "belongs to the operator", "use a key with a prefix of your own"),
+    ),
+    Bad(
+        "operator's own annotation of the Service",
+        changed("pooler.serviceAnnotations", {"poolkeeper.io/config": "x"}),
+        ("spec.pooler.serviceAnnotations", "belongs to the operator", "use a key with a prefix of your own"),
     ),
     Bad(
         "toleration without a key",

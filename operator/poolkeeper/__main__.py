@@ -15,6 +15,7 @@ from poolkeeper import names, settings
 from poolkeeper.kube.client import Cluster, ClusterError, Conflict, connect
 from poolkeeper.kube.leader import Election, LostLease
 from poolkeeper.observed.refs import Key
+from poolkeeper.printable import LogFormatter
 from poolkeeper.queue import Queue
 from poolkeeper.reconcile import Reconciler
 from poolkeeper.store.store import Store
@@ -35,9 +36,9 @@ def main() -> None:
         own = settings.from_environment(os.environ, _resolv_conf())
     except settings.SettingsError as error:
         sys.exit(f"poolkeeper: {error}")
-    logging.basicConfig(
-        level=own.log_level, format="%(asctime)s %(levelname)-7s %(name)s %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)-7s %(name)s %(message)s"))
+    logging.basicConfig(level=own.log_level, handlers=[handler])
     for noisy in ("kopf", "aiohttp.access"):  # the second logs every health probe
         logging.getLogger(noisy).setLevel(logging.WARNING)
     log.info("names of the cluster's Services end with .svc.%s", own.dns.domain)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,11 +19,15 @@ class SettingsError(Exception):
 class Webhook:
     """The admission webhook for app pods. `name` is the name of the Service in the operator's namespace,
     through which the API server calls, and of the MutatingWebhookConfiguration. `certificate_directory` holds
-    tls.crt and tls.key if they are provided from outside; without it the operator makes its own certificate."""
+    tls.crt and tls.key if they are provided from outside; without it the operator makes its own certificate.
+    With `client_authority` (PEM) only a client that shows a certificate of it with the common name
+    `client_name` gets an answer: the API server."""
 
     name: str
     port: int = 9443
     certificate_directory: str = ""
+    client_authority: str = ""
+    client_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,12 @@ class Settings:
     pooler_image_pull_policy: str = "IfNotPresent"
     keeper_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.3"
     keeper_image_pull_policy: str = "IfNotPresent"
+    keeper_allowed_images: tuple[str, ...] = ()
+    """Images that a PooledDatabase may choose for keepers in other namespaces; a `*` at the end stands for any
+    end."""
+    keeper_max_cpu: str = "1"
+    keeper_max_memory: str = "256Mi"
+    """The most that it may choose of these for keepers in other namespaces, as Kubernetes' quantities."""
     log_level: str = "INFO"
     health_port: int = 8080
     webhook: Webhook | None = None
@@ -81,15 +93,28 @@ def from_environment(environment: Mapping[str, str], resolv_conf: str = "") -> S
             f"as {dns.DOMAIN}: at most {dns.LONGEST_DOMAIN} lower-case letters, digits, '-' and '.', without a "
             "final dot"
         )
+
+    def amount(name: str, default: str) -> str:
+        value = text(name, default)
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|k|[KMGT]i?)?", value):
+            raise SettingsError(f"POOLKEEPER_{name} is {value!r}; set it to an amount such as 500m or 256Mi")
+        return value
+
+    def listed(name: str) -> tuple[str, ...]:
+        items = environment.get(f"POOLKEEPER_{name}", "").split(",")
+        return tuple(sorted({item.strip() for item in items if item.strip()}))
+
     webhook = environment.get("POOLKEEPER_WEBHOOK", "").strip()
     certificates = environment.get("POOLKEEPER_WEBHOOK_CERTIFICATES", "").strip()
     webhook_port = port("WEBHOOK_PORT", "9443")
-    watched = environment.get("POOLKEEPER_WATCH_NAMESPACES", "")
+    client_authority, client_name = text("WEBHOOK_CLIENT_CA", ""), text("WEBHOOK_CLIENT_NAME", "")
+    if client_authority:
+        _check_client(client_authority, client_name)
     return Settings(
         namespace=text("NAMESPACE"),
         identity=text("POD"),
         lease=text("LEASE", "poolkeeper"),
-        watch_namespaces=tuple(sorted({item.strip() for item in watched.split(",") if item.strip()})),
+        watch_namespaces=listed("WATCH_NAMESPACES"),
         reads_namespaces=boolean("NAMESPACE_SELECTORS", "true"),
         pooler_image=text("POOLER_IMAGE", Settings.pooler_image),
         pooler_image_pull_policy=text("POOLER_IMAGE_PULL_POLICY", "IfNotPresent"),
@@ -97,8 +122,28 @@ def from_environment(environment: Mapping[str, str], resolv_conf: str = "") -> S
         keeper_image_pull_policy=text(
             "KEEPER_IMAGE_PULL_POLICY", text("POOLER_IMAGE_PULL_POLICY", "IfNotPresent")
         ),
+        keeper_allowed_images=listed("KEEPER_ALLOWED_IMAGES"),
+        keeper_max_cpu=amount("KEEPER_MAX_CPU", Settings.keeper_max_cpu),
+        keeper_max_memory=amount("KEEPER_MAX_MEMORY", Settings.keeper_max_memory),
         log_level=text("LOG_LEVEL", "INFO").upper(),
         health_port=port("HEALTH_PORT", "8080"),
-        webhook=Webhook(webhook, webhook_port, certificates) if webhook else None,
+        webhook=Webhook(webhook, webhook_port, certificates, client_authority, client_name)
+        if webhook
+        else None,
         dns=dns.read(resolv_conf, text("NAMESPACE"), domain),
     )
+
+
+def _check_client(authority: str, name: str) -> None:
+    if not name:
+        raise SettingsError(
+            "POOLKEEPER_WEBHOOK_CLIENT_NAME is not set; set it to the common name of the API server's client "
+            "certificate, since an authority may sign those of other clients too"
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=authority)
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingsError(
+            f"POOLKEEPER_WEBHOOK_CLIENT_CA holds no certificate ({error}); set it to the authority of the API "
+            "server's client certificate, as PEM"
+        ) from None

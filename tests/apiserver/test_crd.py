@@ -15,7 +15,18 @@ from poolkeeper.spec.parameters import OWNED_REMEDIES, PARAMETERS, Parameter, va
 from poolkeeper.spec.parse import parse
 from tests import specs
 from tests.apiserver.client import Api, Refused
-from tests.specs import BY_HOST, BY_URL, CONTROL_CHARACTERS, MINIMAL, Bad, body, changed, consumers, parameter
+from tests.specs import (
+    BY_HOST,
+    BY_SECRET,
+    BY_URL,
+    CONTROL_CHARACTERS,
+    MINIMAL,
+    Bad,
+    body,
+    changed,
+    consumers,
+    parameter,
+)
 
 CRD: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "crds" / "pooleddatabases.yaml").read_text())
 
@@ -52,7 +63,7 @@ def rows(bad: tuple[Bad, ...]) -> pytest.MarkDecorator:
 
 @pytest.mark.parametrize("character", CONTROL_CHARACTERS.values(), ids=list(CONTROL_CHARACTERS))
 def test_line_feed_cr_nul_and_u2028_in_any_value_are_refused_at_admission(api: Api, character: str) -> None:
-    for spec in (BY_HOST, BY_URL):
+    for spec in (BY_HOST, BY_URL, BY_SECRET):
         for path in specs.texts(spec):
             if path[:2] == ("pooler", "affinity"):
                 continue  # free-form in the schema; parse() looks inside
@@ -63,14 +74,14 @@ def test_line_feed_cr_nul_and_u2028_in_any_value_are_refused_at_admission(api: A
 
 def test_the_specs_of_these_tests_use_every_text_of_the_schema() -> None:
     schema = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    used = {_shape(path) for spec in (BY_HOST, BY_URL) for path in specs.texts(spec)}
+    used = {_shape(path) for spec in (BY_HOST, BY_URL, BY_SECRET) for path in specs.texts(spec)}
     refused_anyway = {path for path in _texts_of(schema) if path.endswith("Ref.namespace")}
     assert set(_texts_of(schema)) - refused_anyway - used == set()
 
 
 def _shape(path: specs.Path) -> str:
     free = {"parameters", "startupParameters", "requests", "limits", "podLabels", "podAnnotations"}
-    free |= {"nodeSelector", "matchLabels"}
+    free |= {"serviceAnnotations", "nodeSelector", "matchLabels"}
     steps = ["[]" if isinstance(step, int) else step for step in path]
     return ".".join("*" if before in free else step for before, step in zip(["", *steps], steps, strict=False))
 
@@ -214,6 +225,7 @@ def test_both_ends_of_every_range_are_accepted_and_what_lies_beyond_is_refused(
         MINIMAL,
         BY_HOST,
         BY_URL,
+        BY_SECRET,
         changed("upstream.host", "2001:db8::1"),
         changed("upstream.host", "db_1.internal."),
         changed("upstream.tls.mode", "disable"),
@@ -236,6 +248,12 @@ def test_both_ends_of_every_range_are_accepted_and_what_lies_beyond_is_refused(
 def test_what_the_api_server_accepts_the_operator_reads(api: Api, spec: specs.Spec) -> None:
     stored = admitted(api, spec)
     assert parse(stored).name == "shop"
+
+
+def test_an_empty_text_is_accepted_in_every_optional_field(api: Api) -> None:
+    for field, base in specs.EMPTY:
+        parse(admitted(api, changed(field, "", base)))
+    parse(admitted(api, consumers({"namespace": "web", "secretName": ""})))
 
 
 def test_defaults_are_filled_in_where_nothing_is_written(api: Api) -> None:
@@ -381,6 +399,28 @@ def test_kubectl_get_shows_the_columns_and_knows_the_category(api: Api, namespac
     header, line = kubectl(api, "get", "pooled", "-n", namespace).splitlines()
     assert header.split() == ["NAME", "READY", "MODE", "PODS", "CONSUMERS", "BUDGET", "REASON", "AGE"]
     assert line.split()[:7] == ["shop", "False", "transaction", "1", "3", "38/40", "UpstreamUnreachable"]
+
+
+def test_kubectl_get_wide_shows_which_part_it_is_and_what_to_do(api: Api, namespace: str) -> None:
+    api.create(collection(namespace), shop_resource())
+    reasons = {
+        "Ready": "UpstreamUnreachable",
+        "UpstreamReachable": "DnsFailed",
+        "KeepersCurrent": "NoKeepers",
+        "PoolerImage": "KnownFault",
+    }
+    conditions = [
+        {"type": kind, "status": "False", "reason": reason, "message": f"{kind}: do this"}
+        | {"lastTransitionTime": "2026-01-01T00:00:00Z"}
+        for kind, reason in reasons.items()
+    ]
+    status = {"conditions": conditions, "endpoints": {"host": "shop-pooler.data.svc"}}
+    api.merge(f"{collection(namespace)}/shop/status", {"status": status})
+    header, line = kubectl(api, "get", "pooled", "-n", namespace, "-o", "wide").splitlines()
+    assert header.split()[7:] == ["UPSTREAM", "KEEPERS", "IMAGE", "ENDPOINT", "AGE", "MESSAGE"]
+    for shown in ("DnsFailed", "NoKeepers", "KnownFault", "shop-pooler.data.svc"):
+        assert shown in line.split()
+    assert line.endswith("Ready: do this")
 
 
 def test_service_binding_tools_recognise_the_resource(api: Api) -> None:

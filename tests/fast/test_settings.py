@@ -2,9 +2,11 @@
 
 import pytest
 
+from poolkeeper.credentials import certificates, mint
 from poolkeeper.dns import Dns
 from poolkeeper.settings import Settings, SettingsError, Webhook, from_environment
 
+AUTHORITY = certificates.authority("api", mint.authority_key()).certificate
 MINIMAL = {"POOLKEEPER_NAMESPACE": "poolkeeper", "POOLKEEPER_POD": "poolkeeper-abc"}
 
 
@@ -25,9 +27,14 @@ def test_every_variable_is_read() -> None:
             "POOLKEEPER_POOLER_IMAGE_PULL_POLICY": "Always",
             "POOLKEEPER_KEEPER_IMAGE": "example.com/keeper:1",
             "POOLKEEPER_KEEPER_IMAGE_PULL_POLICY": "Never",
+            "POOLKEEPER_KEEPER_ALLOWED_IMAGES": "example.com/b:*, example.com/a:1,",
+            "POOLKEEPER_KEEPER_MAX_CPU": "500m",
+            "POOLKEEPER_KEEPER_MAX_MEMORY": "1.5Gi",
             "POOLKEEPER_WEBHOOK": "pods",
             "POOLKEEPER_WEBHOOK_PORT": "9000",
             "POOLKEEPER_WEBHOOK_CERTIFICATES": "/certificates",
+            "POOLKEEPER_WEBHOOK_CLIENT_CA": AUTHORITY,
+            "POOLKEEPER_WEBHOOK_CLIENT_NAME": "api-server",
             "POOLKEEPER_LOG_LEVEL": "debug",
             "POOLKEEPER_HEALTH_PORT": "9090",
             "POOLKEEPER_CLUSTER_DOMAIN": "k8s.example.com",
@@ -43,7 +50,10 @@ def test_every_variable_is_read() -> None:
         pooler_image_pull_policy="Always",
         keeper_image="example.com/keeper:1",
         keeper_image_pull_policy="Never",
-        webhook=Webhook("pods", 9000, "/certificates"),
+        keeper_allowed_images=("example.com/a:1", "example.com/b:*"),
+        keeper_max_cpu="500m",
+        keeper_max_memory="1.5Gi",
+        webhook=Webhook("pods", 9000, "/certificates", AUTHORITY.strip(), "api-server"),
         log_level="DEBUG",
         health_port=9090,
         dns=Dns("k8s.example.com"),
@@ -91,3 +101,20 @@ def test_an_empty_value_of_the_chart_means_the_default() -> None:
     assert (
         from_environment({**MINIMAL, "POOLKEEPER_LEASE": "", "POOLKEEPER_LOG_LEVEL": ""}).lease == "poolkeeper"
     )
+
+
+@pytest.mark.parametrize(
+    ("authority", "name", "problem"),
+    [(AUTHORITY, "", "CLIENT_NAME is not set"), ("x", "api-server", "CLIENT_CA holds no certificate")],
+)
+def test_a_clients_certificate_takes_an_authority_and_a_name(authority: str, name: str, problem: str) -> None:
+    demand = {"POOLKEEPER_WEBHOOK_CLIENT_CA": authority, "POOLKEEPER_WEBHOOK_CLIENT_NAME": name}
+    with pytest.raises(SettingsError, match=problem):
+        from_environment({**MINIMAL, **demand})
+
+
+@pytest.mark.parametrize("name", ["CPU", "MEMORY"])
+@pytest.mark.parametrize("value", ["x", "-1", "1 Gi", "1e3", "infinity"])
+def test_the_most_for_keepers_is_an_amount(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"POOLKEEPER_KEEPER_MAX_{name}.*256Mi"):
+        from_environment({**MINIMAL, f"POOLKEEPER_KEEPER_MAX_{name}": value})

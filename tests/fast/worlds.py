@@ -32,7 +32,7 @@ from poolkeeper.settings import Settings
 from poolkeeper.spec.parse import SpecError, parse
 from poolkeeper.store import reading
 
-SETTINGS = Settings(namespace="poolkeeper", identity="test")
+SETTINGS = Settings(namespace="poolkeeper", identity="test", keeper_allowed_images=("keeper:*", "own:*"))
 KEY = Key("data", "shop")
 UID = "11111111-2222-3333-4444-555555555555"
 AUTHORITIES = mint.authorities()

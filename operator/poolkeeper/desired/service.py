@@ -9,10 +9,14 @@ from poolkeeper.spec.parse import PooledDatabase
 
 def render(database: PooledDatabase) -> Object:
     """The ClusterIP Service over the ready pooler pods."""
+    meta = metadata(database, names.ROLE_POOLER, names.pooler_name(database.name))
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(database, names.ROLE_POOLER, names.pooler_name(database.name)),
+        "metadata": {
+            **meta,
+            "annotations": {**database.pooler.service_annotations, **meta["annotations"]},
+        },
         "spec": {
             "type": "ClusterIP",
             "selector": names.pod_selector(database.uid),

@@ -16,6 +16,7 @@ from poolkeeper.keeper import container as keeper_container
 from poolkeeper.keeper import resolution
 from poolkeeper.keeper import variables as keeper_variables
 from poolkeeper.keeper.template import KeeperTemplate
+from poolkeeper.keeper.variables import Kept
 from poolkeeper.names import DATABASE_LABEL, DATABASES_ANNOTATION, GROUP, KEEPER_PORT, POOLER_PORT, keeper_name
 from poolkeeper.pgbouncer import keeper_configuration
 from poolkeeper.spec.fields import SECRET_NAME
@@ -29,6 +30,8 @@ KEPT_ANNOTATION = f"{GROUP}/kept-variables"
 """On an app pod: variables that containers set themselves and so kept (`web: DATABASE_URL; worker: PGHOST`)."""
 CONTAINER = "keeper"
 
+_MOST_DATABASES = 16
+"""Maximum number of keepers in a pod. The Secret of each is read while the pod's creation waits."""
 _MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 _LOWEST_PORT = 1024
 """The lowest port for a keeper: a process without capabilities can't count on those below."""
@@ -71,7 +74,7 @@ def databases(pod: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     written = _metadata(pod, "annotations").get(DATABASES_ANNOTATION, label)
     named = [item.strip() for item in written.split(",")]
-    for name in {label, *named}:
+    for name in (label, *named):
         try:
             SECRET_NAME.check(name, "")
         except SpecError:
@@ -83,6 +86,10 @@ def databases(pod: Mapping[str, Any]) -> tuple[str, ...]:
         raise Refusal(
             f"annotation {DATABASES_ANNOTATION} ({written}) lacks {label}, which label {DATABASE_LABEL} names; "
             "list every database in the annotation, the label's too"
+        )
+    if len(named) > _MOST_DATABASES:
+        raise Refusal(
+            f"annotation {DATABASES_ANNOTATION} names {len(named)} databases; name at most {_MOST_DATABASES}"
         )
     if len(set(named)) < len(named):
         raise Refusal(f"annotation {DATABASES_ANNOTATION} ({written}) names a database twice; name each once")
@@ -117,17 +124,18 @@ def inject(
                 prefixes[before.secret_name], before.port, template, before.secret_name
             )
             for container in apps:
-                keeper_variables.take_out(container, old)
+                keeper_variables.take_out(container, prefixes[before.secret_name], old)
     ports = dict(zip(keepers, _ports(apps, annotations, len(keepers)), strict=True))
-    kept: dict[str, set[str]] = {}
+    kept: dict[str, list[Kept]] = {}
     for name, secret_name in reversed(keepers.items()):
         ours = keeper_variables.variables(
             prefixes[secret_name], ports[name], templates[secret_name], secret_name
         )
         for container in apps:
-            own = keeper_variables.put(container, prefixes[secret_name], ours)
-            if own:
-                kept.setdefault(container["name"], set()).update(own)
+            brought = keeper_variables.brought(container, set(wanted) - {secret_name})
+            own = keeper_variables.put(container, prefixes[secret_name], ours, brought)
+            if own is not None:
+                kept.setdefault(container["name"], []).append(own)
         annotations[keeper_container.listen_annotation(name)] = keeper_container.listen(ports[name])
     sidecars = [keeper_container.container(name, ports[name], templates[keepers[name]]) for name in keepers]
     volumes = [keeper_container.volume(name, secret_name) for name, secret_name in keepers.items()]
@@ -142,9 +150,15 @@ def inject(
     annotations.pop(KEPT_ANNOTATION, None)
     if kept:
         annotations[KEPT_ANNOTATION] = "; ".join(
-            f"{container}: {', '.join(sorted(variables))}" for container, variables in sorted(kept.items())
+            f"{container}: {', '.join(keeper_variables.own_names(parts))}"
+            for container, parts in sorted(kept.items())
         )
-    return Injection(new, _warnings(kept))
+    return Injection(
+        new,
+        tuple(
+            keeper_variables.warning(item, kept[item["name"]], wanted) for item in apps if item["name"] in kept
+        ),
+    )
 
 
 def injected(pod: Mapping[str, Any]) -> tuple[InjectedKeeper, ...]:
@@ -280,14 +294,6 @@ def _exclude_from_meshes(annotations: dict[str, str], ports: Any) -> None:
             present = [item for item in annotations.get(key, "").split(",") if item]
             missing = [str(port) for port in wanted if str(port) not in present]
             annotations[key] = ",".join([*present, *missing])
-
-
-def _warnings(kept: Mapping[str, set[str]]) -> tuple[str, ...]:
-    return tuple(
-        f"container {container} sets {', '.join(sorted(variables))} itself and keeps it; what connects by it "
-        "does not go through the keeper"
-        for container, variables in sorted(kept.items())
-    )
 
 
 def _metadata(pod: Mapping[str, Any], field: str) -> Mapping[str, str]:

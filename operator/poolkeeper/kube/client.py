@@ -14,7 +14,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import config
@@ -34,6 +34,7 @@ from poolkeeper.names import (
     VERSION,
 )
 from poolkeeper.observed.refs import Key, Ref
+from poolkeeper.printable import printable
 
 Object = dict[str, Any]
 
@@ -43,6 +44,8 @@ WATCH_SECONDS = 300
 """How long until the API server ends a watch; one that does not end then is dead."""
 _IN_FLIGHT = 16
 _PAGE = 500
+_NAME_SHOWN = 100
+"""Maximum length of a name in a refusal, in characters."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Cluster:
         while True:
             query = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
             query |= {"continue": token} if token else {}
-            page = await self._request("GET", _path(Ref(kind, namespace or "", "")), query)
+            page = await self._request("GET", _collection(kind, namespace), query)
             assert page is not None
             # The items of a list lack what the list states once for all of them.
             items = [{**item, **identity} for item in page["items"]]
@@ -165,7 +168,7 @@ class Cluster:
 
     async def version(self, kind: str, namespace: str | None = None) -> str:
         """The current resource version of a kind, to watch from."""
-        page = await self._request("GET", _path(Ref(kind, namespace or "", "")), {"limit": "1"})
+        page = await self._request("GET", _collection(kind, namespace), {"limit": "1"})
         assert page is not None
         return str(page["metadata"]["resourceVersion"])
 
@@ -183,7 +186,7 @@ class Cluster:
             "resourceVersion": version,
             "timeoutSeconds": str(WATCH_SECONDS),
         }
-        path = _path(Ref(kind, namespace or "", ""))
+        path = _collection(kind, namespace)
         response = await self._send("GET", path, query, timeout=WATCH_SECONDS + REQUEST_SECONDS)
         try:
             if response.status >= 400:
@@ -307,7 +310,7 @@ class Cluster:
     async def post(self, body: Mapping[str, Any]) -> Object:
         """Create an object. Raises Conflict if an object of its name exists."""
         answer = await self._request(
-            "POST", _path(Ref(body["kind"], body["metadata"]["namespace"], "")), body=body
+            "POST", _collection(body["kind"], body["metadata"]["namespace"]), body=body
         )
         assert answer is not None
         return answer
@@ -394,10 +397,31 @@ def _identity(key: Key, uid: str) -> Object:
 
 
 def _path(ref: Ref, subresource: str = "") -> str:
-    resource = RESOURCES[ref.kind]
-    parts = ["/api" if resource.api_version == "v1" else "/apis", resource.api_version]
-    if resource.namespaced and ref.namespace:
-        parts += ["namespaces", ref.namespace]
-    parts.append(resource.plural)
-    parts += [part for part in (ref.name, subresource) if part]
-    return "/".join(parts)
+    """The path of one object. Raises Refused if the name, or a namespaced object's namespace, can't be one.
+
+    An empty name would be the path of all objects of the kind.
+    """
+    return _joined(ref.kind, ref.namespace, [ref.name, *([subresource] if subresource else [])])
+
+
+def _collection(kind: str, namespace: str | None) -> str:
+    """The path of all objects of a kind, in one namespace or (None) in all. Raises Refused."""
+    return _joined(kind, namespace, [])
+
+
+def _joined(kind: str, namespace: str | None, rest: list[str]) -> str:
+    """Every path is made here, of segments that stay segments: whatever a name holds, the request goes to an
+    object of this kind and namespace."""
+    resource = RESOURCES[kind]
+    place = ["namespaces", namespace] if resource.namespaced and namespace is not None else []
+    root = "api" if resource.api_version == "v1" else "apis"
+    return "/".join(["", root, resource.api_version, *map(_segment, [*place, resource.plural, *rest])])
+
+
+def _segment(name: str) -> str:
+    """A name as a segment of a path, by the rule of Kubernetes (IsValidPathSegmentName), and quoted."""
+    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "%" in name:
+        raise Refused(
+            "InvalidName", f"{printable(name, _NAME_SHOWN)!r} can't name an object of the API server; rename it"
+        )
+    return quote(name, safe="")

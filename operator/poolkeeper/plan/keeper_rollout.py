@@ -59,7 +59,7 @@ def value(template: KeeperTemplate) -> str:
 
 def restarts(wanted: Wanted, world: World) -> Restarts:
     """The next step of the rollout that spec.keeper.rollout asks for; nothing if all pods are right."""
-    if wanted.keeper_rollout != WORKLOAD or wanted.keeper is None or not wanted.keepers:
+    if wanted.keeper_rollout != WORKLOAD or not wanted.templates:
         return Restarts()
     behind = [pod for pod in world.app_pods if not pod.terminating and _behind(pod, wanted, world)]
     if not behind:
@@ -89,12 +89,10 @@ class _Sorted:
 
     @classmethod
     def of(cls, behind: Iterable[AppPod], wanted: Wanted, world: World) -> _Sorted:
-        assert wanted.keeper is not None
-        said = value(wanted.keeper)
         # Several ReplicaSets belong to one Deployment: its last reading counts.
         read = (item for item in world.workloads.values() if isinstance(item, Workload))
         seen = {item.ref: item for item in sorted(read, key=lambda item: (int(item.version), item.held))}
-        marks = {ref: _marks(item, wanted, said) for ref, item in seen.items()}
+        marks = {ref: _marks(item, wanted) for ref, item in seen.items()}
         marked = {ref for ref, item in seen.items() if marks[ref] and marks[ref].items() <= item.marks.items()}
         found: dict[Ref, Restart] = {}
         alone = []
@@ -114,10 +112,13 @@ class _Sorted:
         )
 
 
-def _marks(workload: Workload, wanted: Wanted, said: str) -> dict[str, str]:
+def _marks(workload: Workload, wanted: Wanted) -> dict[str, str]:
     """The marks that its template has to have: for the databases of this resource that it asks for itself."""
-    asked = sorted(name for name in workload.asks if Consumer(workload.ref.namespace, name) in wanted.keepers)
-    return {annotation(name): said for name in asked}
+    return {
+        annotation(name): value(template)
+        for name in sorted(workload.asks)
+        if (template := wanted.templates.get(Consumer(workload.ref.namespace, name))) is not None
+    }
 
 
 def _decide(found: _Sorted) -> Restarts:
@@ -153,9 +154,12 @@ def _decide(found: _Sorted) -> Restarts:
 
 def _behind(pod: AppPod, wanted: Wanted, world: World) -> bool:
     """Whether a restart would give the pod another keeper: its Secret already describes the new ones."""
-    assert wanted.keeper is not None
-    image, auth = wanted.keeper.image, wanted.keeper.auth
-    lacking = [item.secret_name for item in pod.keepers if (item.image, item.auth) != (image, auth)]
+    lacking = [
+        item.secret_name
+        for item in pod.keepers
+        if (template := wanted.templates.get(Consumer(pod.namespace, item.secret_name))) is not None
+        and (item.image, item.auth) != (template.image, template.auth)
+    ]
     return any(_written(pod, name, wanted, world) for name in (*pod.lacks, *lacking))
 
 

@@ -23,6 +23,7 @@ from poolkeeper.credentials.logins import (
 )
 from poolkeeper.desired import autoscaler, deployment, disruption_budget, network_policy, secrets, service
 from poolkeeper.dns import Dns
+from poolkeeper.keeper import foreign
 from poolkeeper.keeper import secret as keeper_secret
 from poolkeeper.keeper.template import KeeperTemplate
 from poolkeeper.observed.consoles import ConsoleAccess
@@ -71,8 +72,10 @@ class Wanted:
     """The consumers' Secrets."""
     keepers: Mapping[Consumer, Configuration] = field(default_factory=dict)
     """The configurations that keepers have to show; empty unless spec.keeper is enabled."""
-    keeper: KeeperTemplate | None = None
-    """The template of a keeper that is injected now."""
+    templates: Mapping[Consumer, KeeperTemplate] = field(default_factory=dict)
+    """The templates of the keepers that are injected now, of the same consumers."""
+    keeper_restrictions: tuple[tuple[str, str], ...] = ()
+    """What the spec asks for and keepers of other namespaces don't get, as (reason, message)."""
     keeper_rollout: str = MANUAL
     withheld: Mapping[str, str] = field(default_factory=dict)
     """Why parameters of the spec are not in the poolers' file, by name."""
@@ -164,12 +167,24 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     stored = world.files.get(Ref("Secret", database.namespace, names.config_name(database.name)), {})
     own = world.namespaces.get(database.namespace)
     template = keeper_secret.template(database, target.database, settings)
+    templates = {
+        consumer: foreign.bounded(
+            template if granted.has_sessions(consumer) else replace(template, session_database=""),
+            database,
+            consumer.namespace,
+            settings,
+        )
+        for consumer in keepers
+    }
     served = [consumer for consumer in granted.granted if not _withheld(consumer, target, world)]
     return replace(
         wanted,
         configuration=config,
         keepers=keepers,
-        keeper=template,
+        templates=templates,
+        keeper_restrictions=tuple(
+            foreign.restrictions(template, database, (consumer.namespace for consumer in keepers), settings)
+        ),
         keeper_rollout=database.keeper.rollout,
         withheld=offered.withheld,
         peers=peer_ids,
@@ -210,7 +225,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             _keeper_secret(
                 database,
                 consumer,
-                template if granted.has_sessions(consumer) else replace(template, session_database=""),
+                templates[consumer],
                 keepers[consumer],
                 apps.get(consumer),
                 world,

@@ -153,7 +153,8 @@ def refuse_control_characters(value: object, field: str) -> None:
 
 @dataclass(frozen=True)
 class Fields:
-    """One object of the body together with the path that leads to it. A null reads as absent."""
+    """One object of the body together with the path that leads to it. A null reads as absent, and so does an
+    empty text, which is what templates of manifests write for a value that is not set."""
 
     values: Mapping[str, object]
     path: str
@@ -162,7 +163,7 @@ class Fields:
         return f"{self.path}.{key}" if self.path else key
 
     def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
+        return self.values.get(key) not in (None, "")
 
     def object(self, key: str) -> "Fields":
         """The object under `key`; an empty one if absent."""
@@ -180,7 +181,7 @@ class Fields:
 
     def text(self, key: str, kind: Text) -> str | None:
         value = self.values.get(key)
-        if value is None:
+        if value is None or value == "":
             return None
         if not isinstance(value, str):
             raise SpecError(self.at(key), "is not text", "write it in quotes")

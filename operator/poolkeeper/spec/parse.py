@@ -115,11 +115,21 @@ def _upstream(fields: Fields) -> Upstream:
             raise SpecError(
                 fields.at(name), "does not go with uriSecretRef", "remove it; the URL in the Secret says it"
             )
+    credentials = fields.object("credentialsSecretRef")
+    for name in ("host", "port", "database"):
+        if fields.has(name) and credentials.has(f"{name}Key"):
+            raise SpecError(
+                credentials.at(f"{name}Key"),
+                f"is for what {fields.at(name)} says itself",
+                "remove one of the two",
+            )
     return Upstream(
-        host=fields.required("host", HOST) if by_host else None,
+        host=fields.required("host", HOST) if by_host and not credentials.has("hostKey") else None,
         port=fields.integer("port", 1, 65535, default=5432),
-        database=fields.required("database", DATABASE) if by_host else None,
-        credentials=_credentials(fields.object("credentialsSecretRef")) if by_host else None,
+        database=fields.required("database", DATABASE)
+        if by_host and not credentials.has("databaseKey")
+        else None,
+        credentials=_credentials(credentials) if by_host else None,
         uri=None if by_host else _secret_key(fields.object("uriSecretRef"), "uri"),
         tls=_tls(fields.object("tls")),
     )
@@ -157,6 +167,9 @@ def _credentials(fields: Fields) -> CredentialsRef:
         fields.required("name", OBJECT_NAME),
         fields.text("usernameKey", SECRET_KEY) or "username",
         fields.text("passwordKey", SECRET_KEY) or "password",
+        fields.text("hostKey", SECRET_KEY),
+        fields.text("portKey", SECRET_KEY),
+        fields.text("databaseKey", SECRET_KEY),
     )
 
 
@@ -164,7 +177,9 @@ def _pooler(fields: Fields) -> Pooler:
     values = fields.object("parameters")
     labels = fields.texts("podLabels", LABEL_KEY, LABEL_VALUE)
     annotations = fields.texts("podAnnotations", LABEL_KEY, FREE)
-    for path, keys in (("podLabels", labels), ("podAnnotations", annotations)):
+    of_service = fields.texts("serviceAnnotations", LABEL_KEY, FREE)
+    own = {"podLabels": labels, "podAnnotations": annotations, "serviceAnnotations": of_service}
+    for path, keys in own.items():
         for key in keys:
             if key in _RESERVED_LABELS or key.startswith("poolkeeper.io/"):
                 raise SpecError(
@@ -189,6 +204,7 @@ def _pooler(fields: Fields) -> Pooler:
         resources=_resources(fields.object("resources")),
         pod_labels=labels,
         pod_annotations=annotations,
+        service_annotations=of_service,
         node_selector=fields.texts("nodeSelector", LABEL_KEY, LABEL_VALUE),
         tolerations=[_toleration(item) for item in fields.objects("tolerations")],
         affinity=dict(affinity) or None,

@@ -20,11 +20,15 @@ class SecretKeyRef:
 
 @dataclass(frozen=True)
 class CredentialsRef:
-    """The Secret with the upstream's user name and password, in the PooledDatabase's own namespace."""
+    """The Secret with the upstream's user name and password, in the PooledDatabase's own namespace. With the
+    last three keys it holds the host, port and database too, which the spec then does not."""
 
     name: str
     username_key: str
     password_key: str
+    host_key: str | None = None
+    port_key: str | None = None
+    database_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Tls:
 
 @dataclass(frozen=True)
 class Upstream:
-    """Where the database is: host, database and credentials, or else `uri` alone."""
+    """Where the database is: host, database and credentials, or else `uri` alone. Host and database are None if
+    the credentials' Secret holds them."""
 
     host: str | None
     port: int
@@ -78,6 +83,7 @@ class Pooler:
     affinity: dict[str, Any] | None
     priority_class_name: str | None
     drain_seconds: int
+    service_annotations: Mapping[str, str] = field(default_factory=dict)
     autoscaling: Autoscaling | None = None
     startup_parameters: Mapping[str, str] = field(default_factory=dict)
     """Apply, Ignore or Refuse, by name: as written in the spec, without defaults."""

@@ -5,11 +5,12 @@ reason and message go to a condition. Of a Secret's values, a message holds name
 sslmode at most.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from poolkeeper.spec.fields import DATABASE, HOST, Text
-from poolkeeper.spec.parse import SecretKeyRef, SpecError, Tls, Upstream
+from poolkeeper.spec.parse import CredentialsRef, SecretKeyRef, SpecError, Tls, Upstream
 from poolkeeper.spec.values import forbidden_character
 from poolkeeper.upstream import uri
 
@@ -63,19 +64,45 @@ def resolve(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> T
 
 def _by_host(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
     reference = upstream.credentials
-    if reference is None or upstream.host is None or upstream.database is None:
-        raise ValueError("an upstream without a URL has a host, a database and credentials")
+    if reference is None:
+        raise ValueError("an upstream without a URL has credentials")
     user = SecretKeyRef(reference.name, reference.username_key)
     password = SecretKeyRef(reference.name, reference.password_key)
     return Target(
-        host=upstream.host,
-        port=upstream.port,
-        database=upstream.database,
+        host=_from_secret(reference, reference.host_key, upstream.host, HOST, secrets),
+        port=_port(reference, upstream.port, secrets),
+        database=_from_secret(reference, reference.database_key, upstream.database, DATABASE, secrets),
         user=_login_part(_one_line(user, secrets), _MAX_USER_BYTES, _where(user)),
         password=_login_part(_one_line(password, secrets), _MAX_PASSWORD_BYTES, _where(password)),
         sslmode=upstream.tls.mode or DEFAULT_SSLMODE,
         ca=_ca(upstream.tls, secrets),
     )
+
+
+def _from_secret(
+    reference: CredentialsRef,
+    key: str | None,
+    written: str | None,
+    kind: Text,
+    secrets: Mapping[str, Mapping[str, bytes]],
+) -> str:
+    """What the spec says itself, or the value of the key of the credentials' Secret that it names instead."""
+    if key is None:
+        if written is None:
+            raise ValueError("an upstream without a URL has a host and a database, or keys for them")
+        return written
+    place = SecretKeyRef(reference.name, key)
+    return _fits(kind, _one_line(place, secrets), _where(place), "InvalidValue")
+
+
+def _port(reference: CredentialsRef, written: int, secrets: Mapping[str, Mapping[str, bytes]]) -> int:
+    if reference.port_key is None:
+        return written
+    place = SecretKeyRef(reference.name, reference.port_key)
+    value = _one_line(place, secrets)
+    if not re.fullmatch("[0-9]{1,5}", value) or not 1 <= int(value) <= 65535:
+        raise TargetError("InvalidValue", f"{_where(place)} is not a port; write a number from 1 to 65535")
+    return int(value)
 
 
 def _by_uri(upstream: Upstream, reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
@@ -158,8 +185,8 @@ def _login_part(value: str, max_bytes: int, where: str) -> str:
     return value
 
 
-def _fits(kind: Text, value: str, where: str) -> str:
+def _fits(kind: Text, value: str, where: str, reason: str = "InvalidUri") -> str:
     try:
         return kind.check(value, where)
     except SpecError as error:
-        raise TargetError("InvalidUri", f"{where} {error.problem}; {error.remedy}") from None
+        raise TargetError(reason, f"{where} {error.problem}; {error.remedy}") from None

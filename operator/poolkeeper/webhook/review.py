@@ -1,7 +1,7 @@
 """The answer to an admission review of a pod: its keepers, or why it can't have them.
 
-A thin layer over keeper/injection.py. It reads only the keeper Secrets that the pod names, in the pod's own
-namespace, so that every replica can answer, leader or not.
+A thin layer between the boundary (request.py) and keeper/injection.py. It reads only the keeper Secrets that
+the pod names, in the pod's own namespace, so that every replica can answer, leader or not.
 https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
 """
 
@@ -29,6 +29,10 @@ from poolkeeper.names import (
     keeper_name,
 )
 from poolkeeper.observed.refs import Ref
+from poolkeeper.printable import printable
+from poolkeeper.spec.parse import SYSTEM_NAMESPACES
+from poolkeeper.webhook import request as reviews
+from poolkeeper.webhook.request import NotAReview
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ _PATCHED = (
 _SPEAKER = "poolkeeper: "
 _WARNING_LIMIT = 240
 """Maximum length of a warning, in characters; the API server cuts longer ones."""
+_MESSAGE_LIMIT = 2_048
+"""Maximum length of a refusal, in characters."""
 
 
 class Access(Protocol):
@@ -52,46 +58,45 @@ class Access(Protocol):
     async def post(self, body: Mapping[str, Any]) -> Object: ...
 
 
-async def review(body: Mapping[str, Any], cluster: Access, nameservers: Collection[str] = ()) -> Object:
-    """Answer one AdmissionReview; `nameservers` are the cluster's.
-
-    Raises KeyError or TypeError if the body is none, ClusterError if a Secret can't be read: then the webhook's
-    failurePolicy decides.
-    """
-    request = body["request"]
-    pod, namespace = request["object"], request["namespace"]
-    answer: Object = {"uid": request["uid"], "allowed": True}
+async def review(body: Any, cluster: Access, nameservers: Collection[str] = ()) -> Object:
+    """Answer one AdmissionReview; `nameservers` are the cluster's. Raises NotAReview if the body is none,
+    ClusterError if a Secret can't be read: then the webhook's failurePolicy decides."""
+    request = reviews.parse(body)
+    pod = request.pod
+    answer: Object = {"uid": request.uid, "allowed": True}
     try:
         names = injection.databases(pod)
         if names:
-            templates = {name: await _template(cluster, namespace, name) for name in names}
+            templates = {name: await _template(cluster, request.namespace, name) for name in names}
             done = _inject(pod, templates, nameservers)
-            answer["warnings"] = [_cut(f"{_SPEAKER}{warning}") for warning in done.warnings]
+            answer["warnings"] = [
+                printable(f"{_SPEAKER}{warning}", _WARNING_LIMIT) for warning in done.warnings
+            ]
             patch = _patch(pod, done.pod)
             if patch:
                 answer["patchType"] = "JSONPatch"
                 answer["patch"] = base64.b64encode(json.dumps(patch).encode()).decode()
     except Refusal as refusal:
-        shown = pod["metadata"].get("name") or pod["metadata"].get("generateName", "")
-        log.info("pod %s/%s is refused: %s", namespace, shown, refusal)
-        message = f"{_SPEAKER}{refusal}"
+        message = printable(f"{_SPEAKER}{refusal}", _MESSAGE_LIMIT)
+        log.info("pod %s/%s is refused: %s", request.namespace, request.shown, message)
         answer |= {"allowed": False, "status": {"code": 403, "reason": "Forbidden", "message": message}}
-    return {"apiVersion": body["apiVersion"], "kind": "AdmissionReview", "response": answer}
+    return {"apiVersion": reviews.VERSION, "kind": "AdmissionReview", "response": answer}
 
 
-def event(body: Mapping[str, Any], answer: Object, now: datetime) -> Object | None:
+def event(body: Any, answer: Object, now: datetime) -> Object | None:
     """The answer's warnings as an Event on the pod's owner: a ReplicaSet or Job shows no warnings. The pod has
     no name yet; the same pods of the same owner get the same Event. None for a dry run."""
-    request, warnings = body["request"], answer["response"].get("warnings")
-    owners = request["object"]["metadata"].get("ownerReferences") or ()
-    owner = next((item for item in owners if item.get("controller")), None)
-    if not warnings or owner is None or request.get("dryRun"):
+    warnings = answer["response"].get("warnings")
+    if not warnings:
+        return None
+    request = reviews.parse(body)
+    owner = request.owner()
+    if owner is None or request.dry_run:
         return None
     text = "; ".join(warning.removeprefix(_SPEAKER) for warning in warnings)
     name = hashlib.sha256(f"{owner['uid']}/{text}".encode()).hexdigest()[:16]
-    about = {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
     return events.body(
-        Event(name, "Warning", "VariablesKept", text), {**about, "namespace": request["namespace"]}, now
+        Event(name, "Warning", "VariablesKept", text), {**owner, "namespace": request.namespace}, now
     )
 
 
@@ -103,27 +108,29 @@ def _inject(
         return injection.inject(pod, templates, nameservers)
     except KeyError as error:
         raise Refusal(f"a part of the pod lacks its {error}; add it") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise NotAReview(f"the pod has no pod's shape ({error})") from error
 
 
 async def _template(cluster: Access, namespace: str, name: str) -> KeeperTemplate:
-    secret = await cluster.get(Ref("Secret", namespace, keeper_name(name)))
-    if secret is None:
-        raise Refusal(
-            f"label {DATABASE_LABEL} asks for database {name!r}, which namespace {namespace} does not have "
-            f"(no Secret {keeper_name(name)}); a PooledDatabase has to list {namespace} with secretName {name} "
-            "in its spec.consumers, with spec.keeper.enabled, and from another namespace than its own "
-            f"{namespace} has to accept it with the annotation {ACCEPT_FROM_ANNOTATION}; the Secret follows, "
-            "and this is tried again"
-        )
-    metadata = secret["metadata"]
+    """The template of the database's keepers. A Secret that is not a keeper's is answered like none, since the
+    answer may go to a client that must not learn which Secrets exist."""
+    ref = Ref("Secret", namespace, keeper_name(name))
+    # The namespaces of the cluster itself never become consumers.
+    secret = None if namespace in SYSTEM_NAMESPACES else await cluster.get(ref)
+    metadata = (secret or {}).get("metadata") or {}
     try:
         if (metadata.get("labels") or {}).get(ROLE_LABEL) != ROLE_KEEPER:
             raise ValueError("it is not labelled as one")
         return template.parse((metadata.get("annotations") or {}).get(KEEPER_ANNOTATION, ""))
-    except ValueError as error:
+    except ValueError:
         raise Refusal(
-            f"Secret {namespace}/{keeper_name(name)} is not a keeper's ({error}); delete it if it is not in "
-            "use, and the operator creates its own"
+            f"label {DATABASE_LABEL} asks for database {name!r}, which namespace {namespace} does not have "
+            f"(no keeper's Secret {ref.name}); a PooledDatabase has to list {namespace} with secretName {name} "
+            "in its spec.consumers, with spec.keeper.enabled, and from another namespace than its own "
+            f"{namespace} has to accept it with the annotation {ACCEPT_FROM_ANNOTATION}; the Secret follows, "
+            f"and this is tried again. If Secret {namespace}/{ref.name} is not a keeper's, delete it if it is "
+            "not in use, and the operator creates its own"
         ) from None
 
 
@@ -135,7 +142,3 @@ def _patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Object]:
         for field in fields
         if after[part].get(field) != before[part].get(field)
     ]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _WARNING_LIMIT else text[: _WARNING_LIMIT - 1] + "…"

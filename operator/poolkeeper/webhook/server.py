@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import ssl
 import tempfile
@@ -17,14 +16,17 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 
 from poolkeeper.credentials.certificates import Certificate
 from poolkeeper.kube.client import Cluster, ClusterError, Conflict
+from poolkeeper.kube.events import Allowance
 from poolkeeper.settings import Settings, Webhook
 from poolkeeper.webhook import certificate as webhook_certificate
 from poolkeeper.webhook import review
+from poolkeeper.webhook.request import BODY_LIMIT, NotAReview, decode
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +37,33 @@ CHECK_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 ANSWER_SECONDS = 4.0
 """Maximum time for an answer: less than the configuration's timeout, so that the API server gets the reason."""
-_BODY_LIMIT = 4 * 2**20
+REVIEWS_AT_ONCE = 16
+"""How many reviews from one address are read and answered at once; further ones wait. It bounds what a client
+that is not the API server can take of memory and of the API server's time."""
+EVENTS = 20
+"""Maximum number of Events for a namespace within EVENTS_SECONDS."""
+EVENTS_SECONDS = 600.0
 _SHUTDOWN_SECONDS = 5.0
+_NO_CERTIFICATE = (
+    "the client shows no certificate with the common name {}, which the chart's value webhook.client demands; "
+    "name the certificate in the API server's AdmissionConfiguration, or empty webhook.client.caBundle"
+)
 
 
 async def serve(cluster: Cluster, settings: Settings, webhook: Webhook) -> None:
     """Answer until cancelled; the port opens with the first certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if webhook.client_authority:
+        context.load_verify_locations(cadata=webhook.client_authority)
+        context.verify_mode = ssl.CERT_OPTIONAL  # the kubelet's probes show none
     source = _Provided(webhook) if webhook.certificate_directory else _Own(cluster, settings, webhook)
     await _renew(source, context)
     runner = web.AppRunner(
-        application(cluster, settings.dns.nameservers), shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None
+        application(cluster, webhook, settings.dns.nameservers),
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        access_log=None,
+        auto_decompress=False,  # the API server sends plain bodies, and a small one can unfold to a huge one
     )
     await runner.setup()
     try:
@@ -59,34 +76,49 @@ async def serve(cluster: Cluster, settings: Settings, webhook: Webhook) -> None:
         await runner.cleanup()
 
 
-def application(cluster: review.Access, nameservers: Collection[str] = ()) -> web.Application:
+def application(
+    cluster: review.Access, webhook: Webhook | None = None, nameservers: Collection[str] = ()
+) -> web.Application:
     """The server's two paths; `nameservers` are the cluster's."""
     telling: set[asyncio.Task[None]] = set()
+    allowance = Allowance(EVENTS, EVENTS_SECONDS)
+    peers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def ready(_: web.Request) -> web.Response:
         return web.Response(text="ready")
 
     async def pods(request: web.Request) -> web.Response:
         # Anything but an answer means that the webhook failed: its failurePolicy decides.
+        if webhook is not None and webhook.client_authority and not _shows(request, webhook.client_name):
+            raise web.HTTPForbidden(text=_NO_CERTIFICATE.format(webhook.client_name))
+        at_once = peers.setdefault(request.remote or "", asyncio.Semaphore(REVIEWS_AT_ONCE))
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                body = await request.json()
+            async with asyncio.timeout(ANSWER_SECONDS), at_once:
+                body = decode(await request.read())
                 answer = await review.review(body, cluster, nameservers)
             event = review.event(body, answer, datetime.now(UTC))
-            if event is not None:  # in the background: the answer should not wait for it
+            # In the background: the answer should not wait for it.
+            if event is not None and allowance.admits(event, asyncio.get_running_loop().time()):
                 telling.add(task := asyncio.create_task(_tell(cluster, event)))
                 task.add_done_callback(telling.discard)
             return web.json_response(answer)
-        except (json.JSONDecodeError, LookupError, TypeError) as error:
-            raise web.HTTPBadRequest(text=f"not an admission review of a pod: {error!r}") from error
+        except NotAReview as error:
+            raise web.HTTPBadRequest(text=f"not an admission review of a pod: {error}") from error
         except (ClusterError, TimeoutError) as error:
             text = str(error) or f"no answer from the API server within {ANSWER_SECONDS:g} s"
             log.warning("admission: %s", text)
             raise web.HTTPServiceUnavailable(text=text) from error
 
-    made = web.Application(client_max_size=_BODY_LIMIT)
+    made = web.Application(client_max_size=BODY_LIMIT)
     made.add_routes([web.get(READY_PATH, ready), web.post(PATH, pods)])
     return made
+
+
+def _shows(request: web.Request, name: str) -> bool:
+    """Whether the client has shown a certificate with this common name; TLS has verified its authority."""
+    certificate = request.transport.get_extra_info("peercert") if request.transport is not None else None
+    subject = (certificate or {}).get("subject") or ()
+    return ("commonName", name) in {attribute for part in subject for attribute in part}
 
 
 async def _tell(cluster: review.Access, event: dict[str, Any]) -> None:

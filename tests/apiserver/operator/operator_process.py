@@ -61,6 +61,7 @@ class Operator:
             "POOLKEEPER_POD": self.identity,
             "POOLKEEPER_WATCH_NAMESPACES": ",".join(namespaces),
             "POOLKEEPER_LOG_LEVEL": log_level,
+            "POOLKEEPER_KEEPER_ALLOWED_IMAGES": "*",
             **environment,
         }
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import statistics
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -368,6 +369,43 @@ def test_a_lost_authority_is_made_anew_and_the_api_server_learns_of_it(
     assert bundle(site) != before
     shown(port, bundle(site))
     assert injection.injected(eventually(lambda: create(lane, pod()), 10))
+
+
+# A client that is not the API server
+
+
+def posted(site: Site, port: int, namespace: str, label: str) -> tuple[int, str]:
+    """What the webhook answers a client that writes a review of its own."""
+    new = pod(label)
+    new["metadata"]["generateName"] = "web\nforged line"
+    request = {"uid": "1", "namespace": namespace, "object": new}
+    body = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
+    context = ssl.create_default_context(cadata=bundle(site))
+    context.check_hostname = False
+    url = f"https://127.0.0.1:{port}{server.PATH}"
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, json.dumps(body).encode()), timeout=10, context=context
+        ) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_client_of_its_own_learns_of_no_secret_and_writes_no_line_of_the_log(
+    site: Site, lane: Lane, running: Operator, port: int
+) -> None:
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "present-keeper"}}
+    site.api.create(f"/api/v1/namespaces/{lane.web}/secrets", body)
+    present, absent = (posted(site, port, lane.web, name) for name in ("present", "missing"))
+    assert present[0] == absent[0] == 200
+    assert present[1].replace("present", "missing") == absent[1]
+    for namespace in (f"{lane.web}/secrets/present-keeper?x=", "..", "", "a%2fb"):
+        status, text = posted(site, port, namespace, "present")
+        assert (status, "request.namespace" in text) == (400, True)
+    lines = running.said().splitlines()
+    assert any("web\\nforged line is refused" in line for line in lines)
+    assert not any(line.startswith("forged") for line in lines)
 
 
 # How long it takes

@@ -31,6 +31,7 @@ POD_SETTINGS: dict[str, dict[str, Any]] = {
     "labels": {
         "podLabels": {"team": "shop", "example.com/part": ""},
         "podAnnotations": {"example.com/a": "b c\"'"},
+        "serviceAnnotations": {"example.com/a": "b c"},
     },
     "node": {
         "nodeSelector": {"kubernetes.io/os": "linux", "disk": ""},

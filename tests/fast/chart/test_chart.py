@@ -220,6 +220,12 @@ def test_the_values_reach_the_operator() -> None:
     )
     assert (own.keeper_image, own.keeper_image_pull_policy) == ("registry.example.com/k:1", "Never")
     assert own.pooler_image == settings.Settings.pooler_image
+    images = "keeper.allowedImages={registry.example.com/a:1,registry.example.com/b:*}"
+    bounded = settings.from_environment(
+        environment(render("--set", f"{images},keeper.maxResources.cpu=0.5,keeper.maxResources.memory=1Gi"))
+    )
+    assert bounded.keeper_allowed_images == ("registry.example.com/a:1", "registry.example.com/b:*")
+    assert (bounded.keeper_max_cpu, bounded.keeper_max_memory) == ("0.5", "1Gi")
 
 
 def test_every_pod_passes_pod_security_restricted() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from poolkeeper import names
+from poolkeeper.credentials import certificates, mint
 from poolkeeper.settings import Webhook, from_environment
 from poolkeeper.webhook import certificate as webhook_certificate
 from poolkeeper.webhook import server
@@ -20,10 +21,12 @@ from tests.fast.helm_chart import (
     helm,
     only,
     pods,
+    refusal,
     render,
     select,
 )
 
+AUTHORITY = certificates.authority("api", mint.authority_key()).certificate
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
 
@@ -137,3 +140,17 @@ def test_an_existing_secret_is_mounted_and_its_authority_told(tmp_path: Path) ->
     assert base64.b64decode(one(objects)["clientConfig"]["caBundle"]).decode() == PEM
     assert select(objects, "Certificate") == []
     assert helm("lint", "--strict", "charts/poolkeeper", "--values", str(values)).returncode == 0
+
+
+def test_a_certificate_of_the_api_server_is_demanded_by_authority_and_name(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    client = {"caBundle": AUTHORITY, "commonName": "api-server"}
+    values.write_text(yaml.safe_dump({"webhook": {"client": client}}))
+    own = from_environment(environment(render("--values", str(values)))).webhook
+    assert own is not None
+    assert (own.client_authority, own.client_name) == (AUTHORITY.strip(), "api-server")
+    plain = from_environment(environment(render())).webhook
+    assert plain is not None
+    assert (plain.client_authority, plain.client_name) == ("", "")
+    values.write_text(yaml.safe_dump({"webhook": {"client": {**client, "commonName": ""}}}))
+    assert "commonName" in refusal("--values", str(values))

@@ -198,7 +198,7 @@ def test_a_variable_from_a_secret_counts_as_set() -> None:
     assert web["env"] == own
 
 
-@pytest.mark.parametrize("name", ["PGHOST", "PGHOSTADDR", "PGSERVICE"])
+@pytest.mark.parametrize("name", ["PGHOST", "PGSERVICE", "PGPORT", "PGUSER", "PGDATABASE", "PGSSLMODE"])
 def test_a_container_whose_libpq_variables_name_a_server_gets_the_urls_alone(name: str) -> None:
     after = made(pod({"name": "web", "env": [{"name": name, "value": "elsewhere"}]}))
     urls = {key: value for key, value in VARIABLES.items() if key.endswith("URL")}
@@ -206,12 +206,21 @@ def test_a_container_whose_libpq_variables_name_a_server_gets_the_urls_alone(nam
     assert after["metadata"]["annotations"][KEPT_ANNOTATION] == f"web: {name}"
 
 
-def test_any_other_variable_is_kept_alone() -> None:
-    own = [{"name": "PGDATABASE", "value": "other"}, {"name": "DATABASE_SESSION_URL", "value": "x"}]
+@pytest.mark.parametrize("name", ["DATABASE_SESSION_URL", "PGHOSTADDR"])
+def test_a_container_gets_nothing_where_our_url_would_not_be_the_one_that_counts(name: str) -> None:
+    own = [{"name": "PGDATABASE", "value": "other"}, {"name": name, "value": "x"}]
     after = made(pod({"name": "web", "env": own}))
-    found = variables(after["spec"]["containers"][0])
-    assert found == {**VARIABLES, "PGDATABASE": "other", "DATABASE_SESSION_URL": "x"}
-    assert after["metadata"]["annotations"][KEPT_ANNOTATION] == "web: DATABASE_SESSION_URL, PGDATABASE"
+    assert after["spec"]["containers"][0]["env"] == own
+    assert after["metadata"]["annotations"][KEPT_ANNOTATION] == "web: " + ", ".join(
+        sorted(["PGDATABASE", name])
+    )
+
+
+def test_a_session_url_of_its_own_goes_with_our_url_where_we_have_none() -> None:
+    templates = {"database": replace(SHOP, session_database="")}
+    own = [{"name": "DATABASE_SESSION_URL", "value": "x"}]
+    [web] = inject(pod({"name": "web", "env": own}), templates).pod["spec"]["containers"]
+    assert variables(web) == {"DATABASE_URL": URL, "DATABASE_SESSION_URL": "x"}
 
 
 def test_nothing_kept_leaves_no_annotation_and_no_warning() -> None:

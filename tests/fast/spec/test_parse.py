@@ -1,9 +1,11 @@
 """parse(): what it reads, what it fills in, and what it refuses with words that help."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from poolkeeper.spec.parse import (
     ConsumerRule,
@@ -18,7 +20,9 @@ from poolkeeper.spec.parse import (
 )
 from poolkeeper.spec.types import Autoscaling, Budget, Terms
 from tests import specs
-from tests.specs import BY_HOST, BY_URL, MINIMAL, Bad, body, changed, consumers
+from tests.specs import BY_HOST, BY_SECRET, BY_URL, MINIMAL, Bad, body, changed, consumers
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def refused(bad: Bad) -> str:
@@ -36,7 +40,7 @@ def test_what_admission_refuses_is_refused_with_the_same_field_and_remedy(bad: B
 
 
 @pytest.mark.parametrize("character", specs.CONTROL_CHARACTERS.values(), ids=list(specs.CONTROL_CHARACTERS))
-@pytest.mark.parametrize("spec", [BY_HOST, BY_URL], ids=["by host", "by url"])
+@pytest.mark.parametrize("spec", [BY_HOST, BY_URL, BY_SECRET], ids=["by host", "by url", "by secret"])
 def test_a_control_character_in_any_text_is_refused_by_its_field(spec: specs.Spec, character: str) -> None:
     for path in specs.texts(spec):
         with pytest.raises(SpecError) as refusal:
@@ -45,7 +49,7 @@ def test_a_control_character_in_any_text_is_refused_by_its_field(spec: specs.Spe
         assert f"U+{ord(character):04X}" in refusal.value.problem
 
 
-@pytest.mark.parametrize("key", ["podLabels", "podAnnotations", "nodeSelector"])
+@pytest.mark.parametrize("key", ["podLabels", "podAnnotations", "serviceAnnotations", "nodeSelector"])
 def test_a_control_character_in_a_key_is_refused(key: str) -> None:
     with pytest.raises(SpecError, match="U\\+000A"):
         parse(body(changed(f"pooler.{key}", {"a\nb": "c"})))
@@ -205,3 +209,41 @@ def test_a_selector_needs_every_label_and_the_empty_one_matches_all() -> None:
 def test_a_body_of_the_wrong_shape_is_refused_by_its_field(value: object) -> None:
     with pytest.raises(SpecError, match=r"spec\.upstream: is not an object"):
         parse(body({"upstream": value}))
+
+
+@pytest.mark.parametrize(("field", "base"), specs.EMPTY)
+def test_an_empty_text_is_an_absent_one(field: str, base: specs.Spec) -> None:
+    without = changed(field, None, base)
+    assert parse(body(changed(field, "", base))) == parse(body(without))
+
+
+def test_an_empty_secret_name_is_the_default_one() -> None:
+    assert parse(body(consumers({"namespace": "web", "secretName": ""}))) == parse(
+        body(consumers({"namespace": "web"}))
+    )
+
+
+def _optional_texts(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Every text field, outside of lists and maps, that an object need not have."""
+    for name, field in schema.get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        if field.get("type") == "string" and name not in schema.get("required", ()):
+            yield here
+        yield from _optional_texts(field, here)
+
+
+def test_every_optional_text_field_of_the_schema_takes_an_empty_one() -> None:
+    crd = yaml.safe_load((ROOT / "crds/pooleddatabases.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    # A namespace is refused there whatever it is.
+    fields = {path for path in _optional_texts(schema) if not path.endswith("Ref.namespace")}
+    assert fields == {field for field, _ in specs.EMPTY}
+
+
+def test_the_keys_of_host_port_and_database_stand_for_the_fields() -> None:
+    upstream = parse(body(BY_SECRET)).upstream
+    assert (upstream.host, upstream.port, upstream.database) == (None, 5432, None)
+    assert upstream.credentials == CredentialsRef("shop-db", "username", "password", "host", "port", "dbname")
+    host_alone = {"credentialsSecretRef": {"name": "shop-db", "hostKey": "endpoint"}, "database": "shop"}
+    upstream = parse(body({"upstream": host_alone})).upstream
+    assert (upstream.host, upstream.database) == (None, "shop")

@@ -351,3 +351,75 @@ def test_a_url_secret_without_its_key_is_named() -> None:
     with pytest.raises(TargetError, match="key uri of Secret url is missing") as refusal:
         resolve(upstream, {"url": {"URL": b"x"}})
     assert refusal.value.reason == "SecretKeyMissing"
+
+
+# Host, port and database from the credentials' Secret
+
+WRITTEN = {
+    "CloudNativePG": ({"host": "shop-rw", "port": "5432", "dbname": "shop"}, ("host", "port", "dbname")),
+    "Crossplane": (
+        {"endpoint": "shop.abc.rds.amazonaws.com", "port": "5432", "db": "shop"},
+        ("endpoint", "port", "db"),
+    ),
+    "RDS": (
+        {"host": "shop.abc.rds.amazonaws.com", "port": "5433\n", "dbname": "shop\n"},
+        ("host", "port", "dbname"),
+    ),
+}
+
+
+def by_keys(values: dict[str, str | bytes], keys: tuple[str | None, str | None, str | None]) -> Target:
+    login = {"username": b"shop", "password": b"s3cret"}
+    data = login | {key: value.encode() if isinstance(value, str) else value for key, value in values.items()}
+    host, _, database = keys
+    upstream = Upstream(
+        host=None if host else "pg.data.svc",
+        port=5432,
+        database=None if database else "shop",
+        credentials=CredentialsRef("owner", "username", "password", *keys),
+        uri=None,
+        tls=NO_TLS_WISH,
+    )
+    return resolve(upstream, {"owner": data})
+
+
+@pytest.mark.parametrize("origin", WRITTEN)
+def test_a_secret_that_names_the_server_is_read_by_its_keys(origin: str) -> None:
+    values, keys = WRITTEN[origin]
+    target = by_keys({**values}, keys)
+    host, port, database = (values[key].strip() for key in keys)
+    assert (target.host, target.port, target.database) == (host, int(port), database)
+    assert (target.user, target.password) == ("shop", "s3cret")
+
+
+def test_each_key_may_stand_alone() -> None:
+    assert by_keys({"host": "pg2"}, ("host", None, None)).host == "pg2"
+    assert by_keys({"port": "5433"}, (None, "port", None)).port == 5433
+    assert by_keys({"name": "x"}, (None, None, "name")).database == "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "reason", "words"),
+    [
+        ({}, "SecretKeyMissing", "key host of Secret owner is missing"),
+        ({"host": ""}, "SecretKeyMissing", "key host of Secret owner is empty"),
+        ({"host": "pg:5432"}, "InvalidValue", "key host of Secret owner is not one DNS name"),
+        ({"host": "a,b"}, "InvalidValue", "key host of Secret owner is not one DNS name"),
+        ({"host": "pg\nport=1"}, "InvalidValue", "U+000A"),
+        ({"host": b"\xff"}, "InvalidValue", "not UTF-8"),
+        ({"host": "pg", "port": "0"}, "InvalidValue", "key port of Secret owner is not a port"),
+        ({"host": "pg", "port": "65536"}, "InvalidValue", "1 to 65535"),
+        ({"host": "pg", "port": "5432;"}, "InvalidValue", "1 to 65535"),
+        ({"host": "pg", "port": "\u0665"}, "InvalidValue", "1 to 65535"),
+        ({"host": "pg", "port": "5432", "db": "pgbouncer"}, "InvalidValue", "key db of Secret owner"),
+        ({"host": "pg", "port": "5432", "db": "x" * 64}, "InvalidValue", "key db of Secret owner"),
+    ],
+)
+def test_a_value_that_names_no_server_is_refused_by_its_key(
+    values: dict[str, str | bytes], reason: str, words: str
+) -> None:
+    with pytest.raises(TargetError) as refusal:
+        by_keys(values, ("host", "port", "db"))
+    assert refusal.value.reason == reason
+    assert words in refusal.value.message
+    assert "s3cret" not in refusal.value.message

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from e2e.cluster.ports import free_port
 from poolkeeper.credentials import certificates, mint
@@ -186,3 +189,85 @@ async def _answer(port: int, authority: Certificate, name: str) -> str:
         return (await shown(port, authority, name)).strip()
     except ConnectionRefusedError:
         return ""
+
+
+# The client's certificate
+
+
+def client_certificate(authority: Certificate, name: str, directory: Path) -> ssl.SSLContext:
+    """A client that trusts any server and shows a certificate with this common name."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.load_pem_x509_certificate(authority.certificate.encode()).subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(certificates._load(authority.key), hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    files = directory / f"{name}.crt", directory / f"{name}.key"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(secret)
+    context = without_certificate()
+    context.load_cert_chain(*files)
+    return context
+
+
+def without_certificate() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def status(port: int, context: ssl.SSLContext, request: str) -> str:
+    """The status of the answer; empty if there is none."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        writer.write(f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        line = (await asyncio.wait_for(reader.readline(), 5)).decode()
+        writer.close()
+    except (ssl.SSLError, OSError):
+        return ""
+    return line.split()[1] if line else ""
+
+
+async def test_only_the_api_servers_certificate_gets_an_answer_where_one_is_demanded(tmp_path: Path) -> None:
+    issuer = certificates.authority("api", mint.authority_key())
+    api = client_certificate(issuer, "api-server", tmp_path)
+    other = client_certificate(issuer, "kubelet", tmp_path)
+    foreign = client_certificate(certificates.authority("api", mint.authority_key()), "foreign", tmp_path)
+    own = Webhook(
+        "poolkeeper-webhook", free_port(), client_authority=issuer.certificate, client_name="api-server"
+    )
+    serving = asyncio.create_task(server.serve(Objects(), OWN, own))  # type: ignore[arg-type]
+    try:
+        async with asyncio.timeout(5):
+            while await status(own.port, without_certificate(), f"GET {server.READY_PATH}") != "200":
+                await asyncio.sleep(0.02)
+        asked = f"POST {server.PATH}"
+        assert await status(own.port, api, asked) == "400"  # it is read, and no review
+        for context in (without_certificate(), other):
+            assert await status(own.port, context, asked) == "403"
+        assert await status(own.port, foreign, asked) == ""
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_without_a_demand_clients_need_no_certificate() -> None:
+    own = Webhook("poolkeeper-webhook", free_port())
+    serving = asyncio.create_task(server.serve(Objects(), OWN, own))  # type: ignore[arg-type]
+    try:
+        async with asyncio.timeout(5):
+            while await status(own.port, without_certificate(), f"POST {server.PATH}") != "400":
+                await asyncio.sleep(0.02)
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)

@@ -215,7 +215,7 @@ async def test_the_server_answers_a_review() -> None:
 async def test_the_server_refuses_a_pod_with_a_dns_that_is_not_the_clusters() -> None:
     other = pod(dnsPolicy="None", dnsConfig={"nameservers": ["10.96.0.10"]})
     for nameservers, allowed in ((("10.96.0.10",), True), (("10.96.0.11",), False), ((), False)):
-        application = server.application(Secrets(secret()), nameservers)
+        application = server.application(Secrets(secret()), nameservers=nameservers)
         async with TestClient(TestServer(application)) as client:
             response = await client.post(server.PATH, json=asked(other))
             assert json.loads(await response.text())["response"]["allowed"] is allowed

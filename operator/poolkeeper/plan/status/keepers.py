@@ -65,6 +65,7 @@ def _faults(
     yield _lacking(wanted, pods)
     yield _outdated(wanted, keepers)
     yield _another_auth(wanted, keepers)
+    yield from wanted.keeper_restrictions
 
 
 def _unresolving(keepers: Sequence[Running]) -> Fault | None:
@@ -115,26 +116,25 @@ def _lacking(wanted: Wanted, pods: Sequence[AppPod]) -> Fault | None:
 
 def _outdated(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
     """Keepers of another image. A new image needs a new pod, on which the pod's owner decides."""
-    assert wanted.keeper is not None
-    outdated = [item for item in keepers if item[1].image != wanted.keeper.image]
+    outdated = [item for item in keepers if item[1].image != wanted.templates[item[2]].image]
     if not outdated:
         return None
-    pod, keeper, _ = outdated[0]
+    pod, keeper, consumer = outdated[0]
     return (
         "ImageOutdated",
-        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.keeper.image}{_remedy(wanted)}; "
-        f"pod {pod.namespace}/{pod.name}: {keeper.image}",
+        f"{_counted(outdated, 'runs', 'run')} another image than {wanted.templates[consumer].image}"
+        f"{_remedy(wanted)}; pod {pod.namespace}/{pod.name}: {keeper.image}",
     )
 
 
 def _another_auth(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
     """Keepers with another `auth`. The containers' variables go with it, and a pod keeps those for life."""
-    assert wanted.keeper is not None
-    outdated = [item for item in keepers if item[1].auth != wanted.keeper.auth]
+    outdated = [item for item in keepers if item[1].auth != wanted.templates[item[2]].auth]
     if not outdated:
         return None
-    pod = outdated[0][0]
-    if wanted.keeper.auth == TRUST:
+    pod, _, consumer = outdated[0]
+    auth = wanted.templates[consumer].auth
+    if auth == TRUST:
         text = _counted(outdated, "demands a password of its app", "demand a password of their apps")
     else:
         text = _counted(
@@ -142,8 +142,7 @@ def _another_auth(wanted: Wanted, keepers: Sequence[Running]) -> Fault | None:
         )
     return (
         "AuthOutdated",
-        f"{text}, from before spec.keeper.auth became {wanted.keeper.auth}{_remedy(wanted)}; "
-        f"pod {pod.namespace}/{pod.name}",
+        f"{text}, from before spec.keeper.auth became {auth}{_remedy(wanted)}; pod {pod.namespace}/{pod.name}",
     )
 
 
