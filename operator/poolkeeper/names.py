@@ -40,6 +40,9 @@ ROLE_LABEL = f"{GROUP}/role"
 """On every object that the operator watches: the object's role. The watches select by the label's presence."""
 OWNER_ANNOTATION = f"{GROUP}/owner"
 """`namespace/name` of the PooledDatabase in full, since a label value holds 63 characters only."""
+ORIGIN_ANNOTATION = f"{GROUP}/origin"
+"""`namespace/name` of the object itself, as the operator created it. A copy brings it along, and so names
+another place than its own (observed/origin.py)."""
 RECONNECT_ANNOTATION = f"{GROUP}/reconnect"
 """On a PooledDatabase: each new value is a request to renew server connections."""
 ACCEPT_FROM_ANNOTATION = f"{GROUP}/accept-from"
@@ -79,8 +82,12 @@ ROLE_LOGINS = "logins"
 ROLE_CONSUMER = "consumer"
 ROLE_BINDING = "binding"
 ROLE_KEEPER = "keeper"
+CONSUMER_ROLES = frozenset({ROLE_CONSUMER, ROLE_BINDING, ROLE_KEEPER})
+"""Of the Secrets that a consumer gets."""
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
+BORROWED_LABEL = "app.kubernetes.io/instance"
+"""GitOps tools take it for theirs. Pooler pods that an older operator made have it (desired/deployment.py)."""
 POOLER_PORT = 6432
 KEEPER_PORT = 6432
 CONSOLE_LOGIN = "poolkeeper"
@@ -143,19 +150,32 @@ def consumer_secrets(secret_name: str) -> tuple[str, str, str]:
     return secret_name, binding_name(secret_name), keeper_name(secret_name)
 
 
+def own_secrets(owner: str) -> tuple[str, str]:
+    """Names of all Secrets that a PooledDatabase has in its own namespace, its consumers' aside."""
+    return config_name(owner), logins_name(owner)
+
+
 def owner_key(annotations: Mapping[str, str]) -> tuple[str, str] | None:
     """(namespace, name) of the PooledDatabase that an object names as its owner, or None."""
     namespace, slash, name = annotations.get(OWNER_ANNOTATION, "").partition("/")
     return (namespace, name) if slash and namespace and name else None
 
 
+def owner_label(owner: str) -> str:
+    """The PooledDatabase's name as the value of a label."""
+    return fit(owner, _LABEL_LIMIT)
+
+
 def child_labels(namespace: str, name: str, uid: str, role: str) -> dict[str, str]:
-    """Labels of one object that the operator creates for a PooledDatabase."""
+    """Labels of one object that the operator creates for a PooledDatabase.
+
+    BORROWED_LABEL is not among them: GitOps tools delete an object that carries it, has no owner, and is not in
+    their repository (docs/gitops.md).
+    """
     return {
         MANAGED_BY: "poolkeeper",
         "app.kubernetes.io/name": "pgbouncer",
-        "app.kubernetes.io/instance": fit(name, _LABEL_LIMIT),
-        OWNER_LABEL: fit(name, _LABEL_LIMIT),
+        OWNER_LABEL: owner_label(name),
         OWNER_NAMESPACE_LABEL: namespace,
         OWNER_UID_LABEL: uid,
         ROLE_LABEL: role,

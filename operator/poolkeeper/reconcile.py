@@ -19,6 +19,7 @@ from poolkeeper.kube import events
 from poolkeeper.kube.client import Cluster, Conflict, Refused, Retry
 from poolkeeper.kube.events import Event
 from poolkeeper.observed.consoles import Shown
+from poolkeeper.observed.origin import conflict, made_here, put_back
 from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import ApiRefusal, Key, Ref
 from poolkeeper.observed.upstream import Probe
@@ -134,14 +135,17 @@ class Reconciler:
         for name in resource.spec.upstream.secret_names():
             data = self._store.source(key.namespace, name)
             if data is None:
-                # Not marked yet, so no watch shows it: it is read now, and the plan marks it.
+                # Not marked yet, so no watch shows it: it is read now, and the plan marks it. Or it was marked
+                # before a PooledDatabase named it, and its data were not kept.
                 secret = await self._cluster.get(Ref("Secret", key.namespace, name))
                 if secret is None:
                     continue
-                role = secret["metadata"].get("labels", {}).get(names.ROLE_LABEL, names.ROLE_SOURCE)
-                if role != names.ROLE_SOURCE:
+                role = secret["metadata"].get("labels", {}).get(names.ROLE_LABEL)
+                if role not in (None, names.ROLE_SOURCE):
                     managed.add(name)
                     continue
+                if role is not None:
+                    self._store.read(secret)
                 data = reading.data(secret)
                 run.source_uids[name] = secret["metadata"]["uid"]
             sources[name] = data
@@ -208,43 +212,38 @@ class Reconciler:
         ref = _ref(body)
         refused = refused_before.get(ref)
         # A write would just be refused again: check first whether the other object is gone.
-        if refused and refused.reason == "Conflict" and await self._cluster.get(ref) is not None:
-            self._store.refuse(key, ref, refused)
+        found = await self._cluster.get(ref) if refused and refused.reason == "Conflict" else None
+        if found is not None:
+            await self._met(key, body, found)
             return
         try:
             answer = await self._cluster.create(body)
         except Conflict:
-            await self._met(key, ref, body)
+            found = await self._cluster.get(ref)
+            if found is None:
+                raise Retry(f"{ref} was there and is gone") from None
+            await self._met(key, body, found)
         except Refused as error:
             self._store.refuse(key, ref, ApiRefusal(error.reason, error.message))
         else:
             self._store.applied(body, answer)
 
-    async def _met(self, key: Key, ref: Ref, body: Object) -> None:
+    async def _met(self, key: Key, body: Object, found: Object) -> None:
         """Handle an object that has the name already: ours, if an answer was lost, or a foreign one."""
-        found = await self._cluster.get(ref)
-        if found is None:
-            raise Retry(f"{ref} was there and is gone")
-        resource = self._store.resource(key)
-        labels = found["metadata"].get("labels") or {}
+        ref, resource = _ref(body), self._store.resource(key)
+        metadata = found["metadata"]
+        labels = metadata.get("labels") or {}
         if names.ROLE_LABEL in labels or names.OWNER_UID_LABEL in labels:
             self._store.observe(found)
-        if resource is None or labels.get(names.OWNER_UID_LABEL) != resource.uid:
-            known = names.OWNER_UID_LABEL in labels
-            owner = names.owner_key(found["metadata"].get("annotations") or {}) if known else None
-            whose = f"belongs to PooledDatabase {owner[0]}/{owner[1]}" if owner else "is not Poolkeeper's"
-            self._store.refuse(
-                key,
-                ref,
-                ApiRefusal(
-                    "Conflict",
-                    f"{ref} exists and {whose}, so it stays untouched; rename or delete it, "
-                    "or choose another secretName",
-                ),
-            )
-        elif names.owner_key(found["metadata"].get("annotations") or {}) != key:
-            # Ours, but its owner annotation was edited: no watch event leads to this key.
-            await self._apply(key, {**body, "metadata": {**body["metadata"], "uid": found["metadata"]["uid"]}})
+        # Without the label, its owner has taken it from us on purpose.
+        labelled = names.OWNER_UID_LABEL in labels
+        owner = names.owner_key(metadata.get("annotations") or {}) if labelled else None
+        known = resource is not None and labels.get(names.OWNER_UID_LABEL) == resource.uid and made_here(found)
+        if resource is None or not (known or (owner == key and put_back(found))):
+            self._store.refuse(key, ref, ApiRefusal("Conflict", conflict(ref, found, key.name)))
+        elif not known or owner != key:
+            # Put back from a backup, or its owner annotation was edited: no watch event leads to this key.
+            await self._apply(key, {**body, "metadata": {**body["metadata"], "uid": metadata["uid"]}})
 
     async def _apply(self, key: Key, body: Object, manager: str = names.MANAGER) -> None:
         ref = _ref(body)

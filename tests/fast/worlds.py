@@ -280,7 +280,10 @@ class Simulation:
     def _rollout(self) -> Rollout | None:
         deployment = self.objects.get(Ref("Deployment", KEY.namespace, names.pooler_name(KEY.name)))
         progress = Rollout(True, len(self.pods), len(self.pods), "")
-        return replace(progress, most_pods=reading.rollout(deployment).most_pods) if deployment else progress
+        if deployment is None:
+            return progress
+        seen = reading.rollout(deployment)
+        return replace(progress, most_pods=seen.most_pods, borrowed=seen.borrowed)
 
     def _stored(self) -> Stored | None:
         if CONFIG not in self.objects:

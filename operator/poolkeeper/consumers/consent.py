@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from poolkeeper.consumers import claims
 from poolkeeper.names import ACCEPT_FROM_ANNOTATION
 from poolkeeper.observed.namespaces import Namespace
 from poolkeeper.settings import Settings
@@ -74,7 +75,8 @@ def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], set
     """Resolve spec.consumers against the namespaces that exist.
 
     A *named* namespace without consent is reported as a refusal; a *selected* one is just no
-    consumer. A selector is refused where the operator may not read Namespaces.
+    consumer. A selector is refused where the operator may not read Namespaces, and a consumer whose Secrets
+    would have names that are taken.
     """
     granted: dict[Consumer, Terms] = {}
     refused: dict[Consumer, Refusal] = {}
@@ -91,6 +93,11 @@ def consumers(database: PooledDatabase, namespaces: Mapping[str, Namespace], set
                 granted.setdefault(consumer, rule.terms)
             elif rule.namespace is not None:
                 refused[consumer] = Refusal(name, rule.secret_name, *verdict)
+    by_name = ((item.namespace, item.secret_name) for item in granted)
+    for place, message in claims.conflicts(database, by_name, settings).items():
+        consumer = Consumer(*place)
+        del granted[consumer]
+        refused[consumer] = Refusal(*place, "Conflict", message)
     return Consumers(
         granted=tuple(sorted(granted)),
         refused=tuple(refused[consumer] for consumer in sorted(refused)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from poolkeeper import names
 from poolkeeper.credentials.logins import Login
-from poolkeeper.desired.metadata import Object, metadata
+from poolkeeper.desired.metadata import Object, metadata, owner
 from poolkeeper.pgbouncer.configuration import POD_FILE
 from poolkeeper.settings import Settings
 from poolkeeper.spec.parameters import PARAMETERS
@@ -26,9 +26,11 @@ def image(database: PooledDatabase, settings: Settings) -> str:
     return database.pooler.image or settings.pooler_image
 
 
-def render(database: PooledDatabase, settings: Settings, console: Login, most_pods: int | None) -> Object:
+def render(
+    database: PooledDatabase, settings: Settings, console: Login, most_pods: int | None, borrowed: str = ""
+) -> Object:
     """The Deployment of a PooledDatabase. `console` is the operator's login at the poolers' consoles; the
-    budget has room for `most_pods`, None: not known yet.
+    budget has room for `most_pods`, None: not known yet. `borrowed` is Rollout.borrowed.
 
     If there is no room for one pod more than are wanted, a rollout takes one away first: the new pod would
     never be admitted.
@@ -38,6 +40,9 @@ def render(database: PooledDatabase, settings: Settings, console: Login, most_po
     crowded = most_pods is not None and replicas >= most_pods
     meta = metadata(database, names.ROLE_POOLER, names.pooler_name(database.name))
     selector = names.pod_selector(database.uid)
+    digest = _restart_digest(database, console)
+    # One label less is another template, and replaces every pod: that waits for a change that does so anyway.
+    borrows = {names.BORROWED_LABEL: names.owner_label(database.name)} if borrowed == digest else {}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -52,11 +57,15 @@ def render(database: PooledDatabase, settings: Settings, console: Login, most_po
             "selector": {"matchLabels": selector},
             "template": {
                 "metadata": {
-                    "labels": {**pooler.pod_labels, **meta["labels"]},
+                    "labels": {
+                        **pooler.pod_labels,
+                        **meta["labels"],
+                        **borrows,
+                    },
                     "annotations": {
                         **pooler.pod_annotations,
-                        **meta["annotations"],
-                        names.RESTART_ANNOTATION: _restart_digest(database, console),
+                        **owner(database),
+                        names.RESTART_ANNOTATION: digest,
                     },
                 },
                 "spec": _pod_spec(database, settings, selector),

@@ -11,7 +11,8 @@ Object = dict[str, Any]
 
 
 def metadata(database: PooledDatabase, role: str, name: str, namespace: str | None = None) -> Object:
-    """Name, labels, the owner's full name and, within its namespace, the controller reference.
+    """Name, labels, the owner's full name, the object's own place and, within the owner's namespace, the
+    controller reference.
 
     Across namespaces Kubernetes allows no owner reference; there the finalizer does the clean-up.
     """
@@ -24,10 +25,16 @@ def metadata(database: PooledDatabase, role: str, name: str, namespace: str | No
         "controller": True,
         "blockOwnerDeletion": False,
     }
+    where = namespace or database.namespace
     return {
         "name": name,
-        "namespace": namespace or database.namespace,
+        "namespace": where,
         "labels": names.child_labels(database.namespace, database.name, database.uid, role),
-        "annotations": {names.OWNER_ANNOTATION: f"{database.namespace}/{database.name}"},
+        "annotations": {**owner(database), names.ORIGIN_ANNOTATION: f"{where}/{name}"},
         **({"ownerReferences": [reference]} if own else {}),
     }
+
+
+def owner(database: PooledDatabase) -> dict[str, str]:
+    """The annotation that names the owner in full; pods carry it too."""
+    return {names.OWNER_ANNOTATION: f"{database.namespace}/{database.name}"}

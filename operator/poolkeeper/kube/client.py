@@ -46,6 +46,8 @@ _IN_FLIGHT = 16
 _PAGE = 500
 _NAME_SHOWN = 100
 """Maximum length of a name in a refusal, in characters."""
+_SECRETS_PAGE = 25
+"""Each Secret may have 1 MiB, and anyone who may create one can have the operator list it."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,12 @@ class Cluster:
     async def pages(
         self, kind: str, namespace: str | None = None, selector: str = ""
     ) -> AsyncIterator[tuple[list[Object], int]]:
-        """Every object, at most 500 at a time, each page with the resource version of the whole list."""
+        """Every object, one page at a time, each page with the resource version of the whole list."""
         token = ""
+        limit = str(_SECRETS_PAGE if kind == "Secret" else _PAGE)
         identity = {"apiVersion": RESOURCES[kind].api_version, "kind": kind}
         while True:
-            query = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
+            query = {"limit": limit, **({"labelSelector": selector} if selector else {})}
             query |= {"continue": token} if token else {}
             page = await self._request("GET", _collection(kind, namespace), query)
             assert page is not None

@@ -18,6 +18,8 @@ class Rollout:
     failure: str
     most_pods: int | None = None
     """How many pods the budget had room for when it was last written; None: for more than it has."""
+    borrowed: str = ""
+    """Digest of the settings that a restart takes (our annotation) if the pods have names.BORROWED_LABEL."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from poolkeeper.observed.origin import applied
+
 Object = Mapping[str, Any]
 
 _SUFFIXES = {
@@ -31,15 +33,7 @@ def desired_digest(desired: Object) -> bytes:
 
 def live_digest(live: Object, manager: str) -> bytes:
     """Digest of the fields of a live object that `manager` applied, comparable with `desired_digest`."""
-    fields: Mapping[str, Any] = {}
-    for entry in live.get("metadata", {}).get("managedFields", ()):
-        if (
-            entry.get("manager") == manager
-            and entry.get("operation") == "Apply"
-            and not entry.get("subresource")
-        ):
-            fields = entry.get("fieldsV1", {})
-    return _digest(_without_identity(_owned(live, fields)))
+    return _digest(_without_identity(_owned(live, applied(live, manager) or {})))
 
 
 def _without_identity(obj: Object) -> dict[str, Any]:

@@ -202,7 +202,13 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         pod_lines=_pod_lines(peer_ids, world),
         poolers=(
             secrets.config(database, config, kept_files(stored, config.generation)),
-            deployment.render(database, settings, logins.console, _most_pods(world)),
+            deployment.render(
+                database,
+                settings,
+                logins.console,
+                _most_pods(world),
+                world.rollout.borrowed if world.rollout is not None else "",
+            ),
             service.render(database),
             disruption_budget.render(database),
             *autoscaler.render(database),

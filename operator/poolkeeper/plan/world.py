@@ -25,7 +25,7 @@ from poolkeeper.upstream.target import Target
 
 @dataclass(frozen=True)
 class Child:
-    """An object that carries our labels; `digest` covers the fields we own (see ownership.py)."""
+    """An object that the operator made; `digest` covers the fields we own (plan/ownership.py)."""
 
     uid: str
     owner_uid: str
@@ -56,6 +56,8 @@ class World:
 
     resource: Resource | None
     children: Mapping[Ref, Child] = field(default_factory=dict)
+    copies: Mapping[Ref, str] = field(default_factory=dict)
+    """UIDs of the objects that carry our labels and that the operator did not make: they are left alone."""
     pods: tuple[Pod, ...] = ()
     app_pods: tuple[AppPod, ...] = ()
     """App pods that ask for the database of one of the consumers."""

@@ -213,7 +213,14 @@ def rollout(obj: Object) -> Rollout:
         replicas=status.get("replicas", 0),
         failure=failure.get("message", "") if failure.get("status") == "True" else "",
         most_pods=spec.get("replicas") if rolling.get("maxSurge") == 0 else None,
+        borrowed=_borrowed((spec.get("template") or {}).get("metadata") or {}),
     )
+
+
+def _borrowed(template: Object) -> str:
+    labels, annotations = template.get("labels") or {}, template.get("annotations") or {}
+    ours = labels.get(names.BORROWED_LABEL, "") == labels.get(names.OWNER_LABEL)
+    return str(annotations.get(names.RESTART_ANNOTATION, "")) if ours else ""
 
 
 def _condition(obj: Object, kind: str) -> Mapping[str, str]:

@@ -1,38 +1,52 @@
-"""Index of the marked source Secrets and the PooledDatabases that read them, in both directions."""
+"""Index of the marked source Secrets and the PooledDatabases that read them, in both directions.
+
+Data are kept of those Secrets alone that a PooledDatabase names: anyone can put the mark on a Secret.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from poolkeeper.observed.refs import Key, Ref
 
+Data = Mapping[str, bytes]
+
 
 class Sources:
-    """Data of the Secrets that carry the operator's mark, with the PooledDatabases that name them."""
+    """The Secrets that carry the operator's mark, with the PooledDatabases that name them."""
 
     def __init__(self) -> None:
-        self._data: dict[Ref, Mapping[str, bytes]] = {}
+        self._marked: set[Ref] = set()
+        self._data: dict[Ref, Data] = {}
+        """Of those in `_marked` that have readers, as far as they were seen since the first of these came."""
         self._readers: dict[Ref, set[Key]] = defaultdict(set)
         self._read: dict[Key, frozenset[str]] = {}
         self._unread: dict[str, set[Ref]] = defaultdict(set)
         """By namespace: marked Secrets that no PooledDatabase reads any more."""
 
-    def put(self, ref: Ref, data: Mapping[str, bytes]) -> bool:
-        """Take in a marked Secret; True if its data are new."""
-        changed = self._data.get(ref) != data
-        self._data[ref] = data
+    def put(self, ref: Ref, data: Callable[[], Data]) -> bool:
+        """Take in a marked Secret; True if it is marked only now, or its data are new. `data` is not called for
+        a Secret without readers."""
+        news = ref not in self._marked
+        self._marked.add(ref)
         if not self._readers.get(ref):
             self._unread[ref.namespace].add(ref)
-        return changed
+            return news
+        before, now = self._data.get(ref), data()
+        self._data[ref] = now
+        return news or before != now
 
     def drop(self, ref: Ref) -> bool:
         """Forget a Secret that is gone or has lost its mark; True if it was known."""
-        self._unread[ref.namespace].discard(ref)
-        return self._data.pop(ref, None) is not None
+        self._take_off(ref)
+        self._data.pop(ref, None)
+        known = ref in self._marked
+        self._marked.discard(ref)
+        return known
 
-    def get(self, ref: Ref) -> Mapping[str, bytes] | None:
-        """Data of a marked Secret."""
+    def get(self, ref: Ref) -> Data | None:
+        """Data of a marked Secret; None if they are not known."""
         return self._data.get(ref)
 
     def reads(self, key: Key, names: frozenset[str]) -> None:
@@ -45,12 +59,13 @@ class Sources:
             self._readers[ref].discard(key)
             if not self._readers[ref]:
                 del self._readers[ref]
-                if ref in self._data:
+                self._data.pop(ref, None)
+                if ref in self._marked:
                     self._unread[key.namespace].add(ref)
         for name in names:
             ref = Ref("Secret", key.namespace, name)
             self._readers[ref].add(key)
-            self._unread[key.namespace].discard(ref)
+            self._take_off(ref)
 
     def readers(self, ref: Ref) -> frozenset[Key]:
         """The PooledDatabases that read a Secret."""
@@ -58,5 +73,13 @@ class Sources:
 
     def marked(self, key: Key) -> frozenset[str]:
         """Marked Secrets that `key` answers for: those it reads, and those in its namespace without readers."""
-        own = {name for name in self._read.get(key, ()) if Ref("Secret", key.namespace, name) in self._data}
+        own = {name for name in self._read.get(key, ()) if Ref("Secret", key.namespace, name) in self._marked}
         return frozenset(own | {ref.name for ref in self._unread.get(key.namespace, ())})
+
+    def _take_off(self, ref: Ref) -> None:
+        """Take a Secret off the list of those without readers."""
+        unread = self._unread.get(ref.namespace)
+        if unread is not None:
+            unread.discard(ref)
+            if not unread:
+                del self._unread[ref.namespace]

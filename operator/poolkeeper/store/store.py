@@ -22,6 +22,7 @@ from poolkeeper.credentials.logins import Logins, from_secret
 from poolkeeper.observed.apps import AppPod, Workload
 from poolkeeper.observed.consoles import PauseSeen, Shown
 from poolkeeper.observed.namespaces import Namespace
+from poolkeeper.observed.origin import made_here, put_back
 from poolkeeper.observed.poolers import Moved, Pod, Renewed, Rollout
 from poolkeeper.observed.refs import ApiRefusal, Key, Owner, Ref
 from poolkeeper.observed.upstream import Probe, Whereabouts
@@ -32,6 +33,7 @@ from poolkeeper.settings import Settings
 from poolkeeper.spec.parse import PooledDatabase, SpecError, parse
 from poolkeeper.store import reading
 from poolkeeper.store.app_pods import AppPods, asked
+from poolkeeper.store.copies import Copies
 from poolkeeper.store.sources import Sources
 from poolkeeper.store.workloads import KnownWorkloads
 
@@ -63,6 +65,7 @@ class Store:
         self._namespaces: dict[str, Namespace] = {}
         self._children: dict[Key, dict[Ref, Child]] = defaultdict(dict)
         self._owners: dict[Ref, Key] = {}
+        self._copies = Copies()
         self._pods: dict[Key, dict[Ref, Pod]] = defaultdict(dict)
         self._app_pods = AppPods()
         self._workloads = KnownWorkloads()
@@ -125,6 +128,14 @@ class Store:
         if (obj["metadata"].get("labels") or {}).get(names.ROLE_LABEL) == names.ROLE_SOURCE:
             return self._forget(ref, but_source=True) | self._observe_source(ref, obj)
         return self._observe_child(ref, obj)
+
+    def read(self, secret: Object) -> None:
+        """Take in a marked Secret that was read since its data were not kept: nothing named it before."""
+        metadata = secret["metadata"]
+        ref = Ref(secret["kind"], metadata["namespace"], metadata["name"])
+        if self._versions.get(ref) == int(metadata["resourceVersion"]):
+            del self._versions[ref]
+        self.observe(secret)
 
     def applied(self, body: Object, answer: Object) -> None:
         """Take in the answer to one of the operator's writes. What the API server made of it counts as applied,
@@ -260,18 +271,27 @@ class Store:
         )
 
     def _observe_source(self, ref: Ref, obj: Object) -> Keys:
-        changed = self._sources.put(ref, reading.data(obj))
+        changed = self._sources.put(ref, lambda: reading.data(obj))
         return self._sources.readers(ref) if changed else _NOBODY
 
     def _observe_child(self, ref: Ref, obj: Object) -> Keys:
         metadata = obj["metadata"]
         key = reading.owner(obj)
-        previous = self._owners.get(ref)
-        moved = self._forget(ref) if previous is not None and previous != key else _NOBODY
+        moved = self._sources.readers(ref) if self._sources.drop(ref) else _NOBODY
+        copied = key is not None and not made_here(obj)
+        if not copied:
+            moved |= self._copies.drop(ref)
+        if ref in self._owners and (copied or self._owners[ref] != key):
+            moved |= self._forget(ref)
         if key is None:
             return moved
         labels = metadata.get("labels") or {}
         role = labels.get(names.ROLE_LABEL, "")
+        if copied:
+            if role == names.ROLE_LOGINS and put_back(obj):
+                # From a backup: consumers keep their passwords. The next run makes the record ours again.
+                self._read_secret(key, ref, role, obj)
+            return moved | self._copies.put(key, ref, metadata["uid"])
         child = Child(
             uid=metadata["uid"],
             owner_uid=labels.get(names.OWNER_UID_LABEL, ""),
@@ -336,7 +356,7 @@ class Store:
         if ref.kind == "Namespace":
             before = self._namespaces.pop(ref.name, None)
             return self._concerned_by(ref.name, before)
-        concerned: set[Key] = set(self._forget_app_pod(ref))
+        concerned: set[Key] = {*self._forget_app_pod(ref), *self._copies.drop(ref)}
         if not but_source and self._sources.drop(ref):
             concerned |= self._sources.readers(ref)
         key_of = self._owners.pop(ref, None)
@@ -485,7 +505,7 @@ class Store:
         return self._budgets.get(key)
 
     def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
-        """Data of a marked Secret."""
+        """Data of a marked Secret; None if they have to be read: it has no mark, or nothing named it before."""
         return self._sources.get(Ref("Secret", namespace, name))
 
     def resource(self, key: Key) -> Resource | None:
@@ -518,6 +538,7 @@ class Store:
         return World(
             resource=self.resource(key),
             children=dict(self._children.get(key, {})),
+            copies=self._copies.of(key),
             pods=pods,
             app_pods=app_pods,
             workloads=self._workloads.of(key),

@@ -28,6 +28,7 @@ from poolkeeper.names import (
     ROLE_LABEL,
     keeper_name,
 )
+from poolkeeper.observed.origin import made_here, put_back
 from poolkeeper.observed.refs import Ref
 from poolkeeper.printable import printable
 from poolkeeper.spec.parse import SYSTEM_NAMESPACES
@@ -122,6 +123,8 @@ async def _template(cluster: Access, namespace: str, name: str) -> KeeperTemplat
     try:
         if (metadata.get("labels") or {}).get(ROLE_LABEL) != ROLE_KEEPER:
             raise ValueError("it is not labelled as one")
+        if not (made_here(secret) or put_back(secret)):
+            raise ValueError("it is a copy of one")
         return template.parse((metadata.get("annotations") or {}).get(KEEPER_ANNOTATION, ""))
     except ValueError:
         raise Refusal(

@@ -539,7 +539,7 @@ def test_two_pooled_databases_that_want_the_same_secret_the_second_is_a_conflict
 
 
 def test_a_secret_with_forged_labels_gains_nothing(site: Site, settled: Lane) -> None:
-    """One that nobody asked for goes; one in a namespace without consent gets no password."""
+    """It gets no password, neither where nothing is asked for nor in a namespace without consent."""
     closed = f"{settled.name}-closed"
     site.create_namespace(closed)
     site.operator((*settled.namespaces, closed)).start()
@@ -547,39 +547,179 @@ def test_a_secret_with_forged_labels_gains_nothing(site: Site, settled: Lane) ->
     forged = {"labels": real["labels"], "annotations": real["annotations"]}
     foreign_secret(settled, settled.web, "loot", **forged)
     foreign_secret(settled, closed, "database", **forged)
-    gone(settled, "Secret", settled.web, "loot")
-    gone(settled, "Secret", closed, "database")
+    eventually(lambda: f"[Secret {closed}/database]" in settled.condition("ConsumersSynced")["message"], 10)
+    assert settled.secret(settled.web, "loot") == {"precious": "nonsense"}
+    assert settled.secret(closed, "database") == {"precious": "nonsense"}
     assert code_of(settled, "Secret", settled.web, "database") == 200
 
 
-def test_a_secret_with_forged_labels_of_a_pooled_database_that_does_not_exist_goes(
+def test_a_secret_with_forged_labels_of_a_pooled_database_that_does_not_exist_is_left_alone(
     settled: Lane,
 ) -> None:
     labels = names.child_labels(settled.data, "ghost", "1-2-3", names.ROLE_CONSUMER)
     annotations = {names.OWNER_ANNOTATION: f"{settled.data}/ghost"}
-    foreign_secret(settled, settled.web, "loot", labels=labels, annotations=annotations)
-    gone(settled, "Secret", settled.web, "loot")
+    made = foreign_secret(settled, settled.web, "loot", labels=labels, annotations=annotations)
+    settled.apply(pooler={"parameters": {"query_wait_timeout": 44}})
+    eventually(lambda: "query_wait_timeout = 44" in config(settled)["pgbouncer.ini"], REPAIR_SECONDS)
+    assert settled.get("Secret", "loot", settled.web) == made
 
 
 @pytest.mark.parametrize("role", [names.ROLE_LOGINS, names.ROLE_CONFIG, names.ROLE_SOURCE])
 def test_a_secret_with_forged_labels_of_another_role_gains_nothing(settled: Lane, role: str) -> None:
     uid = settled.resource()["metadata"]["uid"]
     whole = settled.children()
-    foreign_secret(
+    made = foreign_secret(
         settled,
         settled.web,
         "shop-pooler-logins",
         labels=names.child_labels(settled.data, "shop", uid, role),
         annotations={names.OWNER_ANNOTATION: f"{settled.data}/shop"},
     )
-    if role != names.ROLE_SOURCE:
-        gone(settled, "Secret", settled.web, "shop-pooler-logins")
     settled.apply(pooler={"parameters": {"query_wait_timeout": 44}})
     eventually(lambda: "query_wait_timeout = 44" in config(settled)["pgbouncer.ini"], REPAIR_SECONDS)
     logins = [obj for obj in whole if obj["metadata"]["name"] == "shop-pooler-logins"]
     assert [settled.get("Secret", "shop-pooler-logins")["data"]] == [obj["data"] for obj in logins]
-    forged = settled.secret(settled.web, "shop-pooler-logins") or {}
-    assert set(forged) <= {"precious"}
+    assert settled.get("Secret", "shop-pooler-logins", settled.web) == made
+
+
+def copy_of(lane: Lane, obj: Object, namespace: str, name: str, tool: str) -> Object:
+    """A copy with labels, annotations and data, made as these tools make one."""
+    metadata = {key: obj["metadata"].get(key) for key in ("labels", "annotations")}
+    body = {
+        **{key: obj[key] for key in ("apiVersion", "kind", "type", "data")},
+        "metadata": {**metadata, "name": name, "namespace": namespace},
+    }
+    if tool == "server-side apply":
+        return lane.api.apply(path("Secret", namespace, name), body, manager="kubectl")
+    if tool == "backup with managedFields":
+        body["metadata"]["managedFields"] = obj["metadata"]["managedFields"]
+    return lane.api.create(path("Secret", namespace), body)
+
+
+def test_a_copy_of_a_consumers_secret_is_left_alone_and_reported_f9(site: Site, lane: Lane) -> None:
+    """In a namespace that never consented, under another name, in that of the PooledDatabase; by any tool, also
+    while no operator runs, and also when the PooledDatabase goes."""
+    closed = f"{lane.name}-closed"
+    site.create_namespace(closed)
+    running = site.operator((*lane.namespaces, closed)).start()
+    lane.apply()
+    lane.synced(2)
+    real = lane.get("Secret", "database", lane.web)
+    keeper = lane.get("Secret", "database-keeper", lane.web)
+    made = [
+        copy_of(lane, real, closed, "database", "kubectl create"),
+        copy_of(lane, real, lane.web, "loot", "server-side apply"),
+        copy_of(lane, keeper, lane.data, "old-keeper", "backup with managedFields"),
+    ]
+
+    def unchanged() -> None:
+        for obj in made:
+            metadata = obj["metadata"]
+            assert lane.get("Secret", metadata["name"], metadata["namespace"]) == obj
+
+    def told() -> None:
+        message = lane.condition("ConsumersSynced")["message"]
+        for obj in made:
+            assert f"[Secret {obj['metadata']['namespace']}/{obj['metadata']['name']}]" in message
+        assert "a copy is neither kept up to date nor deleted; delete it, or remove its labels" in message
+
+    eventually(told, REPAIR_SECONDS)
+    assert len([event for event in lane.events() if event["reason"] == "CopyLeftAlone"]) == 3
+    assert lane.condition("ConsumersSynced")["status"] == "True"
+    unchanged()
+    running.kill()
+    running.reap()
+    made.append(copy_of(lane, real, closed, "another", "server-side apply"))
+    running.start()
+    eventually(lambda: "and 1 more" in lane.condition("ConsumersSynced")["message"], REPAIR_SECONDS)
+    quiet(lane, 2)
+    unchanged()
+    patch = {"metadata": {"labels": {names.ROLE_LABEL: None}}}
+    made[1] = lane.api.merge(path("Secret", lane.web, "loot"), patch)
+    eventually(lambda: "loot" not in lane.condition("ConsumersSynced")["message"], REPAIR_SECONDS)
+    lane.delete()
+    gone(lane, "PooledDatabase", lane.data, "shop")
+    assert lane.secret(lane.web, "database") is None
+    unchanged()
+
+
+def test_a_copy_in_the_place_of_a_consumers_secret_is_a_conflict_until_it_is_deleted(
+    site: Site, settled: Lane
+) -> None:
+    real = settled.get("Secret", "database", settled.web)
+    made = copy_of(settled, real, settled.backend, "database", "kubectl create")
+    settled.apply(consumers=[{"namespace": settled.web}, {"namespace": settled.backend}])
+    message = settled.expect("ConsumersSynced", "False", "Conflict")
+    assert f"Secret {settled.backend}/database exists and is a copy of an object of Poolkeeper's" in message
+    assert "rename or delete it" in message
+    assert settled.get("Secret", "database", settled.backend) == made
+    settled.api.delete(path("Secret", settled.backend, "database"))
+    settled.synced(2)
+    login = entries.login_name(Consumer(settled.backend, "database"))
+    assert (settled.secret(settled.backend, "database") or {})["PGUSER"] == login
+
+
+def test_secrets_from_a_backup_are_repaired_where_they_are_wanted_and_left_alone_elsewhere(
+    site: Site, lane: Lane
+) -> None:
+    running = site.operator(lane.namespaces).start()
+    lane.apply()
+    lane.synced(2)
+    saved = {name: lane.get("Secret", name, lane.web) for name in ("database", "database-binding")}
+    current = lane.get("Secret", "shop-db", lane.backend)
+    lane.apply(consumers=[{"namespace": lane.backend, "secretName": "shop-db"}])
+    gone(lane, "Secret", lane.web, "database")
+    kept = copy_of(lane, saved["database"], lane.web, "database", "kubectl create")
+    eventually(lambda: "/database]" in lane.condition("ConsumersSynced")["message"], REPAIR_SECONDS)
+    assert lane.get("Secret", "database", lane.web) == kept
+    running.kill()
+    running.reap()
+    lane.api.delete(path("Secret", lane.backend, "shop-db"))
+    copy_of(lane, {**current, "data": saved["database"]["data"]}, lane.backend, "shop-db", "kubectl create")
+    record = lane.get("Secret", "shop-pooler-logins")
+    lane.api.delete(path("Secret", lane.data, "shop-pooler-logins"))
+    copy_of(lane, record, lane.data, "shop-pooler-logins", "kubectl create")
+    lane.apply()
+    running.start()
+    lane.synced(2)
+    eventually(lambda: snapshot(lane, both(lane)), REPAIR_SECONDS)
+    assert lane.get("Secret", "shop-db", lane.backend)["data"] == current["data"], "no password is made again"
+    assert "copies" not in lane.condition("ConsumersSynced")["message"]
+
+
+def test_objects_of_an_operator_that_wrote_no_place_are_taken_over_in_place(site: Site, lane: Lane) -> None:
+    """An upgrade: nothing is made again, and what is not wanted any more still goes."""
+    running = site.operator(lane.namespaces).start()
+    lane.apply()
+    lane.synced(2)
+    running.kill()
+    running.reap()
+    before = {}
+    for obj in lane.children():
+        metadata = obj["metadata"]
+        where = path(obj["kind"], metadata["namespace"], metadata["name"])
+        lane.api.merge(where, {"metadata": {"annotations": {names.ORIGIN_ANNOTATION: None}}})
+        before[where] = metadata["uid"]
+    copied = copy_of(lane, lane.get("Secret", "database", lane.web), lane.web, "loot", "kubectl create")
+    lane.apply(consumers=[{"namespace": lane.web}])
+    running.start()
+    lane.synced(1)
+    gone(lane, "Secret", lane.backend, "shop-db")
+
+    def taken_over() -> None:
+        for obj in lane.children():
+            metadata = obj["metadata"]
+            if metadata["name"] == "loot":
+                continue
+            where = path(obj["kind"], metadata["namespace"], metadata["name"])
+            assert metadata["uid"] == before[where], where
+            assert (
+                metadata["annotations"][names.ORIGIN_ANNOTATION]
+                == f"{metadata['namespace']}/{metadata['name']}"
+            )
+
+    eventually(taken_over, REPAIR_SECONDS)
+    assert lane.get("Secret", "loot", lane.web) == copied
 
 
 def test_a_source_that_is_a_secret_of_poolkeepers_own_is_not_allowed(settled: Lane) -> None:
@@ -620,6 +760,47 @@ def test_names_so_long_that_child_names_overflow_are_cut_with_a_hash_and_do_not_
         gone(lane, "PooledDatabase", lane.data, name)
     assert not lane.children()
     assert lane.secret(namespace, secrets[0]) is None
+
+
+@pytest.mark.parametrize("own", [0, 1], ids=["config", "logins"])
+def test_a_consumer_named_like_a_shortened_secret_of_the_poolers_is_a_conflict_and_not_a_fight(
+    lane: Lane, operator: Operator, own: int
+) -> None:
+    long = "p" * 80
+    name = names.own_secrets(long)[own]
+    lane.apply(long, consumers=[{"namespace": lane.data, "secretName": name}, {"namespace": lane.web}])
+    message = lane.expect("ConsumersSynced", "False", "Conflict", name=long)
+    assert f"Secret {lane.data}/{name} of this consumer would be a Secret of the poolers themselves" in message
+    assert "choose another secretName" in message
+    assert lane.resource(long)["status"]["consumers"]["synced"] == 1
+    assert lane.secret(lane.web, "database") is not None
+    quiet(lane, 3)
+    lane.apply(long, consumers=[{"namespace": lane.data, "secretName": "other"}, {"namespace": lane.web}])
+    lane.synced(2, name=long)
+
+
+@pytest.mark.parametrize("own", [0, 1], ids=["config", "logins"])
+def test_two_pooled_databases_that_claim_one_secret_do_not_fight_over_it_in_either_order(
+    lane: Lane, operator: Operator, own: int
+) -> None:
+    long = "p" * 80
+    claim = [{"namespace": lane.data, "secretName": names.own_secrets(long)[own]}]
+    lane.apply(long)
+    lane.synced(2, name=long)
+    lane.apply(consumers=claim)
+    message = lane.expect("ConsumersSynced", "False", "Conflict")
+    assert f"belongs to PooledDatabase {lane.data}/{long}" in message
+    assert message.endswith("choose another secretName here")
+    quiet(lane, 2)
+    lane.delete(long)
+    lane.synced(1)
+    lane.apply(long)
+    message = lane.expect("ConfigApplied", "False", "Conflict", name=long)
+    assert f"belongs to PooledDatabase {lane.data}/shop" in message
+    assert message.endswith("choose another secretName there")
+    lane.apply(consumers=[])
+    lane.expect("ConfigApplied", "Unknown", "NoPodReady", name=long)
+    lane.synced(2, name=long)
 
 
 # --- deletion ----------------------------------------------------------------------------------------------

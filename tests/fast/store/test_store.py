@@ -3,6 +3,7 @@
 import base64
 import copy
 import random
+import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -280,6 +281,8 @@ def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
         store = Store(SETTINGS)
         for obj in order:
             store.observe(obj)
+        if store.source("data", "shop-owner") is None:  # seen before anything named it: a run reads it
+            store.read(source(8, b"new"))
         return store.world(KEY, store.logins(KEY)), store.source("data", "shop-owner"), store.keys()
 
     expected = end(events)
@@ -319,3 +322,57 @@ def test_a_namespace_s_weight_is_a_whole_number_and_anything_else_counts_as_none
     annotated["metadata"]["annotations"] = {names.BUDGET_WEIGHT_ANNOTATION: text}
     assert store.observe(annotated) == {KEY}, "its own PooledDatabases are divided anew"
     assert store.namespaces()["data"].budget_weight == weight
+
+
+def marked(number: int, size: int, version: int = 1) -> Object:
+    made = source(version, b"x" * size, name=f"big-{number}")
+    made["metadata"]["namespace"] = f"tenant-{number % 7}"
+    return made
+
+
+def test_of_a_secret_that_nothing_names_no_data_are_kept() -> None:
+    """A hundred Secrets of 1 MB with the mark, which every tenant can put on one."""
+    store = filled()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            assert store.observe(marked(number, 2**20)) == NOBODY
+        for number in range(100):
+            store.observe(marked(number, 2**20, version=2))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2**20
+    assert store.source("tenant-3", "big-3") is None
+    assert store.source("data", "shop-owner") == {"password": b"p"}
+    for number in range(100):
+        store.observe(marked(number, 1, version=3), deleted=True)
+
+
+def renamed(version: int, name: str) -> Object:
+    changed = resource(version)
+    changed["spec"]["upstream"]["credentialsSecretRef"]["name"] = name
+    return changed
+
+
+def test_data_of_a_secret_are_kept_from_the_first_that_names_it_to_the_last() -> None:
+    store = filled()
+    store.observe(source(2, b"early", name="other"))
+    assert store.source("data", "other") is None
+    assert store.world(KEY, Logins()).marked == {"shop-owner", "other"}
+    store.observe(renamed(3, "other"))
+    assert store.source("data", "other") is None, "to be read"
+    assert store.source("data", "shop-owner") is None, "nothing names it any more"
+    store.read(source(2, b"early", name="other"))
+    assert store.source("data", "other") == {"password": b"early"}
+    assert store.observe(source(4, b"late", name="other")) == {KEY}
+    store.read(source(2, b"early", name="other"))
+    assert store.source("data", "other") == {"password": b"late"}, "an answer that comes late"
+    assert store.world(KEY, Logins()).marked == {"shop-owner", "other"}
+
+
+def test_a_source_that_gets_another_role_is_none_any_more() -> None:
+    store = filled()
+    assert store.observe(child("Secret", "shop-owner", 2, names.ROLE_CONSUMER)) == {KEY}
+    assert store.source("data", "shop-owner") is None
+    assert store.world(KEY, Logins()).marked == frozenset()

@@ -16,7 +16,14 @@ from poolkeeper.keeper import template
 from poolkeeper.keeper.injection import inject, injected
 from poolkeeper.keeper.template import KeeperTemplate
 from poolkeeper.kube.client import Retry
-from poolkeeper.names import DATABASE_LABEL, DATABASES_ANNOTATION, KEEPER_ANNOTATION, ROLE_LABEL
+from poolkeeper.names import (
+    DATABASE_LABEL,
+    DATABASES_ANNOTATION,
+    KEEPER_ANNOTATION,
+    MANAGER,
+    ORIGIN_ANNOTATION,
+    ROLE_LABEL,
+)
 from poolkeeper.observed.refs import Ref
 from poolkeeper.webhook import review, server
 
@@ -122,6 +129,28 @@ async def test_a_secret_that_is_not_a_keepers_is_refused(forged: Object) -> None
     message = (await answer(pod(), forged))["status"]["message"]
     assert "Secret web/database-keeper is not a keeper's" in message
     assert "delete it" in message
+
+
+def keeper(*, origin: str, manager: str) -> Object:
+    """A keeper's Secret in namespace web, as the API server stores it."""
+    made = secret(namespace="web")
+    made["metadata"]["annotations"][ORIGIN_ANNOTATION] = origin
+    fields: Object = {"f:metadata": {"f:annotations": {f"f:{ORIGIN_ANNOTATION}": {}}}}
+    made["metadata"]["managedFields"] = [{"manager": manager, "operation": "Apply", "fieldsV1": fields}]
+    return made
+
+
+@pytest.mark.parametrize("manager", [MANAGER, "kubectl"])
+@pytest.mark.parametrize("origin", ["web/another-keeper", "api/database-keeper"])
+async def test_a_copy_of_a_keepers_secret_is_refused(origin: str, manager: str) -> None:
+    """Its contents get old, and its login may be another namespace's."""
+    message = (await answer(pod(), keeper(origin=origin, manager=manager)))["status"]["message"]
+    assert "Secret web/database-keeper is not a keeper's (it is a copy of one); delete it" in message
+
+
+@pytest.mark.parametrize("manager", [MANAGER, "velero"])
+async def test_a_keepers_secret_in_its_place_is_accepted_also_from_a_backup(manager: str) -> None:
+    assert (await answer(pod(), keeper(origin="web/database-keeper", manager=manager)))["allowed"] is True
 
 
 async def test_a_refusal_is_that_of_the_injection() -> None:

@@ -18,7 +18,7 @@ from poolkeeper.observed.upstream import Whereabouts
 from poolkeeper.pgbouncer.configuration import Configuration
 from poolkeeper.plan import addresses, pause, pause_orders, renewal
 from poolkeeper.plan.reloads import shown_as
-from poolkeeper.plan.status import budget, client_slots, image
+from poolkeeper.plan.status import budget, client_slots, copies, image
 from poolkeeper.plan.status import data_path as data_path_status
 from poolkeeper.plan.status.condition import FALSE, TRUE, UNKNOWN, Condition, last_known
 from poolkeeper.plan.status.image import pooler_image
@@ -56,10 +56,11 @@ def of(
     )
     pausing = pause.advance(resource, pause_orders.resumed(world), now)
     paused = pause_orders.condition(wanted, world, pausing, now)
+    synced = copies.with_copies(consumers_synced(wanted, world), world)
     conditions = (
         ready(data_path),
         *data_path,
-        consumers_synced(wanted, world),
+        synced,
         keepers_current(wanted, world),
         budget.within_budget(database, wanted.consumers, world),
         pooler_image(database, wanted, world),
@@ -90,7 +91,8 @@ def of(
     where, moved = _upstream(resource, wanted, world, now)
     renewed, renewals = renewal.report(wanted, world, now)
     written, events = _written(resource, {**body, **where, **renewed}, conditions, now)
-    return written, (*events, *moved, *renewals)
+    copied = copies.found(synced, world) if written is not None else ()
+    return written, (*events, *copied, *moved, *renewals)
 
 
 def of_invalid_spec(
@@ -100,7 +102,8 @@ def of_invalid_spec(
     invalid = spec_valid(error)
     where, moved = _upstream(resource, wanted, world, now)
     renewed, renewals = renewal.report(wanted, world, now)
-    kept = {key: value for key, value in resource.status.items() if key != "conditions"} | where | renewed
+    own = ("conditions", "observedGeneration")
+    kept = {key: value for key, value in resource.status.items() if key not in own} | where | renewed
     pods = [pod for pod in world.pods if not pod.terminating]
     counts = {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods)}
     pausing = pause.advance(resource, pause_orders.resumed(world), now)
