@@ -390,6 +390,15 @@ VERIFYING_WITHOUT_CA = tuple(
     for base in (MINIMAL, BY_URL)
 )
 
+CA_WITHOUT_TLS = tuple(
+    Bad(
+        "a CA in mode disable",
+        changed("upstream.tls", {"mode": "disable", "caSecretRef": {"name": "ca"}}, base),
+        ("tls.caSecretRef", "no effect in mode disable", "remove it, or use mode verify-full"),
+    )
+    for base in (MINIMAL, BY_URL)
+)
+
 SECRETS_OF_ANOTHER_NAMESPACE = tuple(
     Bad(
         reference,
@@ -644,6 +653,7 @@ ALL_BAD = (
     *DATABASES,
     *UPSTREAMS,
     *VERIFYING_WITHOUT_CA,
+    *CA_WITHOUT_TLS,
     *SECRETS_OF_ANOTHER_NAMESPACE,
     *SYSTEM_NAMESPACES,
     *CONSUMERS,

@@ -351,9 +351,7 @@ class Reconciler:
         probe = Probe(target, seen.reachable, seen.reason, seen.message, seen.server_version)
         if not seen.reachable and not probe.rejected and steps.trial is not None:
             trial = steps.trial
-            through = await upstream.trial_login(
-                trial.pod.ip, names.POOLER_PORT, trial.login, trial.entry, UPSTREAM_SECONDS
-            )
+            through = await upstream.trial_login(trial.access, trial.login, trial.entry, UPSTREAM_SECONDS)
             if through.reachable:
                 probe = Probe(target, True, "ReachableThroughPooler", through.message, through.server_version)
         self._store.probed(key, probe)

@@ -140,6 +140,11 @@ def test_verify_full_without_ca_is_refused_at_admission(api: Api, bad: Bad) -> N
     assert_refused(api, bad)
 
 
+@rows(specs.CA_WITHOUT_TLS)
+def test_a_ca_without_tls_is_refused_at_admission(api: Api, bad: Bad) -> None:
+    assert_refused(api, bad)
+
+
 @rows(specs.SECRETS_OF_ANOTHER_NAMESPACE)
 def test_a_secret_of_another_namespace_as_source_is_refused_at_admission(api: Api, bad: Bad) -> None:
     assert_refused(api, bad)

@@ -40,10 +40,10 @@ async def test_no_password_or_verifier_gets_into_the_log(running_pooler: Pooler,
         shop.configuration(parameters={"log_connections": "1", "log_disconnections": "1"})
     )
     assert await running_pooler.apply(changed, shop.console(running_pooler)) is None
-    host, port, login = running_pooler.host, running_pooler.port, shop.login(WEB)
-    assert (await trial_login(host, port, login, shop.entry(WEB), 5)).reachable
+    access, login = shop.console(running_pooler), shop.login(WEB)
+    assert (await trial_login(access, login, shop.entry(WEB), 5)).reachable
     wrong = replace(login, password="not-the-password")
-    assert not (await trial_login(host, port, wrong, shop.entry(WEB), 5)).reachable
+    assert not (await trial_login(access, wrong, shop.entry(WEB), 5)).reachable
     logged = running_pooler.log()
     assert f"user={login.name}" in logged
     console_password = shop.console(running_pooler).password
@@ -72,7 +72,7 @@ async def test_a_changed_parameter_and_a_new_consumer_arrive_by_reload_in_the_sa
         assert running.process.poll() is None
         assert running.log().count("process up") == 1
         login = shop.login(API)
-        assert (await trial_login(running.host, running.port, login, shop.entry(API), 5)).reachable
+        assert (await trial_login(shop.console(running), login, shop.entry(API), 5)).reachable
 
 
 async def test_a_userlist_with_the_inode_and_the_time_of_the_one_before_is_read_all_the_same(
@@ -107,23 +107,20 @@ async def test_each_login_uses_its_own_entries_only(running_pooler: Pooler, shop
     own = {WEB: {shop.entry(WEB), shop.session_entry(WEB)}, API: {shop.entry(API), shop.session_entry(API)}}
     for consumer in own:
         for entry in [entry for entries in own.values() for entry in entries] + ["pgbouncer", "shop"]:
-            outcome = await trial_login(
-                running_pooler.host, running_pooler.port, shop.login(consumer), entry, 5
-            )
+            outcome = await trial_login(shop.console(running_pooler), shop.login(consumer), entry, 5)
             assert outcome.reachable == (entry in own[consumer]), outcome
             assert outcome.reason == ("Reachable" if entry in own[consumer] else "PoolerRefused"), outcome
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_clients_come_by_ipv4_and_ipv6(host: str, running_pooler: Pooler, shop: Shop) -> None:
-    assert (await trial_login(host, running_pooler.port, shop.login(WEB), shop.entry(WEB), 5)).reachable
+    access = replace(shop.console(running_pooler), ip=host)
+    assert (await trial_login(access, shop.login(WEB), shop.entry(WEB), 5)).reachable
 
 
 async def test_the_console_login_uses_no_consumers_entry(running_pooler: Pooler, shop: Shop) -> None:
     assert shop.logins.console is not None
-    outcome = await trial_login(
-        running_pooler.host, running_pooler.port, shop.logins.console, shop.entry(WEB), 5
-    )
+    outcome = await trial_login(shop.console(running_pooler), shop.logins.console, shop.entry(WEB), 5)
     assert outcome.reason == "PoolerRefused"
 
 
@@ -170,7 +167,7 @@ async def test_a_removed_consumer_is_cut_off_and_may_not_come_back(running_poole
     with pytest.raises(psycopg.OperationalError, match="database removed"):
         await api.execute("SELECT 1")
     await web.execute("SELECT 1")
-    outcome = await trial_login(running_pooler.host, running_pooler.port, shop.login(API), shop.entry(API), 5)
+    outcome = await trial_login(shop.console(running_pooler), shop.login(API), shop.entry(API), 5)
     assert outcome.reason == "PoolerRefused"
     await web.close()
     await api.close()
@@ -250,7 +247,7 @@ async def test_the_files_of_the_generation_before_stay_so_that_a_reload_meanwhil
     (running_pooler.directory / INI).write_text(before[INI])
     async with console.connect(shop.console(running_pooler), 3) as opened:
         await opened.reload()
-    outcome = await trial_login(running_pooler.host, running_pooler.port, shop.login(WEB), shop.entry(WEB), 5)
+    outcome = await trial_login(shop.console(running_pooler), shop.login(WEB), shop.entry(WEB), 5)
     assert outcome.reachable
 
 
@@ -266,7 +263,7 @@ async def test_a_reload_that_misses_the_rules_keeps_those_in_force_and_says_so(
         with pytest.raises(console.ConsoleError, match="RELOAD failed"):
             await opened.reload()
         assert (await opened.settings())["auth_hba_file"] == rules
-    outcome = await trial_login(running_pooler.host, running_pooler.port, shop.login(WEB), shop.entry(WEB), 5)
+    outcome = await trial_login(shop.console(running_pooler), shop.login(WEB), shop.entry(WEB), 5)
     assert outcome.reachable
     (running_pooler.directory / INI).write_text(after.files[INI])
     assert await running_pooler.apply(after, shop.console(running_pooler)) is None
@@ -285,7 +282,7 @@ async def test_a_frozen_pooler_costs_no_more_than_the_time_limit(running_pooler:
     began = time.monotonic()
     assert await running_pooler.apply(configuration, shop.console(running_pooler), timeout=1) is not None
     login, entry = shop.login(WEB), shop.entry(WEB)
-    assert (await trial_login(running_pooler.host, running_pooler.port, login, entry, 1)).reason == "Timeout"
+    assert (await trial_login(shop.console(running_pooler), login, entry, 1)).reason == "Timeout"
     assert time.monotonic() - began < 3
     os.kill(running_pooler.process.pid, signal.SIGCONT)
     assert await running_pooler.apply(configuration, shop.console(running_pooler)) is None
@@ -308,9 +305,9 @@ async def test_a_changed_upstream_password_is_used_by_the_next_server_connection
     target = replace(shop.target, user="rotating", password="first")
     with pooler(tmp_path, shop.configuration(target=target)) as running:
         login, entry = shop.login(WEB), shop.entry(WEB)
-        assert (await trial_login(running.host, running.port, login, entry, 5)).reachable
+        assert (await trial_login(shop.console(running), login, entry, 5)).reachable
         server.create_role("rotating", "second")
         changed = running.write(shop.configuration(target=replace(target, password="second")))
         assert await running.apply(changed, shop.console(running)) is None
         server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotating'")
-        assert (await trial_login(running.host, running.port, login, entry, 5)).reachable
+        assert (await trial_login(shop.console(running), login, entry, 5)).reachable

@@ -124,7 +124,7 @@ def test_any_upstream_user_password_and_database_log_in_through_the_pooler(
         for target, consumer in zip(targets, consumers, strict=True):
             assert (await probe(target, 5)).reachable
             login, entry = logins.consumers[login_name(consumer)], entry_name(target.database, consumer)
-            assert (await trial_login(running.host, running.port, login, entry, 5)).reachable
+            assert (await trial_login(shop.console(running), login, entry, 5)).reachable
             reached = await psycopg.AsyncConnection.connect(
                 url(running.host, running.port, login.name, login.password, entry, sslmode="disable")
             )
@@ -155,7 +155,7 @@ async def test_long_passwords_log_in_up_to_the_limit(
     target = replace(shop.target, user=user, password=password)
     changed = running.write(shop.configuration(target=target))
     assert await running.apply(changed, shop.console(running)) is None
-    outcome = await trial_login(running.host, running.port, shop.login(WEB), shop.entry(WEB), 5)
+    outcome = await trial_login(shop.console(running), shop.login(WEB), shop.entry(WEB), 5)
     assert outcome.reachable == (length <= 1000), outcome
 
 
@@ -202,8 +202,8 @@ def test_any_consumer_gets_into_its_own_entries_and_no_other(
         for consumer, stranger in zip(consumers, consumers[1:] + consumers[:1], strict=True):
             login = logins.consumers[login_name(consumer)]
             own, foreign = entry_name(database, consumer), entry_name(database, stranger)
-            assert (await trial_login(running.host, running.port, login, own, 5)).reachable
-            outcome = await trial_login(running.host, running.port, login, foreign, 5)
+            assert (await trial_login(shop.console(running), login, own, 5)).reachable
+            outcome = await trial_login(shop.console(running), login, foreign, 5)
             assert outcome.reason == "PoolerRefused"
 
     asyncio.run(check())

@@ -52,6 +52,7 @@ async def test_a_working_upstream_is_reachable_in_every_tls_mode(
 async def test_require_does_not_verify_although_a_ca_is_given_just_like_pgbouncer(
     shop: Shop, server: Postgres
 ) -> None:
+    """resolve() makes verify-ca of it; a target that an earlier version stored may say so."""
     assert (await look(replace(shop.target, ca=authority(server, "other-ca")))).reachable
 
 
@@ -65,6 +66,21 @@ async def test_a_wrong_password_fails_authentication(shop: Shop) -> None:
     assert outcome.reason == "AuthenticationFailed"
     assert "shop_owner" in outcome.message
     assert "Secret" in outcome.message
+
+
+@pytest.mark.parametrize("size", [1000, 1024, 1025, 2047])
+async def test_a_password_that_is_too_long_for_scram_fails_authentication_as_it_does_for_a_pooler(
+    size: int, shop: Shop, server: Postgres, tmp_path: Path
+) -> None:
+    target = replace(shop.target, user=f"long_{size}", password="x" * size)
+    server.create_role(target.user, target.password)
+    outcome = await look(target)
+    assert outcome.reachable == (size <= 1024)
+    if not outcome.reachable:
+        assert outcome.reason == "AuthenticationFailed"
+        assert "no password of more than 1024 bytes; set a shorter one" in outcome.message
+    with pooler(tmp_path, shop.configuration(target=target)) as running:
+        assert (await through(running, shop, 1.5 if size > 1024 else SECONDS)).reachable == outcome.reachable
 
 
 async def test_an_unknown_user_fails_authentication(shop: Shop) -> None:
@@ -238,7 +254,7 @@ async def test_no_outcome_leaves_a_descriptor_or_a_file_behind(
 
 async def through(running: Pooler, shop: Shop, seconds: float = SECONDS) -> Observation:
     login = shop.login(WEB)
-    outcome = await trial_login(running.host, running.port, login, shop.entry(WEB), seconds)
+    outcome = await trial_login(shop.console(running), login, shop.entry(WEB), seconds)
     assert login.password not in outcome.message
     assert shop.target.password not in outcome.message
     return outcome
@@ -271,7 +287,7 @@ async def test_a_fault_of_the_upstream_shows_through_a_pooler(
     configuration = shop.configuration(target=replace(shop.target, **change))  # type: ignore[arg-type]
     entry = entry_name(change.get("database", shop.target.database), WEB)
     with pooler(tmp_path, configuration) as running:
-        outcome = await trial_login(running.host, running.port, shop.login(WEB), entry, SECONDS)
+        outcome = await trial_login(shop.console(running), shop.login(WEB), entry, SECONDS)
     assert (outcome.reachable, outcome.reason) == (False, reason), outcome
     assert "not-the-password" not in outcome.message
 
@@ -300,8 +316,9 @@ async def test_a_login_waits_no_longer_than_its_limit_for_a_pooler_that_cannot_r
     assert "upstream" in outcome.message
 
 
-async def test_a_pooler_that_is_gone_refuses_the_connection(shop: Shop) -> None:
-    outcome = await trial_login("127.0.0.1", free_port(), shop.login(WEB), shop.entry(WEB), 2)
+async def test_a_pooler_that_is_gone_refuses_the_connection(shop: Shop, tmp_path: Path) -> None:
+    access = shop.console(Pooler(tmp_path, free_port()))
+    outcome = await trial_login(access, shop.login(WEB), shop.entry(WEB), 2)
     assert (outcome.reachable, outcome.reason) == (False, "ConnectionRefused")
 
 
@@ -309,5 +326,5 @@ async def test_a_login_that_the_pooler_does_not_know_yet_is_refused_by_the_poole
     shop: Shop, tmp_path: Path
 ) -> None:
     with pooler(tmp_path, shop.configuration(consumers=[WEB])) as running:
-        outcome = await trial_login(running.host, running.port, shop.login(API), shop.entry(API), 3)
+        outcome = await trial_login(shop.console(running), shop.login(API), shop.entry(API), 3)
     assert outcome.reason == "PoolerRefused"

@@ -149,7 +149,8 @@ TABLE = (
         100000,
         "connections",
         "Client connections that each pooler pod accepts; the default is larger for more than 47 consumers. "
-        "Each consumer has its own part of them (budget.md). Every one needs a file descriptor.",
+        "Each consumer has its own part of them (budget.md). Every one needs a file descriptor. PgBouncer's "
+        "log shows how many its container may have when it starts (kernel file descriptor limit).",
     ),
     _integer(
         "max_user_client_connections",

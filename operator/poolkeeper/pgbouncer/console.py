@@ -117,7 +117,7 @@ async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Consol
                         dbname=CONSOLE_DATABASE,
                         user=CONSOLE_LOGIN,
                         password=access.password,
-                        sslmode="verify-full",
+                        **libpq.VERIFIED,
                         **authority,
                     )
                 )

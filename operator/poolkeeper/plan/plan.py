@@ -24,6 +24,7 @@ from poolkeeper.consumers import consent, entries
 from poolkeeper.credentials.logins import Login
 from poolkeeper.desired import secrets
 from poolkeeper.kube.events import Event
+from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import Key, Owner, Ref
 from poolkeeper.pgbouncer.clients import KeeperConsole
@@ -64,7 +65,7 @@ WATCH_SECONDS = 2.0
 class Trial:
     """A login to the upstream through a pooler pod, whose network may reach what the operator's does not."""
 
-    pod: Pod
+    access: ConsoleAccess
     login: Login
     entry: str
 
@@ -282,8 +283,10 @@ def _trial(wanted: Wanted, world: World) -> Trial | None:
     consumer = next(iter(wanted.consumers.granted), None)
     if pod is None or consumer is None or wanted.target is None or wanted.target != wanted.resolved:
         return None
+    if wanted.logins.console is None or wanted.logins.authorities is None:
+        return None
     login = wanted.logins.consumers[entries.login_name(consumer)]
-    return Trial(pod, login, entries.entry_name(wanted.target.database, consumer))
+    return Trial(wanted.console_at(pod.ip), login, entries.entry_name(wanted.target.database, consumer))
 
 
 def _drift(objects: tuple[Object, ...], world: World) -> Plan:

@@ -40,7 +40,7 @@ from poolkeeper.settings import Settings
 from poolkeeper.spec import startup_parameters
 from poolkeeper.spec.parse import PooledDatabase
 from poolkeeper.spec.types import MANUAL, SCRAM
-from poolkeeper.upstream.target import Target, TargetError, resolve
+from poolkeeper.upstream.target import Target, TargetError, resolve, unused_parameters
 
 Object = dict[str, Any]
 
@@ -79,6 +79,8 @@ class Wanted:
     keeper_rollout: str = MANUAL
     withheld: Mapping[str, str] = field(default_factory=dict)
     """Why parameters of the spec are not in the poolers' file, by name."""
+    unused_parameters: tuple[str, ...] = ()
+    """Parameters of the upstream's URL that poolers have no use for."""
 
     def console_at(self, ip: str) -> ConsoleAccess:
         """Access to the console of the pooler at this address."""
@@ -127,6 +129,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         target,
         granted,
         logins,
+        unused_parameters=unused_parameters(database.upstream, world.sources),
     )
     if target is None or logins.console is None or logins.authorities is None:
         return wanted

@@ -144,6 +144,12 @@ def _tls(fields: Fields) -> Tls:
             f"is missing, and mode {mode} cannot verify a certificate without a CA",
             "name the Secret that holds the CA certificate, or use mode require",
         )
+    if ca is not None and mode == "disable":
+        raise SpecError(
+            fields.at("caSecretRef"),
+            "has no effect in mode disable, which does without TLS",
+            "remove it, or use mode verify-full",
+        )
     return Tls(mode, ca)
 
 

@@ -33,7 +33,8 @@ class CredentialsRef:
 
 @dataclass(frozen=True)
 class Tls:
-    """TLS towards the upstream. Without a mode, the URL's own sslmode counts, or else `require`."""
+    """TLS towards the upstream. Without a mode, the URL's own sslmode counts, or else `require`. With a CA,
+    `require` means `verify-ca`."""
 
     mode: str | None
     ca: SecretKeyRef | None

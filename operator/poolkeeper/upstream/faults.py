@@ -25,7 +25,8 @@ _PATTERNS = (
         r"(password|SASL|SCRAM|GSSAPI|LDAP|PAM|RADIUS|certificate|Ident|Peer) authentication failed"
         r"|no pg_hba\.conf entry|pg_hba\.conf rejects|is not permitted to log in|role \S+ does not exist"
         r"|permission denied for database|no password supplied|no authentication method is found"
-        r"|Tenant or user not found|no such user|authentication method \d+ not supported|wrong password",
+        r"|Tenant or user not found|no such user|authentication method \d+ not supported|wrong password"
+        r"|authentication method requirement \S+ failed",
     ),
     (DATABASE_MISSING, r"database \S.* does not exist|no such database"),
     (

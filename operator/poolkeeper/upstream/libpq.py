@@ -16,6 +16,10 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+VERIFIED = {"sslmode": "verify-full", "require_auth": "scram-sha-256", "gssencmode": "disable"}
+"""For logins at our own processes, which all have a certificate and a SCRAM verifier: a server that can't prove
+that it knows the verifier gets neither the password nor a query."""
+
 Connection = psycopg.AsyncConnection[Any]
 
 

@@ -7,7 +7,7 @@ sslmode at most.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from poolkeeper.spec.fields import DATABASE, HOST, Text
 from poolkeeper.spec.parse import CredentialsRef, SecretKeyRef, SpecError, Tls, Upstream
@@ -20,6 +20,8 @@ VERIFYING = ("verify-ca", "verify-full")
 # PgBouncer 1.26 cuts off a longer user or password of a database entry without an error.
 _MAX_USER_BYTES = 127
 _MAX_PASSWORD_BYTES = 2047
+MAX_SCRAM_PASSWORD_BYTES = 1024
+"""PgBouncer logs in with a longer password only where the server asks for the password itself (saslprep.c)."""
 
 
 class TargetError(Exception):
@@ -33,7 +35,8 @@ class TargetError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """One upstream login. `ca` is a PEM text that the server's certificate is verified against."""
+    """One upstream login. `ca` is a PEM text that the server's certificate is verified against, which `sslmode`
+    says in what way: PgBouncer verifies in no other modes than VERIFYING."""
 
     host: str
     port: int
@@ -45,7 +48,11 @@ class Target:
 
 
 def resolve(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
-    """Read the upstream's Secrets (name -> data, already base64-decoded); raises TargetError."""
+    """Read the upstream's Secrets (name -> data, already base64-decoded); raises TargetError.
+
+    With a CA, libpq verifies the certificate in mode `require` too: it becomes `verify-ca`.
+    https://www.postgresql.org/docs/current/libpq-ssl.html#LIBQ-SSL-CERTIFICATES
+    """
     target = _by_host(upstream, secrets) if upstream.uri is None else _by_uri(upstream, upstream.uri, secrets)
     if target.sslmode == "verify-full" and target.host.endswith("."):
         raise TargetError(
@@ -53,6 +60,8 @@ def resolve(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> T
             "the upstream's host ends with a dot, and names in certificates do not; leave the dot out, or use"
             " the TLS mode verify-ca, which checks no name",
         )
+    if target.sslmode == "require" and target.ca is not None:
+        return replace(target, sslmode="verify-ca")
     if target.sslmode in VERIFYING and target.ca is None:
         raise TargetError(
             "InvalidUri",
@@ -60,6 +69,17 @@ def resolve(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> T
             " name the Secret with the CA certificate in spec.upstream.tls.caSecretRef",
         )
     return target
+
+
+def unused_parameters(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> tuple[str, ...]:
+    """The names of the URL's parameters that only tune the client that holds the URL; empty if there are none,
+    or if the URL can't be read, which resolve() reports."""
+    if upstream.uri is None:
+        return ()
+    try:
+        return uri.split(_one_line(upstream.uri, secrets)).unused
+    except (TargetError, uri.UriError):
+        return ()
 
 
 def _by_host(upstream: Upstream, secrets: Mapping[str, Mapping[str, bytes]]) -> Target:
@@ -110,7 +130,7 @@ def _by_uri(upstream: Upstream, reference: SecretKeyRef, secrets: Mapping[str, M
     ca = _ca(upstream.tls, secrets)
     try:
         parts = uri.split(_one_line(reference, secrets))
-        sslmode = uri.sslmode(parts.query, has_ca=ca is not None, overridden=upstream.tls.mode is not None)
+        sslmode = uri.sslmode(parts.tls, has_ca=ca is not None, overridden=upstream.tls.mode is not None)
     except uri.UriError as error:
         raise TargetError("InvalidUri", f"{where}: {error}") from None
     # A percent-encoded line feed shows only after decoding.
@@ -135,17 +155,31 @@ def _by_uri(upstream: Upstream, reference: SecretKeyRef, secrets: Mapping[str, M
 def _ca(tls: Tls, secrets: Mapping[str, Mapping[str, bytes]]) -> str | None:
     if tls.ca is None:
         return None
-    pem = _text(tls.ca, secrets)
-    if "-----BEGIN CERTIFICATE-----" not in pem:
-        raise TargetError("InvalidValue", f"{_where(tls.ca)} holds no certificate; put the CA there as PEM")
-    return pem
+    content = _content(tls.ca, secrets)
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise TargetError("InvalidValue", f"{_where(tls.ca)} holds no certificate; {_as_pem(content)}")
+    return _text(tls.ca, secrets)
+
+
+def _as_pem(content: bytes) -> str:
+    """How to make a PEM text of what should be one."""
+    if content[:1] == b"\x30":  # a SEQUENCE of ASN.1
+        return (
+            "if it is one in DER form, put it there as PEM: openssl x509 -inform der -in ca.der -out ca.crt (or"
+            " openssl pkcs12 -nokeys -in store.p12 -out ca.crt for a PKCS #12 store)"
+        )
+    if b"-----BEGIN TRUSTED CERTIFICATE-----" in content:
+        return "it is one with OpenSSL's trust settings: openssl x509 -in trusted.pem -out ca.crt removes them"
+    if b"-----BEGIN " in content:
+        return "it is PEM of another kind; put the CA's certificate there, which begins with BEGIN CERTIFICATE"
+    return "put the CA there as PEM"
 
 
 def _where(reference: SecretKeyRef) -> str:
     return f"key {reference.key} of Secret {reference.name}"
 
 
-def _text(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> str:
+def _content(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> bytes:
     data = secrets.get(reference.name)
     if data is None:
         raise TargetError(
@@ -155,8 +189,12 @@ def _text(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -
     value = data.get(reference.key)
     if value is None:
         raise TargetError("SecretKeyMissing", f"{_where(reference)} is missing; set it")
+    return value
+
+
+def _text(reference: SecretKeyRef, secrets: Mapping[str, Mapping[str, bytes]]) -> str:
     try:
-        return value.decode()
+        return _content(reference, secrets).decode()
     except UnicodeDecodeError:
         raise TargetError("InvalidValue", f"{_where(reference)} is not UTF-8; write it as UTF-8 text") from None
 

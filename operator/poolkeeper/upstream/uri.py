@@ -1,7 +1,8 @@
 """Reads a postgres:// URL as libpq does, as far as a pooler can honour it.
 
-Parameters that concern only the client are dropped. Those that would change what the pooler must do are refused
-with a remedy rather than lost silently. No message holds any part of the URL but names of its parameters.
+Parameters that concern only the client are named, for the status. Those that would change what the pooler must
+do are refused with a remedy rather than lost silently. No message holds any part of the URL but names of its
+parameters.
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
 """
 
@@ -10,69 +11,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from poolkeeper.upstream import uri_parameters
+
 _SCHEMES = ("postgres://", "postgresql://")
 _PORT = re.compile(r"[0-9]{1,5}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 _SSLMODES = ("disable", "require", "verify-ca", "verify-full")
+_SHAPE = "postgres://user:password@host:port/database"
 
-# These tune the client that holds the URL, so nothing is lost: apps get their own URL, for the pooler.
-_OF_THE_CLIENT = frozenset(
-    {
-        "application_name",
-        "binary_parameters",
-        "channel_binding",
-        "connect_timeout",
-        "connection_limit",
-        "fallback_application_name",
-        "keepalives",
-        "keepalives_count",
-        "keepalives_idle",
-        "keepalives_interval",
-        "pgbouncer",
-        "pool_timeout",
-        "prepareThreshold",
-        "prepared_statements",
-        "serverVersion",
-        "socket_timeout",
-        "sslsni",
-        "statement_cache_size",
-        "supa",
-        "tcp_user_timeout",
-        "uselibpqcompat",
-        "workaround",
-    }
+# What stands in a Secret where a PostgreSQL URL is expected; the first that matches counts.
+_OTHER_STARTS = (
+    (
+        r"jdbc:|r2dbc:",
+        f"it is a URL for Java; write it as {_SHAPE}, with user and password before the host",
+    ),
+    (
+        r"postgres(ql)?\+[a-z0-9_]+://",
+        "it names a driver after a +, as SQLAlchemy has it; begin it with postgresql://",
+    ),
+    (
+        r"prisma(\+postgres)?://",
+        f"it leads to Prisma's own service; write the URL of the PostgreSQL server, {_SHAPE}",
+    ),
+    (r".+postgres(ql)?://", "it does not begin with postgres://; remove what stands before that"),
+    (r"[a-z]+ *=", f"it is a list of settings; write it as {_SHAPE}"),
 )
-# Harmless with these values only, which every client gets anyway.
-_HARMLESS_VALUES: Mapping[str, frozenset[str]] = {
-    "charset": frozenset({"utf8", "utf-8"}),
-    "client_encoding": frozenset({"auto", "utf8", "utf-8"}),
-    "gssencmode": frozenset({"disable", "prefer"}),
-    "load_balance_hosts": frozenset({"disable"}),
-    "schema": frozenset({"public"}),
-    "sslaccept": frozenset({"accept_invalid_certs"}),
-    "sslnegotiation": frozenset({"postgres"}),
-    "target_session_attrs": frozenset({"any"}),
-}
-_ELSEWHERE = "write it in the URL before the question mark"
-_ON_THE_ROLE = "remove it, and set it on the role with ALTER ROLE ... SET"
-_CLIENT_CERTIFICATE = "remove it; log in with a password instead of a client certificate"
-_REMEDIES: Mapping[str, str] = {
-    "dbname": _ELSEWHERE,
-    "host": f"{_ELSEWHERE}; a Unix socket cannot be reached from a pooler pod",
-    "hostaddr": _ELSEWHERE,
-    "options": _ON_THE_ROLE,
-    "password": _ELSEWHERE,
-    "port": _ELSEWHERE,
-    "schema": "remove it, and set search_path on the role with ALTER ROLE ... SET",
-    "search_path": _ON_THE_ROLE,
-    "sslaccept": "write sslmode=verify-full, and name the CA in spec.upstream.tls.caSecretRef",
-    "sslcert": _CLIENT_CERTIFICATE,
-    "sslkey": _CLIENT_CERTIFICATE,
-    "sslpassword": _CLIENT_CERTIFICATE,
-    "target_session_attrs": "remove it, and write the address of the server that takes writes",
-    "user": _ELSEWHERE,
-}
-_UNKNOWN_REMEDY = "remove it from the URL"
 
 
 class UriError(Exception):
@@ -81,63 +44,130 @@ class UriError(Exception):
 
 @dataclass(frozen=True)
 class Uri:
-    """The decoded parts of a URL. `query` holds what split() left unchecked: the TLS parameters."""
+    """The decoded parts of a URL. `tls` are its parameters about TLS, for sslmode(); `unused` names those that
+    only tune the client that holds the URL."""
 
     user: str
     password: str = field(repr=False)
     host: str
     port: int
     database: str
-    query: Mapping[str, str]
+    tls: Mapping[str, str]
+    unused: tuple[str, ...]
 
 
 def split(text: str) -> Uri:
     """Split the URL, and refuse what a pooler cannot honour; raises UriError."""
-    scheme = next((scheme for scheme in _SCHEMES if text.lower().startswith(scheme)), None)
-    if scheme is None:
-        raise UriError("it is not a PostgreSQL URL; begin it with postgres:// or postgresql://")
+    rest, _, query = _after_scheme(text).partition("?")
+    if " " in text:
+        raise UriError("it holds a space; remove it, or write one in a password as %20")
     if _BAD_PERCENT.search(text):
         raise UriError("a percent sign is not followed by the code of a character; write a literal one as %25")
-    rest, _, query = text[len(scheme) :].partition("?")
     authority, _, path = rest.partition("/")
     if "#" in rest:
         raise UriError("it holds a #; write one in a password as %23")
-    if "@" not in authority and "@" in text:
+    begins_parameters = uri_parameters.is_known(query.partition("=")[0])
+    if "@" not in authority and ("@" in path or ("@" in query and not begins_parameters)):
         raise UriError("a / or ? comes before its @; write one in a password as %2F or %3F")
+    _refuse_slashes(path)
+    tls, unused = _query(query)
     # The last @ ends the login, as most drivers read it: people forget to encode one in a password.
     login, _, address = authority.rpartition("@")
     user, _, password = login.partition(":")
     if not user or not password:
         missing = "user name" if not user else "password"
-        raise UriError(f"it has no {missing}; write postgres://user:password@host:port/database")
+        raise UriError(f"it has no {missing}; write {_SHAPE}")
     host, port = _host_and_port(address)
-    if not path or "/" in path:
+    if not path:
         raise UriError("it names no database; end it with /database, a slash in its name as %2F")
-    return Uri(_decoded(user), _decoded(password), _decoded(host), port, _decoded(path), _query(query))
+    return Uri(_decoded(user), _decoded(password), _decoded(host), port, _decoded(path), tls, unused)
 
 
-def sslmode(query: Mapping[str, str], *, has_ca: bool, overridden: bool) -> str | None:
+def sslmode(tls: Mapping[str, str], *, has_ca: bool, overridden: bool) -> str | None:
     """The TLS mode that the URL demands, None if it demands none; raises UriError.
 
-    If it is `overridden` (the spec sets a mode), the URL's TLS parameters don't count.
+    If it is `overridden` (the spec sets a mode), these parameters don't count.
     """
     if overridden:
         return None
-    if "sslrootcert" in query and not has_ca:
-        # libpq would verify the certificate against that file, even with sslmode=require.
-        raise UriError(
-            "its parameter sslrootcert names a file of another machine; remove it, or name the Secret with"
-            " the CA in spec.upstream.tls.caSecretRef"
-        )
-    mode = query.get("sslmode")
-    if mode is None:
-        return {"true": "require"}.get(query.get("ssl", ""))
-    if mode not in _SSLMODES:
+    if "ssl" in tls:
+        raise UriError(f"its parameter ssl is not supported; {uri_parameters.remedy('ssl', tls['ssl'])}")
+    mode = tls.get("sslmode")
+    if mode is not None and mode not in _SSLMODES:
         raise UriError(
             f"its parameter sslmode is none of {', '.join(_SSLMODES)};"
             " use one of them, which either demand TLS or do without"
         )
+    if mode == "disable":
+        _refuse_verification(tls, has_ca=has_ca)
+        return mode
+    if _demands_public_authorities(tls, has_ca=has_ca):
+        if mode not in (None, "verify-full"):
+            raise UriError("its parameter sslrootcert=system goes with sslmode=verify-full only; write that")
+        mode = "verify-full"
+    if _is_strict(tls, has_ca=has_ca):
+        mode = "verify-full"
+    if tls.get("channel_binding") == "require" and mode != "verify-full":
+        # It keeps others from answering in place of the server, as the name in a verified certificate does.
+        raise UriError(
+            "its parameter channel_binding=require is not supported by PgBouncer; to verify the server instead,"
+            f" {uri_parameters.VERIFY}. (If spec.upstream.tls.mode is set, it counts instead.)"
+        )
     return mode
+
+
+def _after_scheme(text: str) -> str:
+    for scheme in _SCHEMES:
+        if text.lower().startswith(scheme):
+            return text[len(scheme) :]
+    for start, problem in _OTHER_STARTS:
+        if re.match(start, text, re.IGNORECASE):
+            raise UriError(problem)
+    raise UriError("it is not a PostgreSQL URL; begin it with postgres:// or postgresql://")
+
+
+def _refuse_verification(tls: Mapping[str, str], *, has_ca: bool) -> None:
+    """Refuse what could have no effect without TLS."""
+    if has_ca:
+        raise UriError(
+            "its parameter sslmode=disable leaves the CA in spec.upstream.tls.caSecretRef without effect;"
+            " remove one of the two, or set spec.upstream.tls.mode to verify-full"
+        )
+    if tls.get("sslrootcert"):
+        raise UriError("its parameter sslrootcert has no effect with sslmode=disable; remove one of the two")
+    if tls.get("channel_binding") == "require":
+        raise UriError("its parameter channel_binding=require needs TLS; remove it, or remove sslmode=disable")
+
+
+def _demands_public_authorities(tls: Mapping[str, str], *, has_ca: bool) -> bool:
+    """Whether sslrootcert is `system`, with which libpq verifies the name as well. (With a file, it verifies
+    the certificate even if sslmode is `require`.)"""
+    value = tls.get("sslrootcert", "")
+    if value == "system" and not has_ca:
+        raise UriError(
+            "its parameter sslrootcert=system stands for the public authorities that the client's machine"
+            " knows, and poolers know none; put the certificate of the one that signed the server's into a"
+            " Secret, and name that in spec.upstream.tls.caSecretRef"
+        )
+    if value and not has_ca:
+        raise UriError(
+            "its parameter sslrootcert names a file of another machine; remove it, or name the Secret with"
+            " the CA in spec.upstream.tls.caSecretRef"
+        )
+    return value == "system"
+
+
+def _is_strict(tls: Mapping[str, str], *, has_ca: bool) -> bool:
+    """Whether Prisma's sslaccept demands verification."""
+    value = tls.get("sslaccept")
+    if value not in (None, "strict", "accept_invalid_certs"):
+        raise UriError(f"its parameter sslaccept is unknown; remove it, or {uri_parameters.VERIFY}")
+    if value == "strict" and not has_ca:
+        raise UriError(
+            "its parameter sslaccept=strict demands a verified certificate, as sslmode=verify-full does; name"
+            " the Secret with the CA in spec.upstream.tls.caSecretRef"
+        )
+    return value == "strict"
 
 
 def _decoded(part: str) -> str:
@@ -166,16 +196,32 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host, int(port or "5432")
 
 
-def _query(text: str) -> Mapping[str, str]:
-    """The TLS parameters; refuses others that would change what the pooler must do."""
-    kept: dict[str, str] = {}
+def _refuse_slashes(path: str) -> None:
+    """libpq counts them to the database's name, where hardly anyone means them."""
+    if "/" in path[:-1]:
+        raise UriError("its database's name holds a slash; write it as %2F")
+    if path.endswith("/"):
+        raise UriError("a slash follows its database; remove it, or write one of the name itself as %2F")
+
+
+def _query(text: str) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """The parameters about TLS, and the names of the client's own; refuses others that would change what the
+    pooler must do. Of several with one name the last counts, as in libpq."""
+    tls: dict[str, str] = {}
+    unused: list[str] = []
     for pair in filter(None, text.split("&")):
-        key, separator, value = (_decoded(part) for part in pair.partition("="))
+        name, separator, value = (_decoded(part) for part in pair.partition("="))
         if not separator:
             raise UriError("a parameter after the question mark has no value; write name=value")
-        if key in ("sslmode", "sslrootcert") or (key == "ssl" and value == "true"):
-            kept[key] = value
-        elif key not in _OF_THE_CLIENT and value.lower() not in _HARMLESS_VALUES.get(key, ()):
-            shown = key if re.fullmatch("[A-Za-z_]{1,40}", key) else "with an unusual name"
-            raise UriError(f"its parameter {shown} is not supported; {_REMEDIES.get(key, _UNKNOWN_REMEDY)}")
-    return kept
+        if (name, value) == ("ssl", "true"):  # of JDBC; libpq reads it so
+            name, value = "sslmode", "require"
+        if name in uri_parameters.OF_TLS:
+            tls[name] = value
+        elif uri_parameters.is_clients(name):
+            unused.append(name)
+        elif not uri_parameters.is_done_anyway(name, value):
+            # With an @ behind it, it may be a part of a password that was not encoded.
+            plain = "@" not in text and re.fullmatch("[A-Za-z_]{1,40}", name)
+            shown = name if plain or uri_parameters.is_known(name) else "with an unusual name"
+            raise UriError(f"its parameter {shown} is not supported; {uri_parameters.remedy(name, value)}")
+    return tls, tuple(dict.fromkeys(unused))

@@ -139,7 +139,7 @@ class Pauser:
         login = self._orders[key].logins.get(entry)
         access = self._pooler(key, uid).access
         if login is not None:
-            await upstream.trial_login(access.ip, access.port, login, entry, WARM_SECONDS)
+            await upstream.trial_login(access, login, entry, WARM_SECONDS)
 
     def _pooler(self, key: Key, uid: str) -> HeldPooler:
         return next(pooler for pooler in self._orders[key].poolers if pooler.uid == uid)

@@ -6,7 +6,7 @@ Uses libpq through psycopg, and says what a failure means for the user. Nothing 
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from poolkeeper.data_path import wedges
 from poolkeeper.dns import Names
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.upstream import faults, libpq, resolver
-from poolkeeper.upstream.target import Target
+from poolkeeper.upstream.target import MAX_SCRAM_PASSWORD_BYTES, Target
 
 REACHABLE = "Reachable"
 POOLER_REFUSED = "PoolerRefused"
@@ -233,24 +233,17 @@ async def measuring(target: Target, timeout: float, names: Names | None = None) 
         yield Meter(connection, target, timeout)
 
 
-async def trial_login(host: str, port: int, login: Login, entry: str, timeout: float) -> Observation:
-    """Log in at a pooler as a consumer and run SELECT 1, in at most `timeout` seconds.
+async def trial_login(access: ConsoleAccess, login: Login, entry: str, timeout: float) -> Observation:
+    """Log in at a pooler over TLS as a consumer and run SELECT 1, in at most `timeout` seconds.
 
     Success proves the login's lines in userlist and hba file, its entry, and that the pooler reaches the
     upstream. (A server connection that the pooler holds already may serve the login.) If the pooler itself
     refuses, the reason is PoolerRefused; any other failure has the reason that probe() would give.
     """
-    where = f"{host}:{port}"
+    where = f"{access.ip}:{access.port}"
     try:
-        version = await _log_in(
-            timeout,
-            host=host,
-            port=str(port),
-            dbname=entry,
-            user=login.name,
-            password=login.password,
-            sslmode="disable",
-        )
+        with _consumer(access, login, entry) as parameters:
+            version = await _log_in(timeout, **parameters)
     except TimeoutError:
         # PgBouncer lets a login wait while it keeps retrying the upstream.
         message = (
@@ -258,7 +251,7 @@ async def trial_login(host: str, port: int, login: Login, entry: str, timeout: f
             " in to the upstream (its log says why), or can't be reached itself"
         )
         return Observation(False, faults.TIMEOUT, message)
-    except (psycopg.Error, OSError) as error:
+    except (psycopg.Error, OSError, UnicodeError) as error:
         text = str(error)
         said = faults.quoted(text, login.password)
         if any(refusal in text for refusal in _POOLER_REFUSALS):
@@ -280,19 +273,9 @@ class Echo:
 async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeout: float) -> Echo:
     """Log in at a pooler over TLS as a consumer and run SELECT 1, in at most `timeout` seconds."""
     try:
-        with libpq.authority(access.authority) as authority:
-            await _log_in(
-                timeout,
-                host=access.name,
-                hostaddr=access.ip,
-                port=str(access.port),
-                dbname=entry,
-                user=login.name,
-                password=login.password,
-                sslmode="verify-full",
-                application_name="",  # the entry's own, since the connection is its consumer's again afterwards
-                **authority,
-            )
+        # The entry's own application_name, since the connection is its consumer's again afterwards.
+        with _consumer(access, login, entry) as parameters:
+            await _log_in(timeout, application_name="", **parameters)
     except TimeoutError:
         return Echo(f"no answer within {timeout:.2g} s", silent=True)
     except (psycopg.Error, OSError, UnicodeError) as error:
@@ -303,6 +286,23 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
     return Echo("")
 
 
+@contextlib.contextmanager
+def _consumer(access: ConsoleAccess, login: Login, entry: str) -> Iterator[dict[str, str]]:
+    """libpq's parameters for a consumer's login at a pooler. What listens at the address of a pooler that has
+    gone gets no password: it lacks the certificate, and is asked for SCRAM."""
+    with libpq.authority(access.authority) as authority:
+        yield {
+            "host": access.name,
+            "hostaddr": access.ip,
+            "port": str(access.port),
+            "dbname": entry,
+            "user": login.name,
+            "password": login.password,
+            **libpq.VERIFIED,
+            **authority,
+        }
+
+
 def _parameters(target: Target) -> dict[str, str]:
     return {
         "port": str(target.port),
@@ -310,11 +310,26 @@ def _parameters(target: Target) -> dict[str, str]:
         "user": target.user,
         "password": target.password,
         "sslmode": target.sslmode,
+        # PgBouncer shows the host's name in the TLS handshake only if it verifies it. A server that finds its
+        # databases by that name must not look reachable otherwise.
+        "sslsni": "1" if target.sslmode == "verify-full" else "0",
+        **({"require_auth": "!scram-sha-256"} if _is_long(target) else {}),
     }
+
+
+def _is_long(target: Target) -> bool:
+    """Whether PgBouncer can't log in with the password if the server asks for SCRAM."""
+    return len(target.password.encode()) > MAX_SCRAM_PASSWORD_BYTES
 
 
 def _not_logged_in(target: Target, timeout: float, error: Exception) -> Observation:
     where = f"{target.host}:{target.port}"
+    if _is_long(target) and "authentication method requirement" in str(error):
+        message = (
+            f"login at {where}: the server asks for SCRAM, for which PgBouncer takes no password of more than"
+            f" {MAX_SCRAM_PASSWORD_BYTES} bytes; set a shorter one"
+        )
+        return Observation(False, faults.AUTHENTICATION_FAILED, message)
     if isinstance(error, TimeoutError):
         return _unreachable(faults.TIMEOUT, where, f"no answer within {timeout:.2g} s")
     text = str(error)

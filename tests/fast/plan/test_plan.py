@@ -12,6 +12,7 @@ from poolkeeper.plan.status import status
 from poolkeeper.plan.wanted import want
 from poolkeeper.spec.parse import PooledDatabase
 from tests.fast.worlds import KEY, NOW, SETTINGS, Simulation, ready_pod
+from tests.specs import body, changed
 
 APP = Ref("Secret", "web", "database")
 BINDING = Ref("Secret", "web", "database-binding")
@@ -148,6 +149,18 @@ def test_no_half_made_secret_while_the_credentials_are_missing() -> None:
     assert APP not in cluster.objects
     assert cluster.condition("UpstreamReachable")["reason"] == "SecretMissing"
     assert cluster.condition("Ready")["status"] == "False"
+
+
+def test_parameters_of_the_url_that_have_no_effect_are_named_in_the_status() -> None:
+    url = b"postgres://shop_owner:s3cret@pg/shop?pool_timeout=5&sslmode=require&application_name=web"
+    spec = changed("upstream", {"uriSecretRef": {"name": "shop-owner"}})
+    cluster = Simulation(resource=body(spec), secrets={"shop-owner": {"uri": url}}, pods=(ready_pod(),))
+    cluster.settle()
+    message = cluster.condition("UpstreamReachable")["message"]
+    assert message.endswith(
+        "; without effect in the URL: pool_timeout, application_name (set in the app what tunes a client)"
+    )
+    assert cluster.condition("Ready")["status"] == "True"
 
 
 def test_a_rotated_password_that_works_is_taken_over() -> None:

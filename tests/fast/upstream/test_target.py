@@ -151,7 +151,7 @@ def test_the_password_does_not_show_in_the_representation() -> None:
         ),
         pytest.param(
             "postgresql://neondb_owner:npg_x@ep-cool-darkness-123456.us-east-2.aws.neon.tech/neondb"
-            "?sslmode=require&channel_binding=require",
+            "?sslmode=require&channel_binding=prefer",
             (
                 "ep-cool-darkness-123456.us-east-2.aws.neon.tech",
                 5432,
@@ -295,7 +295,6 @@ def test_an_encoded_line_end_in_any_part_is_refused(code: str, part: str) -> Non
         ("postgres://u:pw@h/*", "its wildcard"),
         ("postgres://u:pw@h/" + "x" * 64, "63 bytes"),
         ("postgres://u:pw@h/db?options=-csearch_path%3Dx", "ALTER ROLE"),
-        ("postgres://u:pw@h/db?options=endpoint%3Dep-1", "ALTER ROLE"),
         ("postgres://u:pw@h/db?schema=tenant", "ALTER ROLE"),
         ("postgres://u:pw@h/db?host=/cloudsql/x", "before the question mark"),
         ("postgres://u:pw@h/db?user=root", "before the question mark"),

@@ -137,9 +137,15 @@ def upstream_reachable(wanted: Wanted, world: World) -> Condition:
             kind, UNKNOWN, "NotProbed", "no login to the upstream has been tried yet"
         )
     if probe.reachable:
-        return Condition(kind, TRUE, "Reachable", probe.message)
+        return Condition(kind, TRUE, "Reachable", f"{probe.message}{_unused(wanted.unused_parameters)}")
     in_use = wanted.target != wanted.resolved
     return Condition(kind, FALSE, probe.reason, f"{probe.message}{kept if in_use else ''}")
+
+
+def _unused(parameters: tuple[str, ...]) -> str:
+    if not parameters:
+        return ""
+    return f"; without effect in the URL: {', '.join(parameters)} (set in the app what tunes a client)"
 
 
 def pooler_available(database: PooledDatabase, world: World) -> Condition:
