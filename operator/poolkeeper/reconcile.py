@@ -33,6 +33,7 @@ from poolkeeper.settings import Settings
 from poolkeeper.spec.parse import PooledDatabase
 from poolkeeper.store import reading
 from poolkeeper.store.store import Store
+from poolkeeper.upstream import faults
 from poolkeeper.upstream.target import Target
 from poolkeeper.workers import restarts, upstream
 from poolkeeper.workers.background import Background
@@ -354,6 +355,8 @@ class Reconciler:
             through = await upstream.trial_login(trial.access, trial.login, trial.entry, UPSTREAM_SECONDS)
             if through.reachable:
                 probe = Probe(target, True, "ReachableThroughPooler", through.message, through.server_version)
+            elif through.reason in faults.ANSWERED:
+                probe = Probe(target, False, through.reason, through.message)
         self._store.probed(key, probe)
 
     # Reporting

@@ -87,6 +87,8 @@ def newsworthy(before: BudgetSeen | None, now: BudgetSeen, *, settled: bool) -> 
         return True
     if (before.at_limit, before.wedges, before.silent) != (now.at_limit, now.wedges, now.silent):
         return True
+    if before.unwatched != now.unwatched:
+        return True
     return settled and _quiet(before) != _quiet(now)
 
 

@@ -51,5 +51,7 @@ class BudgetSeen:
     """Consumers that were at their bound of clients lately, by name."""
     wedges: tuple[Wedge, ...] = ()
     """What was wrong with the data path lately, the gravest first."""
+    unwatched: str = ""
+    """What of the data path can't be watched, and why; empty if all can."""
     silent: str = ""
     """UID of a pod to retire, since it alone answers no probe; empty for none."""

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import psycopg
-from psycopg import pq
 
 from poolkeeper.names import CONSOLE_DATABASE, CONSOLE_LOGIN
 from poolkeeper.observed.consoles import ConsoleAccess
@@ -88,14 +87,20 @@ class Console:
         """
         limit = self._timeout if timeout is None else timeout
         try:
-            cursor = await libpq.execute(self._connection, command, limit)
+            answer = await libpq.execute(self._connection, command, limit)
         except TimeoutError:
             raise ConsoleError(faults.TIMEOUT, f"{command}: no answer within {limit:.2g} s") from None
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             alive = not self._connection.closed
             reason = COMMAND_FAILED if alive else faults.UNAVAILABLE
             raise ConsoleError(reason, f"{command}: {faults.quoted(str(error), '')}") from None
-        return _rows(cursor.pgresult)
+        return [
+            {
+                name: (value or b"").decode(errors="replace")
+                for name, value in zip(answer.names, row, strict=True)
+            }
+            for row in answer.rows
+        ]
 
 
 @contextlib.asynccontextmanager
@@ -260,13 +265,3 @@ def _compare_settings(configuration: Configuration, config: Iterable[Row]) -> _M
         elif row["value"] != value:
             reloadable.append(f"{name} is {row['value']!r} instead of {value!r}")
     return _Missing(tuple(reloadable), tuple(restart))
-
-
-def _rows(result: "pq.abc.PGresult | None") -> list[dict[str, str]]:
-    if result is None:
-        return []
-    names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-    return [
-        {name: (result.get_value(row, column) or b"").decode() for column, name in enumerate(names)}
-        for row in range(result.ntuples)
-    ]

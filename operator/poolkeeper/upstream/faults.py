@@ -13,7 +13,12 @@ DNS_FAILED = "DnsFailed"
 CONNECTION_REFUSED = "ConnectionRefused"
 TIMEOUT = "Timeout"
 TOO_MANY_CONNECTIONS = "TooManyConnections"
+OVERSIZED = "AnswerTooLarge"
+"""The server sends more than PostgreSQL does. libpq does not say so: upstream/libpq.py does."""
 UNAVAILABLE = "Unavailable"
+
+ANSWERED = frozenset({AUTHENTICATION_FAILED, DATABASE_MISSING, TOO_MANY_CONNECTIONS})
+"""The server itself said so: more telling than a failure of the way to it."""
 
 MESSAGE_LIMIT = 300
 
@@ -68,16 +73,24 @@ def reason(text: str, user: str, database: str) -> str:
 
 
 def quoted(text: str, password: str) -> str:
-    """The first line of the text from libpq or the server, without its preamble, at most MESSAGE_LIMIT long.
+    """The first line of the text from libpq or the server, without its preamble, at most MESSAGE_LIMIT long. Of
+    several attempts at several addresses, the most telling one is quoted.
 
     A server can send any text, so a password that it repeats is blotted out.
     """
-    said = _SEVERITY.sub("", _PREFIX.sub("", text)).strip()
+    attempts = [attempt for attempt in _PREFIX.split(text) if attempt.strip()]
+    said = _SEVERITY.sub("", min(attempts, key=_rank, default="")).strip()
     if password:
         said = said.replace(password, "[password]")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     first = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", lines[0]) if lines else "no reason given"
     return first if len(first) <= MESSAGE_LIMIT else first[: MESSAGE_LIMIT - 1] + "…"
+
+
+def _rank(text: str) -> int:
+    """The lower, the more telling."""
+    found = (number for number, (_, pattern) in enumerate(_COMPILED) if pattern.search(text))
+    return next(found, len(_COMPILED))
 
 
 def _mentions(text: str, name: str) -> bool:

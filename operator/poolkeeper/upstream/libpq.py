@@ -1,26 +1,193 @@
-"""Connections through libpq (psycopg) with strict time limits and the simple protocol, closed in any case.
+"""Connections through libpq (psycopg) with strict limits on time and size, closed in any case.
 
-Shared by workers/upstream.py and pgbouncer/console.py; knows nothing about queries and answers.
+They use the simple protocol. Shared by workers/upstream.py and pgbouncer/console.py; knows nothing about
+queries. A server may be anything that a tenant runs: whatever it sends (rows, one endless field, notices,
+parameters), no more than a limit of it is ever held.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import math
-import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
+from psycopg import pq
 from psycopg.conninfo import make_conninfo
+
+from poolkeeper.upstream import wire
+
+Row = tuple[bytes | None, ...]
 
 VERIFIED = {"sslmode": "verify-full", "require_auth": "scram-sha-256", "gssencmode": "disable"}
 """For logins at our own processes, which all have a certificate and a SCRAM verifier: a server that can't prove
 that it knows the verifier gets neither the password nor a query."""
 
-Connection = psycopg.AsyncConnection[Any]
+LOGIN_BYTES = 1 << 18
+"""What a server may send during a login: certificates, parameters, notices."""
+_STRAY_BYTES = 1 << 22
+"""What a server may send in a connection's lifetime that belongs to no answer: libpq keeps all parameters."""
+_ERROR_BYTES = 2048
+_TLS_RECORD_BYTES = 64
+"""More than TLS adds to a record. Records are mostly as large as a server's buffer, 8 KiB."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much of one answer is read."""
+
+    bytes: int
+    rows: int
+
+
+ONE_ROW = Limit(1 << 16, 1)
+CONSOLE = Limit(1 << 24, 100_000)
+"""Tens of thousands of connections in SHOW SOCKETS."""
+
+
+HELD_BYTES = 48 << 20
+"""How much of all unfinished answers together is held."""
+_ROW_BYTES = 100
+"""What a row takes beyond its values, at least."""
+
+
+class Oversized(psycopg.OperationalError):
+    """The server sent more than was asked for; the connection is dead."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The names of an answer's columns, and its rows in the server's own bytes."""
+
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+_unfinished: "dict[Connection, int]" = {}
+"""How much is held of each answer that is still being read."""
+
+
+class Connection:
+    """A connection after its login. Commands of several tasks follow one another."""
+
+    def __init__(self, pgconn: pq.abc.PGconn, carrier: wire.Wire) -> None:
+        self._pgconn = pgconn
+        self._wire = carrier
+        self._pgconn.nonblocking = 1
+        self._lock = asyncio.Lock()
+        self._stray = 0
+        self._crowded_out = False
+        self.pid: int = pgconn.backend_pid
+        """The server's process, as the server says."""
+        self.server_version: int = pgconn.server_version
+        self.address: str = pgconn.hostaddr.decode()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._pgconn.status != pq.ConnStatus.OK
+
+    def close(self) -> None:
+        """Close the connection. A command under way fails, and closes it."""
+        if self._lock.locked():
+            self._wire.hang_up()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._pgconn.finish()
+        self._wire.close()
+
+    async def execute(self, command: str, limit: Limit) -> Answer:
+        """As execute() below, without a limit on time."""
+        async with self._lock:
+            try:
+                answer, refusal = await self._ask(command, limit)
+            except BaseException:  # the rest of the answer is still to come
+                self._close()
+                raise
+            finally:
+                _unfinished.pop(self, None)
+        if refusal is not None:
+            raise refusal
+        return answer
+
+    async def _ask(self, command: str, limit: Limit) -> tuple[Answer, psycopg.Error | None]:
+        """The answer to the last statement of the command, and the error if the server refused one. Raises
+        Oversized and psycopg.Error in the middle of an answer."""
+        begun = self._wire.received
+        self._pgconn.send_query(command.encode())
+        self._pgconn.set_single_row_mode()
+        answer = Answer((), ())
+        rows: list[Row] = []
+        refusal: psycopg.Error | None = None
+        expected = 0
+        while (result := await self._result(begun, len(rows), limit)) is not None:
+            match result.status:
+                case pq.ExecStatus.SINGLE_TUPLE:
+                    row = tuple(result.get_value(0, column) for column in range(result.nfields))
+                    rows.append(row)
+                    expected += 7 + sum(4 + len(value or b"") for value in row)
+                    if len(rows) > limit.rows:
+                        raise Oversized(f"the server answered with more than {limit.rows} rows")
+                case pq.ExecStatus.TUPLES_OK | pq.ExecStatus.COMMAND_OK | pq.ExecStatus.EMPTY_QUERY:
+                    columns = [result.fname(column) or b"" for column in range(result.nfields)]
+                    names = tuple(name.decode(errors="replace") for name in columns)
+                    answer, rows = Answer(names, tuple(rows)), []
+                    expected += 32 + sum(19 + len(name) for name in columns) + len(result.command_status or b"")
+                case pq.ExecStatus.FATAL_ERROR:
+                    refusal = refusal or _refusal(result)
+                    expected += _ERROR_BYTES
+                case status:
+                    raise psycopg.OperationalError(
+                        f"the server answered with something else than rows ({status})"
+                    )
+        if self.closed:
+            raise refusal or psycopg.OperationalError("the connection is lost")
+        while self._pgconn.notifies() is not None:  # libpq keeps them until then
+            pass
+        received = self._wire.received - begun
+        records = _TLS_RECORD_BYTES * (2 + received // wire.SLICE_BYTES)
+        self._stray += max(0, received - expected - records)
+        if self._stray > _STRAY_BYTES:
+            raise Oversized(f"the server sent more than {_STRAY_BYTES >> 10} KiB that were not asked for")
+        return answer, refusal
+
+    def _hold(self, size: int) -> None:
+        """Note how much of the answer is held. If all answers together are too much, the largest one fails: a
+        tenant's many floods get in each other's way first."""
+        _unfinished[self] = size
+        if size > wire.SLICE_BYTES and sum(_unfinished.values()) > HELD_BYTES:
+            largest = max(_unfinished, key=_unfinished.__getitem__)
+            largest._crowded_out = True
+            largest._wire.hang_up()
+        if self._crowded_out:
+            raise Oversized(
+                "too much is being answered at one time, and this server's answer is the largest part"
+            )
+
+    async def _result(self, begun: int, rows: int, limit: Limit) -> "pq.abc.PGresult | None":
+        """The next part of the answer, None at its end; `begun`: how many bytes had been received before it,
+        `rows`: how many rows of it have been."""
+        left = -1
+        while True:
+            if not self._pgconn.is_busy():
+                return self._pgconn.get_result()
+            unread = wire.unread(self._pgconn.socket)
+            if unread == left:
+                if self._wire.received - begun >= limit.bytes:
+                    raise Oversized(f"the server answered with more than {limit.bytes >> 10} KiB")
+                await self._wire.send_out()
+                await self._wire.take_in()
+                self._hold(self._wire.received - begun + _ROW_BYTES * rows)
+                unread = -1
+            # Of several TLS records, libpq reads one at a time, or a part of one: until it makes no progress.
+            left = unread
+            self._pgconn.consume_input()
 
 
 @contextlib.asynccontextmanager
@@ -30,17 +197,18 @@ async def connect(timeout: float, **parameters: str) -> AsyncIterator[Connection
     Raises TimeoutError, psycopg.Error, OSError, and UnicodeError for an impossible host name.
     """
     async with asyncio.timeout(timeout):
-        connection = await psycopg.AsyncConnection.connect(
-            make_conninfo(
-                **{"application_name": "poolkeeper", "connect_timeout": str(math.ceil(timeout)), **parameters}
-            ),
-            autocommit=True,
-            cursor_factory=psycopg.AsyncClientCursor,
+        connection = await _log_in(
+            {
+                "application_name": "poolkeeper",
+                "connect_timeout": str(math.ceil(timeout)),
+                "gssencmode": "disable",
+                **parameters,
+            }
         )
     try:
         yield connection
     finally:
-        await connection.close()
+        connection.close()
 
 
 @contextlib.contextmanager
@@ -53,26 +221,87 @@ def authority(certificate: str) -> Iterator[dict[str, str]]:
         yield {"sslrootcert": str(path)}
 
 
-async def execute(connection: Connection, command: str, timeout: float) -> psycopg.AsyncCursor[Any]:
+async def execute(connection: Connection, command: str, timeout: float, limit: Limit = CONSOLE) -> Answer:
     """Run one command by the simple protocol within `timeout` seconds.
 
-    Raises TimeoutError, after which the connection is dead, and psycopg.Error.
+    Raises TimeoutError and Oversized, after which the connection is dead, and psycopg.Error.
     """
-    task = asyncio.ensure_future(connection.execute(command))
+    async with asyncio.timeout(timeout):
+        return await connection.execute(command, limit)
+
+
+async def _log_in(parameters: Mapping[str, str]) -> Connection:
+    """Try the addresses of the host one after the other; an error has the words of all that failed."""
+    said = []
+    for place in await _places(parameters):
+        try:
+            return await _log_in_at({**parameters, **place})
+        except psycopg.Error as error:
+            if isinstance(error, Oversized):
+                raise
+            said.append(str(error).strip())
+    raise psycopg.OperationalError("\n".join(said))
+
+
+async def _places(parameters: Mapping[str, str]) -> list[dict[str, str]]:
+    """libpq's parameters for each address. libpq would block while it resolves a name."""
+    hosts = parameters["host"].split(",")
+    if "hostaddr" in parameters:
+        addresses = parameters["hostaddr"].split(",")
+        return [{"host": host, "hostaddr": address} for host, address in zip(hosts, addresses, strict=True)]
+    places = []
+    for host in hosts:
+        with contextlib.suppress(ValueError):
+            places.append({"host": host, "hostaddr": str(ipaddress.ip_address(host))})
+            continue
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise psycopg.OperationalError(f"failed to resolve host {host!r}: {error}") from None
+        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        places += [{"host": host, "hostaddr": address} for address in addresses]
+    return places
+
+
+async def _log_in_at(parameters: Mapping[str, str]) -> Connection:
+    pgconn = pq.PGconn.connect_start(make_conninfo(**parameters).encode())
+    carrier: wire.Wire | None = None
     try:
-        done, _ = await asyncio.wait({task}, timeout=timeout)
-        if not done:
-            raise TimeoutError
-        return task.result()
-    finally:
-        if not task.done():
-            # If the task were cancelled, psycopg would send a cancel request and wait 10 s for its effect.
-            _hang_up(connection)
-            with contextlib.suppress(psycopg.Error):
-                await task
+        left, received = -1, 0
+        state: int = pq.PollingStatus.WRITING
+        while pgconn.status != pq.ConnStatus.BAD and state != pq.PollingStatus.FAILED:
+            if carrier is None or not carrier.serves(pgconn.socket):  # a new attempt of libpq
+                if carrier is not None:
+                    received += carrier.received
+                    carrier.close()
+                    carrier = None
+                if await wire.connected(pgconn.socket):
+                    carrier = wire.Wire(pgconn.socket)
+            elif state == pq.PollingStatus.READING:
+                unread = wire.unread(pgconn.socket)
+                if unread == left:
+                    if received + carrier.received >= LOGIN_BYTES:
+                        raise Oversized(f"the server sent more than {LOGIN_BYTES >> 10} KiB during the login")
+                    await carrier.take_in()
+                    unread = -1
+                left = unread
+            state = pgconn.connect_poll()
+            if carrier is not None:
+                await carrier.send_out()
+            if state == pq.PollingStatus.OK and carrier is not None:
+                return Connection(pgconn, carrier)
+        raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
+    except BaseException:
+        pgconn.finish()
+        if carrier is not None:
+            carrier.close()
+        raise
 
 
-def _hang_up(connection: Connection) -> None:
-    """Shut the socket down under libpq, which then reads an end of file and closes its own descriptor."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as handle:
-        handle.shutdown(socket.SHUT_RDWR)
+def _refusal(result: "pq.abc.PGresult") -> psycopg.Error:
+    """The server's error, in whatever encoding its words are."""
+    primary = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
+    said = (primary or result.error_message).decode(errors="replace")
+    state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode(errors="replace")
+    canceled = state == psycopg.errors.QueryCanceled.sqlstate
+    return psycopg.errors.QueryCanceled(said) if canceled else psycopg.OperationalError(said)

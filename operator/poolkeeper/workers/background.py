@@ -24,6 +24,7 @@ from poolkeeper.plan.renewal import Renewal
 from poolkeeper.queue import Queue
 from poolkeeper.store.store import Store
 from poolkeeper.workers import failover
+from poolkeeper.workers.boundary import unexpected
 from poolkeeper.workers.drain import Departure, Keepers
 from poolkeeper.workers.pause import Pauser
 from poolkeeper.workers.pooler_tasks import PoolerTasks
@@ -73,8 +74,8 @@ class Background:
         log.info("%s/%s: drains pooler pod %s", key.namespace, key.name, pod.name)
         try:
             outcome = await self._keepers.drain(departure, lambda: self._moving.get(key, ()))
-        except Exception:
-            log.exception("%s/%s: drain of pod %s", key.namespace, key.name, pod.name)
+        except Exception as error:
+            log.warning("%s/%s: pod %s: %s", key.namespace, key.name, pod.name, unexpected("its drain", error))
             return
         text = "is empty" if outcome.empty else "was not seen empty"
         log.info("%s/%s: pooler pod %s %s", key.namespace, key.name, pod.name, text)
@@ -131,8 +132,7 @@ class Background:
             answer = Answer(error.message)
         except KeyError as error:
             answer = Answer(f"its console's tables lack {error}; it is no keeper")
-        except Exception:
-            log.exception("keeper of pod %s/%s", reload.namespace, reload.pod)
-            answer = Answer("the operator failed here; its log says why")
+        except Exception as error:
+            answer = Answer(unexpected("the update of its keeper", error))
         shown = Shown(config.generation, reload.restarts, answer.problem or "", answer.version)
         self._store.show(reload.process, shown)

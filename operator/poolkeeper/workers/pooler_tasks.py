@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from poolkeeper.observed.refs import Key
 from poolkeeper.pgbouncer.console import ConsoleError
 from poolkeeper.queue import Queue
+from poolkeeper.workers.boundary import unexpected
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,10 @@ class PoolerTasks(Generic[ItemT]):
             # A pooler that doesn't serve is expected to fail, and nothing waits for it.
             if item.serves:
                 self._queue.add_later(key, RETRY_SECONDS)
-        except Exception:
-            log.exception("%s/%s: server connections of pooler %s", key.namespace, key.name, item.name)
+        except Exception as error:
+            said = unexpected(f"the work at pooler {item.name}", error)
+            log.warning("%s/%s: %s", key.namespace, key.name, said)
+            if item.serves:
+                self._queue.add_later(key, RETRY_SECONDS)
         else:
             self._queue.add((key,))

@@ -5,26 +5,34 @@ Uses libpq through psycopg, and says what a failure means for the user. Nothing 
 
 import asyncio
 import contextlib
-import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import psycopg
-from psycopg import sql
 
-from poolkeeper.budget.servers import Backend, Measured
+from poolkeeper.budget.servers import Measured
 from poolkeeper.credentials.logins import Login
 from poolkeeper.data_path import wedges
 from poolkeeper.dns import Names
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.upstream import faults, libpq, resolver
+from poolkeeper.upstream.libpq import Limit
 from poolkeeper.upstream.target import MAX_SCRAM_PASSWORD_BYTES, Target
+from poolkeeper.workers import statements
+from poolkeeper.workers.boundary import unexpected
+from poolkeeper.workers.statements import FEW_ROWS, MEASUREMENT, Implausible, Row
+
+T = TypeVar("T")
 
 REACHABLE = "Reachable"
 POOLER_REFUSED = "PoolerRefused"
+UNEXPECTED = "UnexpectedError"
+"""The operator itself failed."""
 MEASURE_SECONDS = 3.0
 """Maximum time for a login that measures a server, and for each of its queries."""
+_TRIES = 20
+"""How often a canceled statement is tried in that time."""
 
 _POOLER_REFUSALS = (
     "no authentication method is found",
@@ -37,6 +45,7 @@ _POOLER_REFUSALS = (
 _NO_SLOT = ("client connections exceeded", "no more connections allowed")
 """PgBouncer's errors if it has no room for another client: they prove that it answers."""
 
+_IMPLAUSIBLE = "check that host and port in spec.upstream lead to the server itself"
 _REMEDIES = {
     faults.AUTHENTICATION_FAILED: "correct user name and password in the Secret, or the server's pg_hba.conf",
     faults.DATABASE_MISSING: "create the database, or correct its name in spec.upstream",
@@ -45,65 +54,9 @@ _REMEDIES = {
     faults.CONNECTION_REFUSED: "start the server, or correct host and port in spec.upstream",
     faults.TIMEOUT: "check that the server is up and that no firewall or NetworkPolicy drops the packets",
     faults.TOO_MANY_CONNECTIONS: "raise max_connections of the server, or lower what its other clients use",
+    faults.OVERSIZED: "check that host and port in spec.upstream lead to a PostgreSQL server",
     faults.UNAVAILABLE: "check the server's log",
 }
-
-_SYSTEM = "SELECT system_identifier FROM pg_control_system()"
-_INSTANCE = (
-    "SELECT concat(extract(epoch FROM pg_postmaster_start_time()), ' ', current_setting('port')),"
-    " current_setting('max_connections'), current_setting('superuser_reserved_connections'),"
-    # PostgreSQL has it since 16.
-    " coalesce(current_setting('reserved_connections', true), '0')"
-)
-_CONNECTIONS = (
-    "SELECT 'backend', pid, coalesce(usename, ''), coalesce(datname, ''), coalesce(host(client_addr), '')"
-    " FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL"
-    # A role without pg_monitor sees no type of other roles' backends: parallel workers then count as well.
-    " AND coalesce(backend_type, 'client backend') = 'client backend'"
-    " UNION ALL SELECT 'role', rolconnlimit, rolname, '', ''"
-    " FROM pg_roles WHERE rolconnlimit >= 0 AND NOT rolsuper"
-    " UNION ALL SELECT 'database', datconnlimit, '', datname, '' FROM pg_database WHERE datconnlimit >= 0"
-)
-"""Connections and limits. Every role may read all of it."""
-_PLAIN = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)"
-"""A role's own search_path could lead any of these names, operators included, to something else."""
-_SNAPSHOT = "SELECT pg_catalog.txid_current_snapshot()::text"
-_RELATIONS = "relkind IN ('r', 'v', 'm', 'f', 'p', 'c') AND relpersistence <> 't'"
-_DIGEST = "SELECT concat(count(*), ' ', sum(hashtextextended(concat_ws(' ', {columns}), 0))) FROM {rows}"
-_BACKENDS = (
-    "SELECT pid, coalesce(state = 'idle' AND xact_start IS NULL, false),"
-    " coalesce(extract(epoch FROM clock_timestamp() - state_change), 0), coalesce(state_change::text, '')"
-    " FROM pg_stat_activity WHERE usename = current_user AND pid IN ({pids})"
-)
-"""A plain role sees the state of its own backends only."""
-_TERMINATE = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid = {pid}"
-    " AND state = 'idle' AND xact_start IS NULL AND state_change::text = {changed}"
-)
-_FIRST_OID = 16384
-"""Objects with a lower OID came with PostgreSQL."""
-_SCHEMA = " UNION ALL ".join(
-    _DIGEST.format(columns=columns, rows=rows)
-    for columns, rows in (
-        (
-            "attrelid, attnum, attname, atttypid, atttypmod, attcollation, attisdropped",
-            "pg_catalog.pg_attribute JOIN pg_catalog.pg_class ON pg_class.oid = attrelid"
-            f" WHERE attnum > 0 AND attrelid >= {_FIRST_OID} AND {_RELATIONS}",
-        ),
-        (
-            "oid, relname, relnamespace",
-            f"pg_catalog.pg_class WHERE oid >= {_FIRST_OID} AND {_RELATIONS}",
-        ),
-        ("oid, proname, pronamespace", f"pg_catalog.pg_proc WHERE oid >= {_FIRST_OID}"),
-        (
-            "oid, typname, typnamespace",
-            f"pg_catalog.pg_type WHERE oid >= {_FIRST_OID} AND typrelid = 0 AND typelem = 0",
-        ),
-        ("oid, nspname", f"pg_catalog.pg_namespace WHERE oid >= {_FIRST_OID} AND nspname !~ '^pg_'"),
-    )
-)
-"""Everything that the columns of a statement's result depend on. Temporary tables, indexes and rewritten tables
-(TRUNCATE, VACUUM FULL, REFRESH) don't count."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +81,7 @@ async def probe(target: Target, timeout: float, names: Names | None = None) -> O
         left = end - asyncio.get_running_loop().time()
         with _authority(target) as authority:
             version = await _log_in(left, **_parameters(target), **place, **authority)
-    except (TimeoutError, psycopg.Error, OSError, UnicodeError, ValueError) as error:
+    except Exception as error:
         return _not_logged_in(target, timeout, error)
     where = f"{target.host}:{target.port}"
     return Observation(True, REACHABLE, f"logged in at {where} as {target.user}", version)
@@ -136,6 +89,10 @@ async def probe(target: Target, timeout: float, names: Names | None = None) -> O
 
 class Unmeasured(Exception):
     """A server's connections could not be measured; the text says why, and what to do."""
+
+
+class _Refused(Unmeasured):
+    """The server refused a statement, and the connection lives."""
 
 
 class Meter:
@@ -146,68 +103,86 @@ class Meter:
         self._connection = connection
         self._target = target
         self._timeout = timeout
-        self._settings: tuple[int, int, int] = (0, 0, 0)
-        self.pid: int = connection.info.backend_pid
+        self._settings: tuple[int, int, int] | None = None
+        self.pid: int = connection.pid
 
     async def identify(self) -> tuple[str, str]:
         """(system, instance) of servers.Identity: they hold as long as the connection does. If the server
         doesn't show its system, the host's address and the port stand for it."""
-        [(instance, *settings)] = await self._ask(_INSTANCE)
-        self._settings = (int(settings[0]), int(settings[1]), int(settings[2]))
+        instance, self._settings = await self._read(statements.INSTANCE, statements.instance, libpq.ONE_ROW)
         try:
-            [(system,)] = await self._ask(_SYSTEM)
-        except Unmeasured:
-            if self._connection.closed:
-                raise
-            return f"{self._connection.info.hostaddr}:{self._target.port}", str(instance)
-        return str(system), str(instance)
+            system = await self._read(statements.SYSTEM, statements.system, libpq.ONE_ROW)
+        except _Refused:
+            return f"{self._connection.address}:{self._target.port}", instance
+        return system, instance
 
     async def measure(self) -> Measured:
         """The server's current connections. identify() has to come first."""
-        rows = await self._ask(_CONNECTIONS)
-        return Measured(
-            *self._settings,
-            backends=tuple(Backend(row[1], *row[2:]) for row in rows if row[0] == "backend"),
-            role_limits={row[2]: row[1] for row in rows if row[0] == "role"},
-            database_limits={row[3]: row[1] for row in rows if row[0] == "database"},
+        settings = self._settings
+        if settings is None:
+            raise Unmeasured("the server has not been identified yet")
+        return await self._read(
+            statements.CONNECTIONS, lambda rows: statements.measured(rows, settings), MEASUREMENT
         )
 
     async def snapshot(self) -> str:
         """PostgreSQL's current snapshot: the same snapshot sees the same schema."""
-        [(snapshot,)] = await self._ask(_SNAPSHOT)
-        return str(snapshot)
+        return await self._read(statements.SNAPSHOT, statements.one_value, FEW_ROWS)
 
     async def schema(self) -> str:
         """A fingerprint of the schema of the connection's database."""
-        rows = await self._ask(_SCHEMA)
-        return hashlib.sha256("\n".join(sorted(digest for (digest,) in rows)).encode()).hexdigest()[:16]
+        return await self._read(statements.SCHEMA, statements.fingerprint, FEW_ROWS)
 
-    async def backends(self, pids: Iterable[int]) -> dict[int, wedges.Backend]:
+    async def backends(self, pids: Collection[int]) -> dict[int, wedges.Backend]:
         """Those of these backends that belong to the connection's role, by PID."""
-        rows = await self._ask(_BACKENDS.format(pids=", ".join(map(str, pids))))
-        return {
-            pid: wedges.Backend(resting, float(seconds), changed) for pid, resting, seconds, changed in rows
-        }
+        if not pids:
+            return {}
+        return await self._read(statements.backends_statement(pids), statements.resting, MEASUREMENT)
 
     async def terminate(self, pid: int, changed: str) -> bool:
         """End a backend of the connection's role if it has rested from `changed` (of backends()) to this
         moment; returns whether it was ended."""
-        rows = await self._ask(_TERMINATE.format(pid=pid, changed=sql.Literal(changed).as_string()))
-        return rows == [(True,)]
+        statement = statements.terminate_statement(pid, changed)
+        return await self._read(statement, statements.terminated, FEW_ROWS)
 
     @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
         return self._connection.closed
 
-    async def _ask(self, statement: str) -> list[tuple[Any, ...]]:
+    async def _read(self, statement: str, reader: Callable[[list[Row]], T], limit: Limit) -> T:
+        """What a reader makes of an answer."""
+        rows = await self._ask(statement, limit)
         try:
-            cursor = await libpq.execute(self._connection, statement, self._timeout)
-            return await cursor.fetchall()
+            return reader(rows)
+        except Implausible as error:
+            raise Unmeasured(f"no PostgreSQL answers like this server: {error}; {_IMPLAUSIBLE}") from None
+        except Exception as error:
+            raise Unmeasured(unexpected("reading the server's answer", error, self._target.password)) from None
+
+    async def _execute(self, command: str, limit: Limit) -> libpq.Answer:
+        """Run a command; again, if the role's own statement_timeout, a millisecond maybe, ended it before PIN
+        changed it. On a busy server that happens now and then."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(psycopg.errors.QueryCanceled):
+                return await libpq.execute(self._connection, command, self._timeout, limit)
+        return await libpq.execute(self._connection, command, self._timeout, limit)
+
+    async def _ask(self, statement: str, limit: Limit = FEW_ROWS) -> list[Row]:
+        command = f"{statements.PIN}; {statement}"
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._execute(command, limit)
+            return [statements.texts(row) for row in answer.rows]
         except TimeoutError:
-            raise Unmeasured(f"no answer within {self._timeout:.2g} s") from None
-        except psycopg.Error as error:
-            raise Unmeasured(faults.quoted(str(error), self._target.password)) from None
+            raise Unmeasured(f"no answer within {self._timeout:.2g} s; {_REMEDIES[faults.TIMEOUT]}") from None
+        except libpq.Oversized as error:
+            raise Unmeasured(f"{error}; {_REMEDIES[faults.OVERSIZED]}") from None
+        except (psycopg.Error, OSError) as error:
+            kind = Unmeasured if self.closed else _Refused
+            raise kind(faults.quoted(str(error), self._target.password)) from None
+        except Exception as error:
+            raise Unmeasured(unexpected("asking the server", error, self._target.password)) from None
 
 
 @contextlib.asynccontextmanager
@@ -227,8 +202,7 @@ async def measuring(target: Target, timeout: float, names: Names | None = None) 
                         **authority,
                     )
                 )
-            await libpq.execute(connection, _PLAIN, timeout)
-        except (TimeoutError, psycopg.Error, OSError, UnicodeError, ValueError) as error:
+        except Exception as error:
             raise Unmeasured(_not_logged_in(target, timeout, error).message) from None
         yield Meter(connection, target, timeout)
 
@@ -251,23 +225,30 @@ async def trial_login(access: ConsoleAccess, login: Login, entry: str, timeout: 
             " in to the upstream (its log says why), or can't be reached itself"
         )
         return Observation(False, faults.TIMEOUT, message)
+    except libpq.Oversized as error:
+        return Observation(False, faults.OVERSIZED, f"login through the pooler at {where}: {error}")
     except (psycopg.Error, OSError, UnicodeError) as error:
         text = str(error)
         said = faults.quoted(text, login.password)
         if any(refusal in text for refusal in _POOLER_REFUSALS):
             return Observation(False, POOLER_REFUSED, f"the pooler at {where} refuses {login.name}: {said}")
         reason = faults.reason(text, login.name, entry)
-        return Observation(False, reason, f"login through the pooler at {where}: {said}")
+        return Observation(False, reason, f"login through the pooler at {where}: {said}; {_REMEDIES[reason]}")
+    except Exception as error:
+        said = unexpected(f"the login through the pooler at {where}", error, login.password)
+        return Observation(False, UNEXPECTED, said)
     return Observation(True, REACHABLE, f"logged in through the pooler at {where}", version)
 
 
 @dataclass(frozen=True)
 class Echo:
     """The outcome of a probe through a pooler. `said`: what went wrong, empty if the probe was answered;
-    `silent`: no answer arrived in time."""
+    `silent`: no answer arrived in time; `failed`: in words, that the operator itself failed, which says nothing
+    about the pooler."""
 
     said: str
     silent: bool = False
+    failed: str = ""
 
 
 async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeout: float) -> Echo:
@@ -283,6 +264,8 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
         if any(words in text for words in _NO_SLOT):
             return Echo("")
         return Echo(faults.quoted(text, login.password))
+    except Exception as error:
+        return Echo("", failed=unexpected(f"the probe of the pooler at {access.ip}", error, login.password))
     return Echo("")
 
 
@@ -332,6 +315,10 @@ def _not_logged_in(target: Target, timeout: float, error: Exception) -> Observat
         return Observation(False, faults.AUTHENTICATION_FAILED, message)
     if isinstance(error, TimeoutError):
         return _unreachable(faults.TIMEOUT, where, f"no answer within {timeout:.2g} s")
+    if isinstance(error, libpq.Oversized):
+        return _unreachable(faults.OVERSIZED, where, str(error))
+    if not isinstance(error, psycopg.Error | OSError | ValueError):  # UnicodeError is a ValueError
+        return Observation(False, UNEXPECTED, unexpected(f"the login at {where}", error, target.password))
     text = str(error)
     reason = faults.reason(text, target.user, target.database)
     return _unreachable(reason, where, faults.quoted(text, target.password))
@@ -345,8 +332,9 @@ async def _log_in(timeout: float, **parameters: str) -> int:
     """Log in and run one query, together within `timeout`; returns the server's version."""
     end = asyncio.get_running_loop().time() + timeout
     async with libpq.connect(timeout, **parameters) as connection:
-        await libpq.execute(connection, "SELECT 1", end - asyncio.get_running_loop().time())
-        return connection.info.server_version
+        left = end - asyncio.get_running_loop().time()
+        await libpq.execute(connection, "SELECT 1", left, libpq.ONE_ROW)
+        return connection.server_version
 
 
 def _authority(target: Target) -> contextlib.AbstractContextManager[dict[str, str]]:

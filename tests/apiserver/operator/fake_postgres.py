@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Sequence
 
-from poolkeeper.workers import upstream
+from poolkeeper.workers import statements
 
 _TEXT, _BIGINT, _INTEGER = 25, 20, 23
 _systems = itertools.count(7_300_000_000_000_000_001)
@@ -72,24 +72,25 @@ class _Session(socketserver.StreamRequestHandler):
     def _answer(self, statement: str, pid: int, user: str, database: str) -> None:
         server = self.server
         assert isinstance(server, FakePostgres)
+        statement = statement.removeprefix(f"{statements.PIN}; ")
         if statement.upper() == "SELECT 1":
             self._rows((_INTEGER,), [(1,)])
-        elif statement == upstream._PLAIN:
-            self._rows((_TEXT,), [("pg_catalog, pg_temp",)])
         elif not server.measurable:
             self._send(b"E", b"SERROR\0VERROR\0C42501\0Mpermission denied\0\0")
             self._ready()
             return
-        elif statement == upstream._SYSTEM:
+        elif statement == statements.SYSTEM:
             self._rows((_BIGINT,), [(server.system,)])
-        elif statement == upstream._INSTANCE:
-            self._rows((_TEXT,) * 4, [(f"1700000000 {server.port}", server.max_connections, 3, 0)])
-        elif statement == upstream._CONNECTIONS:
+        elif statement == statements.INSTANCE:
+            self._rows((_TEXT,) * 4, [(f"1700000000000000 {server.port}", server.max_connections, 3, 0)])
+        elif statement == statements.CONNECTIONS:
             others = [("backend", 100_000 + number, "other", "other", "") for number in range(server.others)]
             own = ("backend", pid, user, database, "127.0.0.1")
             self._rows((_TEXT, _INTEGER, _TEXT, _TEXT, _TEXT), [own, *others])
-        elif statement in (upstream._SNAPSHOT, upstream._SCHEMA):
+        elif statement == statements.SNAPSHOT:
             self._rows((_TEXT,), [("always the same",)])
+        elif statement == statements.SCHEMA:
+            self._rows((_TEXT,), [("always the same",)] * 5)
         self._send(b"C", b"SELECT 1\0")
         self._ready()
 

@@ -9,6 +9,7 @@ import pytest
 
 from poolkeeper.budget.assessment import Look
 from poolkeeper.budget.protocol import Reading
+from poolkeeper.budget.report import newsworthy
 from poolkeeper.budget.request import ClientBound
 from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.data_path.findings import (
@@ -179,8 +180,8 @@ def cluster() -> Simulation:
     return made
 
 
-def condition(cluster: Simulation, *found: Wedge, problem: str = "") -> dict[str, Any]:
-    seen = BudgetSeen(server="0a1b2c3d", share=90, wedges=found, problem=problem)
+def condition(cluster: Simulation, *found: Wedge, problem: str = "", unwatched: str = "") -> dict[str, Any]:
+    seen = BudgetSeen(server="0a1b2c3d", share=90, wedges=found, problem=problem, unwatched=unwatched)
     body, _ = told(cluster, budget=seen)
     assert conditions(body)["Ready"]["status"] == "True"
     return conditions(body)["DataPath"]
@@ -205,6 +206,16 @@ def test_the_condition_names_pod_consumer_number_and_what_to_do(cluster: Simulat
 def test_without_a_view_of_the_server_nothing_is_claimed(cluster: Simulation) -> None:
     made = condition(cluster, problem="no answer")
     assert (made["status"], made["reason"]) == ("Unknown", "NotMeasured")
+
+
+def test_what_cannot_be_watched_is_unknown_with_the_cause_unless_a_fault_is_known(cluster: Simulation) -> None:
+    unread = "the schema can't be read: permission denied"
+    made = condition(cluster, unwatched=unread)
+    assert (made["status"], made["reason"], made["message"]) == ("Unknown", "NotWatched", unread)
+    stuck = Wedge(STUCK, "shop-pooler-1", "web/database", 3)
+    assert condition(cluster, stuck, unwatched=unread)["reason"] == STUCK
+    before = BudgetSeen(server="0a1b2c3d", share=90)
+    assert newsworthy(before, replace(before, unwatched=unread), settled=False)
 
 
 def test_a_silent_pod_is_evicted_only_while_all_serve_and_no_other_one_is_on_its_way() -> None:

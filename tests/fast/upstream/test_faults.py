@@ -38,3 +38,18 @@ def test_what_is_quoted_is_one_short_line_without_the_password() -> None:
     assert faults.quoted(text, "s3cret") == "you sent [password] !"
     assert len(faults.quoted("x" * 9999, "")) == faults.MESSAGE_LIMIT
     assert faults.quoted("", "s3cret") == "no reason given"
+
+
+def test_of_several_addresses_the_most_telling_failure_is_quoted() -> None:
+    def attempt(address: str, said: str) -> str:
+        return f'connection to server at "{address}", port 5432 failed: {said}'
+
+    refused = attempt("::1", "Connection refused\n\tIs the server running on that host?")
+    wrong = attempt("10.0.0.1", 'FATAL:  password authentication failed for user "owner"')
+    unknown = attempt("10.0.0.2", "No route to host")
+    for said in ([refused, wrong, unknown], [unknown, refused, wrong], [wrong, unknown, refused]):
+        text = "\n".join(said)
+        assert faults.reason(text, "owner", "shop") == faults.AUTHENTICATION_FAILED
+        assert faults.quoted(text, "") == 'password authentication failed for user "owner"'
+    assert faults.quoted("\n".join((unknown, refused)), "") == "Connection refused"
+    assert faults.quoted("\n".join((unknown, unknown)), "") == "No route to host"

@@ -33,6 +33,8 @@ def data_path_condition(wanted: Wanted, world: World) -> Condition:
             "NotMeasured",
             "without a view of the server a wedge can't be told from a server that is slow; see WithinBudget",
         )
+    if world.budget.unwatched:
+        return Condition(KIND, UNKNOWN, "NotWatched", world.budget.unwatched)
     return Condition(
         KIND, TRUE, "Working", "no server connection, client or probe was stuck in the last minute"
     )

@@ -34,6 +34,12 @@ RETIRE_PAUSE_SECONDS = 0.5
 SLOWEST_RETIRE_SECONDS = 8.0
 _POLL_SECONDS = 0.02
 _RULES = "auth_hba_file"
+_POOL_NUMBERS = (
+    *("cl_waiting", "sv_active", "sv_active_cancel", "sv_being_canceled", "sv_idle", "sv_used", "sv_tested"),
+    *("sv_login", "maxwait", "maxwait_us"),
+)
+_CONNECTION_TEXTS = ("id", "database", "state", "link", "request_time", "replication")
+_DIGITS = 19
 _LOGGING_IN, _NO_ENTRY = "cl_login", "(nodb)"
 
 
@@ -185,7 +191,23 @@ async def _ask(opened: _Opened, asked: Pooler) -> Look:
     present = {entry: number for entry, number in clients.items() if number}
     active = tuple(row for row in connections if row["state"] == "active")
     paused = frozenset(row["name"] for row in databases if row["paused"] != "0" or row["disabled"] != "0")
-    return Look(reading, frozenset(pids), tuple(await pooler.show("POOLS")), present, active, paused)
+    pools = tuple(await pooler.show("POOLS"))
+    check(pools, connections)
+    return Look(reading, frozenset(pids), pools, present, active, paused)
+
+
+def check(pools: Iterable[Mapping[str, str]], connections: Iterable[Mapping[str, str]]) -> None:
+    """Raise KeyError or ValueError unless SHOW POOLS and SHOW SERVERS have the columns that are read. A forged
+    console fails alone then, and not the poll of all poolers on its server."""
+    for rows, columns in ((pools, _POOL_NUMBERS), (connections, ("remote_pid",))):
+        for row in rows:
+            for column in columns:
+                value = row[column]
+                if not (value.isdecimal() and len(value) < _DIGITS):
+                    raise ValueError(f"{column} is no number")
+    for row in connections:
+        for column in _CONNECTION_TEXTS:
+            row[column]
 
 
 async def _closed(opened: _Opened, refused: Set[str]) -> frozenset[str]:

@@ -15,17 +15,16 @@ from dataclasses import dataclass, field, replace
 from poolkeeper.budget.assessment import Look
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured
-from poolkeeper.credentials.logins import Login
 from poolkeeper.data_path import findings, wedges
 from poolkeeper.data_path.findings import Outcome, Probed, Reports, Waits
 from poolkeeper.data_path.wedges import Active, Connection, Held, Holds, Sockets
-from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.observed.data_path import Wedge
 from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import Key
 from poolkeeper.pgbouncer.console import ConsoleError
 from poolkeeper.plan.reloads import serves
 from poolkeeper.workers import upstream
+from poolkeeper.workers.boundary import Trouble, unexpected
 from poolkeeper.workers.servers.consoles import PoolerConsoles
 from poolkeeper.workers.upstream import Echo, Meter, Unmeasured
 
@@ -66,6 +65,10 @@ class _Seen:
     ended: list[Wedge] = field(default_factory=list)
     """Connections ended since the last poll."""
     reports: Reports = field(default_factory=dict)
+    judging: Trouble = field(default_factory=Trouble)
+    """Why suspects can't be asked about."""
+    probes_fail: Trouble = field(default_factory=Trouble)
+    """Why the operator itself can't probe."""
     retired: tuple[str, float] = ("", 0.0)
     """The pod that was last to be retired, and since when it was."""
     task: asyncio.Task[None] | None = None
@@ -115,6 +118,8 @@ class DataPathWatch:
             seen.holds, seen.waits = {}, {}
         else:
             seen.holds = _held(seen, order, named, shown, measured, instance, now)
+            if not wedges.suspects(seen.holds, now):
+                seen.judging.note("", now)
             seen.waits = findings.waits(seen.waits, shown, now)
             self._probe(key, seen, order, pods, shown, now)
             idle = seen.task is None or seen.task.done()
@@ -125,6 +130,13 @@ class DataPathWatch:
         seen.instance, seen.ended = instance, []
         seen.reports = findings.report(seen.reports, current, now)
         return findings.wedges(seen.reports), _silent(seen, now)
+
+    def problem(self, key: Key) -> str:
+        """What of a PooledDatabase's data path can't be watched, and why; empty if all can."""
+        seen, now = self._seen.get(key), asyncio.get_running_loop().time()
+        if seen is None:
+            return ""
+        return seen.judging.lasting(now) or seen.probes_fail.lasting(now)
 
     # Server connections
 
@@ -140,6 +152,7 @@ class DataPathWatch:
         time, so that a mistake does not end them all."""
         loop = asyncio.get_running_loop()
         suspects = wedges.suspects(seen.holds, loop.time())
+        problem = ""
         try:
             meter = await connected()
             backends = await meter.backends({held.active.pid for held in suspects.values()})
@@ -157,9 +170,11 @@ class DataPathWatch:
                 ):
                     ended.add(connection.uid)
         except Unmeasured as error:
-            log.info("%s/%s: looking at backends: %s", key.namespace, key.name, error)
-        except Exception:
-            log.exception("%s/%s: stuck server connections", key.namespace, key.name)
+            problem = f"backends of server connections without an answer can't be checked: {error}"
+            log.info("%s/%s: %s", key.namespace, key.name, problem)
+        except Exception as error:
+            problem = unexpected("the search for stuck server connections", error)
+        seen.judging.note(problem, loop.time())
 
     async def _sockets(self, uid: str) -> dict[str, Sockets]:
         """A console's pairs of clients and servers; empty if it does not answer: the next poll shows it."""
@@ -225,11 +240,12 @@ class DataPathWatch:
             if item.task is None or not item.task.done() or uid not in looks:
                 continue
             echo, item.task = item.task.result(), None
+            seen.probes_fail.note(echo.failed, now)
             excused = not measured or findings.excusable(looks[uid], item.entry, order.clients)
-            said = None if echo.said and excused else echo.said
+            said = None if echo.failed or (echo.said and excused) else echo.said
             outcome = Outcome(item.entry, item.begun, said, echo.silent)
             seen.probes[uid] = findings.probed(seen.probes.get(uid, Probed()), outcome, now)
-            item.due = now + (PROBE_AGAIN_SECONDS if said else PROBE_EVERY_SECONDS)
+            item.due = now + (PROBE_AGAIN_SECONDS if said or echo.failed else PROBE_EVERY_SECONDS)
 
     def _probe(
         self,
@@ -248,17 +264,9 @@ class DataPathWatch:
             entry = findings.to_probe(looks[pod.uid], order.logins, order.clients, item.entry, known)
             if entry:
                 access = replace(order.access, ip=pod.ip)
-                probe = asyncio.create_task(_probe(key, access, order.logins[entry], entry))
+                login = order.logins[entry]
+                probe = asyncio.create_task(upstream.through_pooler(access, login, entry, PROBE_SECONDS))
                 item.entry, item.begun, item.task = entry, now, probe
-
-
-async def _probe(key: Key, access: ConsoleAccess, login: Login, entry: str) -> Echo:
-    """Probe one pooler. A failure of the operator itself says nothing about the pooler."""
-    try:
-        return await upstream.through_pooler(access, login, entry, PROBE_SECONDS)
-    except Exception:
-        log.exception("%s/%s: probe of %s", key.namespace, key.name, access.ip)
-        return Echo("")
 
 
 def _held(

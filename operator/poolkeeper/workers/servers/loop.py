@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from poolkeeper.budget import servers
 from poolkeeper.budget.allotments import Stored
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.budget.servers import Identity
+from poolkeeper.kube.client import ClusterError
 from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.store.store import Store
 from poolkeeper.workers import upstream
+from poolkeeper.workers.boundary import unexpected
 from poolkeeper.workers.servers.meters import given
 from poolkeeper.workers.servers.poll import ServerWatch
 from poolkeeper.workers.upstream import MEASURE_SECONDS, Unmeasured
@@ -89,15 +92,22 @@ class Budgets:
                     now = asyncio.get_running_loop().time()
                     self._identities[key] = Identity(system, "", now, now)
                 else:
-                    waiting = tuple(pod.name for pod in self._store.pods(key) if not pod.admitted)
-                    seen = BudgetSeen(problem=str(error), waiting=waiting)
-                    self._queue.add(self._store.budgeted(key, seen))
-            except Exception:
-                log.exception("%s/%s: measuring its server", key.namespace, key.name)
+                    self._report(key, str(error))
+            except Exception as error:
+                self._report(key, unexpected("identifying the server", error))
             if key in self._identities:
                 self._attend_to(self._identities[key].system)
                 return
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _report(self, key: Key, problem: str) -> None:
+        """Put into the status why the server is not measured; what was known of it stays."""
+        waiting = tuple(pod.name for pod in self._store.pods(key) if not pod.admitted)
+        known = self._store.budget(key) or BudgetSeen()
+        seen = replace(
+            known, problem=problem, waiting=waiting, admissible=frozenset(), wedges=(), unwatched="", silent=""
+        )
+        self._queue.add(self._store.budgeted(key, seen))
 
     def _presumed(self, key: Key, order: BudgetRequest) -> str:
         """The server that a PooledDatabase was on when it was last measured. If it never was, but the spec says
@@ -151,17 +161,30 @@ class Budgets:
                     orders = [{keys[name]: self._orders[keys[name]] for name in group} for group in groups]
                     frozen = self._frozen(system)
                     pauses = await asyncio.gather(
-                        *(
-                            watch.look(system, group, self._instances(group), frozen, self._met)
-                            for group in orders
-                        )
+                        *(self._look(watch, system, group, frozen) for group in orders)
                     )
                     pause = min(pauses, default=0.0)
-                except Exception:
-                    log.exception("the server %s", system)
+                except Exception as error:
+                    problem = unexpected("polling the server", error)
+                    for key in members:
+                        self._report(key, problem)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake[system].wait(), pause)
             del self._tasks[system], self._wake[system]
+
+    async def _look(
+        self, watch: ServerWatch, system: str, orders: Mapping[Key, BudgetRequest], frozen: Iterable[Key]
+    ) -> float:
+        """Poll one server. A failure concerns the PooledDatabases there, and those on no other server."""
+        try:
+            return await watch.look(system, orders, self._instances(orders), frozen, self._met)
+        except ClusterError as error:  # the API server; what it did not take is worked out again
+            log.info("the server %s: %s", system, error.message)
+        except Exception as error:
+            problem = unexpected("polling the server and its poolers", error)
+            for key in orders:
+                self._report(key, problem)
+        return RETRY_SECONDS
 
     def _members(self, system: str) -> tuple[Key, ...]:
         return tuple(
@@ -198,6 +221,7 @@ class Budgets:
                 and now - self._tried.get(key, -RETRY_SECONDS) >= RETRY_SECONDS
             )
         ]
-        for outcome in await asyncio.gather(*map(self._look_where, due), return_exceptions=True):
-            if outcome is not None and not isinstance(outcome, Unmeasured):
-                raise outcome
+        outcomes = await asyncio.gather(*map(self._look_where, due), return_exceptions=True)
+        for key, outcome in zip(due, outcomes, strict=True):
+            if isinstance(outcome, Exception) and not isinstance(outcome, Unmeasured):
+                self._report(key, unexpected("identifying the server", outcome))

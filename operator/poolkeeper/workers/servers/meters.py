@@ -66,7 +66,9 @@ class Meters:
     ) -> tuple[Measured | None, str]:
         """The server's current state, or in words why it is unknown. At most one login is tried: of those that
         failed, the one longest ago."""
-        for key, order in orders.items():
+        # Those that failed lately come last: a login that stalls must not hold up what another one measures.
+        for key in sorted(orders, key=lambda key: self._failed.get(key, 0.0)):
+            order = orders[key]
             if key in self._opened:
                 opened = self._opened[key]
                 if (opened.target, opened.instance) != (order.target, instances[key]):
@@ -76,15 +78,17 @@ class Meters:
                     return await opened.meter.measure(), ""
                 except Unmeasured as error:
                     log.info("%s/%s: measuring: %s", key.namespace, key.name, error)
+                    self._failed[key] = asyncio.get_running_loop().time()
                     await self._close(key)
         key = min(orders, key=lambda key: self._failed.get(key, 0.0))
         try:
             return await self._open(key, system, orders[key], met), ""
         except Unmeasured as error:
             self._failed[key] = asyncio.get_running_loop().time()
-            if all(given(order) == system for order in orders.values()):
-                total = sum(order.pooled.most or 0 for order in orders.values())
-                return Measured(total, 0, 0, (), {}, {}), ""
+            most = [order.pooled.most for order in orders.values() if given(order) == system]
+            known = [number for number in most if number is not None]
+            if len(known) == len(orders):
+                return Measured(sum(known), 0, 0, (), {}, {}), ""
             return None, str(error)
 
     async def opened(self, key: Key, system: str, order: BudgetRequest, instance: str, met: Met) -> Meter:

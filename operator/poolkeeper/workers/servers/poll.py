@@ -7,7 +7,7 @@ after it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,19 +21,21 @@ from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured, Ours
 from poolkeeper.data_path import client_limits
 from poolkeeper.kube.client import Annotate
-from poolkeeper.observed.data_path import AtLimit
+from poolkeeper.observed.data_path import AtLimit, Wedge
 from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import Key
 from poolkeeper.plan import peers
 from poolkeeper.plan.reloads import reachable
 from poolkeeper.queue import Queue
 from poolkeeper.store.store import Store
+from poolkeeper.workers.boundary import unexpected
 from poolkeeper.workers.servers.consoles import Pooler as Asked
 from poolkeeper.workers.servers.consoles import PoolerConsoles
 from poolkeeper.workers.servers.data_path import DataPathWatch
 from poolkeeper.workers.servers.meters import GIVEN, Met, Meters
 from poolkeeper.workers.servers.records import Records
 from poolkeeper.workers.servers.schemas import SchemaWatch
+from poolkeeper.workers.upstream import Meter
 
 LOOK_SECONDS = 1.0
 """How often a server and its poolers are polled while nothing happens."""
@@ -111,10 +113,9 @@ class ServerWatch:
         }
         for key in orders if known else ():
             self._schemas.poll(key, opened[key])
+        seen_of_server = measured if known else None
         faults = {
-            key: self._data_paths.look(
-                key, order, pods[key], looks, measured if known else None, instances[key], opened[key]
-            )
+            key: self._watch(key, order, pods[key], looks, seen_of_server, instances[key], opened[key])
             for key, order in orders.items()
         }
         ours = _ours(orders, pods, looks)
@@ -157,8 +158,8 @@ class ServerWatch:
             report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
             report = held_up(report, [pod for pod in pods[key] if self._consoles.mute(pod.uid)], pods[key])
             at_limit = self._at_limit(key, order, pods[key], looks)
-            wedges, silent = faults[key]
-            report = replace(report, at_limit=at_limit, wedges=wedges, silent=silent)
+            wedges, silent, unwatched = faults[key]
+            report = replace(report, at_limit=at_limit, wedges=wedges, silent=silent, unwatched=unwatched)
             if newsworthy(before, report, settled=not (wrote or told or behind)):
                 self._queue.add(self._store.budgeted(key, report))
         if wrote or told or behind or steps.drain:
@@ -166,6 +167,23 @@ class ServerWatch:
         return max(LOOK_SECONDS, len(asked) / PODS_PER_SECOND)
 
     # Polling
+
+    def _watch(
+        self,
+        key: Key,
+        order: BudgetRequest,
+        pods: Sequence[Pod],
+        looks: Mapping[str, Look],
+        measured: Measured | None,
+        instance: str,
+        opened: Callable[[], Awaitable[Meter]],
+    ) -> tuple[tuple[Wedge, ...], str, str]:
+        """What DataPathWatch.look() reports, and what of the data path can't be watched, and why."""
+        try:
+            wedges, silent = self._data_paths.look(key, order, pods, looks, measured, instance, opened)
+        except Exception as error:
+            return (), "", unexpected("the search for faults of the data path", error)
+        return wedges, silent, self._data_paths.problem(key) or self._schemas.problem(key)
 
     def _at_limit(
         self, key: Key, order: BudgetRequest, pods: Sequence[Pod], looks: Mapping[str, Look]

@@ -20,6 +20,7 @@ from poolkeeper.data_path.schema import Schema
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.store.store import Store
+from poolkeeper.workers.boundary import Trouble, unexpected
 from poolkeeper.workers.upstream import Meter, Unmeasured
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ COST = 20
 LATEST = 5
 """How many readings show the cost of one: the fastest counts, since a busy machine slows some of them."""
 RETRY_SECONDS = 3.0
+_UNREAD = (
+    "until it is read, poolers don't renew their server connections after a migration, and clients may get the"
+    ' error "cached plan must not change result type": let the role read the system catalogs, as every role may'
+    " by default"
+)
 
 
 @dataclass
@@ -45,7 +51,8 @@ class _Seen:
     schema: Schema = field(default_factory=Schema)
     took: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
     """Seconds that the latest readings took."""
-    problem: str = ""
+    trouble: Trouble = field(default_factory=Trouble)
+    """Why it can't be read."""
     due: float = 0.0
     task: asyncio.Task[None] | None = None
 
@@ -72,6 +79,12 @@ class SchemaWatch:
         if asyncio.get_running_loop().time() >= seen.due and (seen.task is None or seen.task.done()):
             seen.task = asyncio.create_task(self._poll(key, seen, connected))
 
+    def problem(self, key: Key) -> str:
+        """Why a database's schema can't be read, and what follows; empty if it can, or not for long."""
+        known = self._seen.get(key)
+        said = known.trouble.lasting(asyncio.get_running_loop().time()) if known is not None else ""
+        return f"the schema can't be read: {said}; {_UNREAD}" if said else ""
+
     async def _poll(self, key: Key, seen: _Seen, connected: Callable[[], Awaitable[Meter]]) -> None:
         loop = asyncio.get_running_loop()
         began, pause, problem = loop.time(), RETRY_SECONDS, ""
@@ -80,11 +93,11 @@ class SchemaWatch:
         except Unmeasured as error:
             pause = max(RETRY_SECONDS, (loop.time() - began) * COST)
             problem = str(error)
-        except Exception:
-            log.exception("%s/%s: reading the schema", key.namespace, key.name)
-        if problem and problem != seen.problem:
+        except Exception as error:
+            problem = unexpected("reading the schema", error)
+        if problem and problem != seen.trouble.said:
             log.info("%s/%s: reading the schema: %s", key.namespace, key.name, problem)
-        seen.problem = problem
+        seen.trouble.note(problem, loop.time())
         seen.due = loop.time() + pause
         if seen.fingerprint:
             seen.schema = seen.schema.see(seen.fingerprint, loop.time())
