@@ -14,10 +14,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from e2e.cluster.ports import free_port
 from poolkeeper.spec.parse import SecretKeyRef, Tls, Upstream
 from poolkeeper.upstream.target import Target, TargetError, resolve
 from poolkeeper.workers.upstream import probe, trial_login
-from tests.pgbouncer.processes import Postgres, free_port, pooler
+from tests.pgbouncer.processes import Postgres, pooler
 from tests.pgbouncer.shop import WEB, Shop
 
 SECONDS = 5.0

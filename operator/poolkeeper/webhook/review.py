@@ -121,7 +121,7 @@ async def _template(cluster: Access, namespace: str, name: str) -> KeeperTemplat
     secret = None if namespace in SYSTEM_NAMESPACES else await cluster.get(ref)
     metadata = (secret or {}).get("metadata") or {}
     try:
-        if (metadata.get("labels") or {}).get(ROLE_LABEL) != ROLE_KEEPER:
+        if secret is None or (metadata.get("labels") or {}).get(ROLE_LABEL) != ROLE_KEEPER:
             raise ValueError("it is not labelled as one")
         if not (made_here(secret) or put_back(secret)):
             raise ValueError("it is a copy of one")

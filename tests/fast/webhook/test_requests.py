@@ -55,7 +55,9 @@ class ApiServer:
         if body is not None:
             self.posted.append(body)
         status = 404 if method == "GET" and self.metadata is None else 200
-        text = json.dumps({"metadata": self.metadata}).encode()
+        names = dict(zip(("namespace", "name"), url.split("/")[-3::2], strict=True))
+        metadata = None if self.metadata is None else {**names, **self.metadata}
+        text = json.dumps({"metadata": metadata}).encode()
         return SimpleNamespace(status=status, getheader=lambda name: None, read=lambda: _soon(text))
 
 

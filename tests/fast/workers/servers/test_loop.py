@@ -12,7 +12,7 @@ import pytest
 
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.seen import BudgetSeen
-from poolkeeper.budget.targets import Pooled
+from poolkeeper.budget.shares import Pooled
 from poolkeeper.kube.client import Retry
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.observed.poolers import Pod
@@ -35,7 +35,7 @@ def order(key: Key, most: int | None = None) -> BudgetRequest:
     pooled = Pooled(f"{key.namespace}/{key.name}", 100, most, 1, (), replaceable=True)
     target = Target(f"{key.namespace}.example", 5432, "shop", "owner", "s3cret", "disable", None)
     access = ConsoleAccess("127.0.0.1", 6432, "", "", "")
-    return BudgetRequest(pooled, 5, target, {}, "", frozenset(), access)
+    return BudgetRequest(pooled, target, {}, "", frozenset(), access)
 
 
 class Scene:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolkeeper.budget.request import BudgetRequest
-from poolkeeper.budget.targets import Pooled
+from poolkeeper.budget.shares import Pooled
 from poolkeeper.dns import Dns
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.upstream.target import Target
@@ -17,7 +17,7 @@ def called(host: str, namespace: str) -> str:
     access = ConsoleAccess("127.0.0.1", 6432, "", "", "")
     names = Dns().names(host, namespace)
     pooled = Pooled(f"{namespace}/shop", 100, 10, 1, ())
-    return given(BudgetRequest(pooled, 5, target, {}, "", frozenset(), access, names=names))
+    return given(BudgetRequest(pooled, target, {}, "", frozenset(), access, names=names))
 
 
 @pytest.mark.parametrize("host", ["pg", "PG", "localhost2"])
