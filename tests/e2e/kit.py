@@ -199,7 +199,7 @@ class Place:
 
     @contextmanager
     def consoles(self, pods: Collection[str] = ()) -> Iterator[list[Session]]:
-        """A console connection to every pooler pod that is not ending, or to those named."""
+        """A console connection to every pooler pod that has an address and is not ending, or to those named."""
         password = self.console_password()
         with ExitStack() as stack:
             yield [
@@ -207,7 +207,8 @@ class Place:
                     Session(self.agent, self.console_dsn(pod["status"]["podIP"], password), console=True)
                 )
                 for pod in self.pods()
-                if "deletionTimestamp" not in pod["metadata"] and (not pods or pod["metadata"]["name"] in pods)
+                if "deletionTimestamp" not in pod["metadata"]
+                and (pod["metadata"]["name"] in pods if pods else "podIP" in pod["status"])
             ]
 
     def console_password(self) -> str:
