@@ -105,7 +105,7 @@ def _hand_out(
     until all floors are reached, then the rest. `parties` and `weights` are by namespace."""
     held = dict.fromkeys(parties, 0)
     given = {one.name: 0 for several in parties.values() for one in several}
-    takes = _stock(usable, limits)
+    takes = _stock(usable, given, limits)
     for place in (_until_its_floor, _by_weight):
         lines = {namespace: _line(several, given, place) for namespace, several in parties.items()}
         due = [(claim(held[namespace], weights[namespace]), namespace) for namespace in parties]
@@ -140,17 +140,19 @@ def _reserve(namespace: str) -> str:
     return f"{namespace}/"
 
 
-def _stock(usable: int, limits: Sequence[Limit]) -> Callable[[str], bool]:
+def _stock(usable: int, names: Iterable[str], limits: Sequence[Limit]) -> Callable[[str], bool]:
     """Takes one of the usable connections for a party, by its name; False: none is left that it may have."""
-    everything = Limit(frozenset(), usable)
-    left = {limit: limit.connections for limit in (everything, *limits)}
+    left = [usable, *(limit.connections for limit in limits)]
+    concerned = {
+        name: [0, *(number for number, limit in enumerate(limits, 1) if name in limit.members)]
+        for name in names
+    }
 
     def takes(name: str) -> bool:
-        concerned = [everything, *(limit for limit in limits if name in limit.members)]
-        if any(left[limit] <= 0 for limit in concerned):
+        if any(left[number] <= 0 for number in concerned[name]):
             return False
-        for limit in concerned:
-            left[limit] -= 1
+        for number in concerned[name]:
+            left[number] -= 1
         return True
 
     return takes

@@ -80,6 +80,12 @@ def test_a_limit_that_several_have_in_common_is_kept_and_the_rest_goes_to_others
     assert shares(40, same, [limit]) == {"x/one": 5, "x/two": 5, "x/three": 30}
 
 
+def test_limits_that_are_alike_each_count_once() -> None:
+    """The role's and the database's, on the same PooledDatabases."""
+    both = [Limit(frozenset({"a/one"}), 10)] * 2
+    assert shares(40, [pooled("a/one"), pooled("b/two")], both) == {"a/one": 10, "b/two": 30}
+
+
 NAMESPACES = ("data", "shop", "crowd")
 POOLED = st.builds(
     Pooled,
