@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ipaddress
 import math
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -233,7 +232,7 @@ async def execute(connection: Connection, command: str, timeout: float, limit: L
 async def _log_in(parameters: Mapping[str, str]) -> Connection:
     """Try the addresses of the host one after the other; an error has the words of all that failed."""
     said = []
-    for place in await _places(parameters):
+    for place in _places(parameters):
         try:
             return await _log_in_at({**parameters, **place})
         except psycopg.Error as error:
@@ -243,24 +242,17 @@ async def _log_in(parameters: Mapping[str, str]) -> Connection:
     raise psycopg.OperationalError("\n".join(said))
 
 
-async def _places(parameters: Mapping[str, str]) -> list[dict[str, str]]:
-    """libpq's parameters for each address. libpq would block while it resolves a name."""
+def _places(parameters: Mapping[str, str]) -> list[dict[str, str]]:
+    """libpq's parameters for each address. A name needs its address beside it (resolver.py): libpq would block
+    while it resolves one, and complete it as a name of the operator's own namespace."""
     hosts = parameters["host"].split(",")
-    if "hostaddr" in parameters:
-        addresses = parameters["hostaddr"].split(",")
-        return [{"host": host, "hostaddr": address} for host, address in zip(hosts, addresses, strict=True)]
-    places = []
-    for host in hosts:
-        with contextlib.suppress(ValueError):
-            places.append({"host": host, "hostaddr": str(ipaddress.ip_address(host))})
-            continue
+    addresses = parameters.get("hostaddr", parameters["host"]).split(",")
+    for address in addresses:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise psycopg.OperationalError(f"failed to resolve host {host!r}: {error}") from None
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
-        places += [{"host": host, "hostaddr": address} for address in addresses]
-    return places
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise psycopg.OperationalError(f"host {address!r} has not been resolved") from None
+    return [{"host": host, "hostaddr": address} for host, address in zip(hosts, addresses, strict=True)]
 
 
 async def _log_in_at(parameters: Mapping[str, str]) -> Connection:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -223,3 +224,15 @@ async def test_several_tasks_ask_over_one_connection_and_its_end_ends_them_all()
             assert not late
             assert all(isinstance(task.exception(), psycopg.Error) for task in done)
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_a_name_without_its_address_is_refused_and_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be completed as a name of the operator's own namespace."""
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the name was looked up")
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    with pytest.raises(psycopg.OperationalError, match=r"host 'pg\.data' has not been resolved"):
+        async with libpq.connect(SECONDS, host="pg.data", dbname="shop"):
+            pass
