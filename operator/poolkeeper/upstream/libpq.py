@@ -243,7 +243,7 @@ async def _log_in(parameters: Mapping[str, str]) -> Connection:
 
 
 def _places(parameters: Mapping[str, str]) -> list[dict[str, str]]:
-    """libpq's parameters for each address. A name needs its address beside it (resolver.py): libpq would block
+    """libpq's parameters for each address. A name needs its address with it (resolver.py): libpq would block
     while it resolves one, and complete it as a name of the operator's own namespace."""
     hosts = parameters["host"].split(",")
     addresses = parameters.get("hostaddr", parameters["host"]).split(",")
