@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.apiserver.chart_paths import path
+from e2e.cluster.control_plane import ControlPlane
 from tests.apiserver.client import Api
-from tests.fast.helm_chart import render
+from tests.apiserver.in_force import chart_in_force
 from tests.specs import BY_HOST, body
 
 Object = dict[str, Any]
 
-POLICY = "poolkeeper-budget"
 SPACE = "/api/v1/namespaces/warned"
 SHOP = "/apis/poolkeeper.io/v1alpha1/namespaces/warned/pooleddatabases/shop"
 SHARE = 20
 
 
 @pytest.fixture(scope="module")
-def shop(api: Api) -> str:
-    """A PooledDatabase with a share of 20 and one consumer, once the policy is in force."""
+def shop(control_plane: ControlPlane, api: Api) -> Iterator[str]:
+    """A PooledDatabase with a share of 20 and one consumer."""
     api.apply(SPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "warned"}})
     made = body({**BY_HOST, "consumers": [{"namespace": "web"}]})
     made["metadata"] = {"name": "shop", "namespace": "warned"}
     api.apply(SHOP, made)
     api.merge(f"{SHOP}/status", {"status": {"budget": {"share": SHARE}}})
-    for obj in render():
-        if obj["metadata"]["name"] == POLICY:
-            api.apply(path(obj), obj)
-    deadline = time.monotonic() + 30
-    while not warnings(api, 50):
-        assert time.monotonic() < deadline, "the policy never warned"
-        time.sleep(0.2)
-        warnings(api, 1)
-    return SHOP
+    with chart_in_force(control_plane, api):
+        yield SHOP
 
 
 def warnings(api: Api, replicas: int, **consumer: Any) -> str:

@@ -25,6 +25,7 @@ from poolkeeper.settings import Settings, Webhook
 from poolkeeper.webhook import certificate
 from tests.apiserver.chart_paths import path
 from tests.apiserver.client import Api, Refused
+from tests.apiserver.in_force import chart_in_force
 from tests.fast.helm_chart import BOTH_MODES, CHART, NAMESPACE, WATCHING, Object, render
 
 _POOLED_DATABASES = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
@@ -67,34 +68,16 @@ def test_the_server_takes_every_object(api: Api, namespaces: None, mode: tuple[s
 
 
 @pytest.fixture(scope="module")
-def operator(control_plane: ControlPlane, api: Api, namespaces: None) -> Api:
-    """Access with the operator's name and rights, once the policy is in force."""
-    wanted = (
-        "ClusterRole",
-        "ClusterRoleBinding",
-        "ValidatingAdmissionPolicy",
-        "ValidatingAdmissionPolicyBinding",
-    )
-    for obj in render():
-        if obj["kind"] in wanted and "helm.sh/hook" not in obj["metadata"].get("annotations", {}):
-            api.apply(path(obj), obj)
-    operator = Api(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
+def operator(control_plane: ControlPlane, api: Api, namespaces: None) -> Iterator[Api]:
+    """Access with the operator's name and rights."""
     default = {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
         "metadata": {"name": "default", "namespace": "web"},
     }
     api.apply(path(default), default)
-    make_pod(api, "probe")
-    deadline = time.monotonic() + 30
-    while True:  # the API server takes up policies and rights from its own watches
-        try:
-            operator.merge(status_of("probe"), {"metadata": {"labels": {"round": f"{time.monotonic()}"}}})
-        except Refused as refusal:
-            if "ValidatingAdmissionPolicy" in refusal.message:
-                return operator
-        assert time.monotonic() < deadline, "the policy never refused anything"
-        time.sleep(0.2)
+    with chart_in_force(control_plane, api) as operator:
+        yield operator
 
 
 def make_pod(api: Api, name: str, **metadata: Any) -> None:
@@ -121,7 +104,7 @@ def pods(api: Api, operator: Api) -> Iterator[None]:
     make_pod(api, "dressed", labels={"app": "shop"}, annotations={"team": "data", **own})
     make_pod(api, "bare")
     yield
-    for name in ("dressed", "bare", "probe"):
+    for name in ("dressed", "bare"):
         api.delete(f"/api/v1/namespaces/web/pods/{name}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,24 +12,14 @@ from e2e.cluster.control_plane import ControlPlane
 from poolkeeper import names
 from tests.apiserver.chart_paths import path
 from tests.apiserver.client import Api, Refused
-from tests.fast.helm_chart import NAMESPACE, render
+from tests.apiserver.in_force import chart_in_force
+from tests.fast.helm_chart import NAMESPACE
 from tests.fast.worlds import KEY, Simulation, body, ready_pod
 from tests.specs import BY_HOST
 
 Object = dict[str, Any]
 
-KINDS = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-POLICIES = ("deployments", "children", "secrets", "resource")
 REFUSAL = "ValidatingAdmissionPolicy"
-
-
-def location(obj: Object) -> str:
-    if obj["kind"] == "HorizontalPodAutoscaler":
-        place = f"/apis/autoscaling/v2/namespaces/{obj['metadata']['namespace']}/horizontalpodautoscalers"
-        return f"{place}/{obj['metadata']['name']}"
-    if obj["kind"] == "Secret":
-        return f"/api/v1/namespaces/{obj['metadata']['namespace']}/secrets/{obj['metadata']['name']}"
-    return path(obj)
 
 
 def children() -> list[Object]:
@@ -50,24 +39,13 @@ def secret(name: str, role: str | None = None, **fields: Any) -> Object:
 
 
 @pytest.fixture(scope="module")
-def operator(control_plane: ControlPlane, api: Api) -> Api:
-    """Access with the operator's name and rights, once the policies are in force."""
-    for space in ("data", "web", NAMESPACE):
+def operator(control_plane: ControlPlane, api: Api) -> Iterator[Api]:
+    """Access with the operator's name and rights."""
+    for space in ("data", "web"):
         made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space}}
         api.apply(f"/api/v1/namespaces/{space}", made)
-    wanted = {f"poolkeeper-{name}" for name in POLICIES}
-    for obj in render():
-        hook = "helm.sh/hook" in obj["metadata"].get("annotations", {})
-        if not hook and (obj["kind"] in KINDS or obj["metadata"]["name"] in wanted):
-            api.apply(path(obj), obj)
-    operator = Api(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
-    probes = [secret("probe"), *(bare(kind) for kind in ("Deployment", "Service"))]
-    deadline = time.monotonic() + 30
-    for obj in probes:  # the API server takes up policies and rights from its own watches
-        while not refuses(operator, obj):
-            assert time.monotonic() < deadline, f"a {obj['kind']} was never refused"
-            time.sleep(0.2)
-    return operator
+    with chart_in_force(control_plane, api) as operator:
+        yield operator
 
 
 @pytest.fixture
@@ -75,10 +53,10 @@ def made(operator: Api, api: Api) -> Iterator[list[Object]]:
     """The children, created by the operator's account."""
     objects = children()
     for obj in objects:
-        operator.apply(location(obj), obj, names.MANAGER)
+        operator.apply(path(obj), obj, names.MANAGER)
     yield objects
     for obj in objects:
-        api.delete(location(obj))
+        api.delete(path(obj))
 
 
 def bare(kind: str) -> Object:
@@ -93,7 +71,7 @@ def refuses(operator: Api, obj: Object) -> bool:
     try:
         operator.request(
             "PATCH",
-            location(obj),
+            path(obj),
             obj,
             content_type="application/apply-patch+yaml",
             fieldManager=names.MANAGER,
@@ -111,12 +89,12 @@ def test_the_operator_writes_changes_and_deletes_its_own_children(operator: Api,
         "Deployment", "Service", "Secret", "NetworkPolicy", "PodDisruptionBudget", "HorizontalPodAutoscaler",
     }  # fmt: skip
     for obj in objects:
-        operator.apply(location(obj), obj, names.MANAGER)
+        operator.apply(path(obj), obj, names.MANAGER)
         changed = copy.deepcopy(obj)
         changed["metadata"]["annotations"]["example.com/again"] = "true"
-        operator.apply(location(obj), changed, names.MANAGER)
+        operator.apply(path(obj), changed, names.MANAGER)
     for obj in objects:
-        operator.delete(location(obj))
+        operator.delete(path(obj))
 
 
 @pytest.mark.parametrize(
@@ -126,22 +104,22 @@ def test_the_operator_writes_changes_and_deletes_its_own_children(operator: Api,
 def test_it_writes_and_deletes_nothing_without_its_label(operator: Api, api: Api, kind: str) -> None:
     obj = bare(kind)
     assert refuses(operator, obj)
-    api.apply(location(obj), obj)
+    api.apply(path(obj), obj)
     try:
         claimed = copy.deepcopy(obj)
         claimed["metadata"]["labels"][names.ROLE_LABEL] = names.ROLE_POOLER
         for attempt in (obj | {"metadata": {**obj["metadata"], "annotations": {"a": "b"}}}, claimed):
             assert refuses(operator, attempt)
         with pytest.raises(Refused, match=REFUSAL):
-            operator.delete(location(obj))
+            operator.delete(path(obj))
     finally:
-        api.delete(location(obj))
+        api.delete(path(obj))
 
 
 def test_nor_takes_its_label_off(operator: Api, made: list[Object]) -> None:
     for obj in made:
         with pytest.raises(Refused, match=REFUSAL):
-            operator.merge(location(obj), {"metadata": {"labels": {names.ROLE_LABEL: None}}})
+            operator.merge(path(obj), {"metadata": {"labels": {names.ROLE_LABEL: None}}})
 
 
 SHAPES: dict[str, Object] = {
@@ -208,11 +186,11 @@ def test_it_runs_nothing_but_poolers(operator: Api, api: Api, deployment: Object
     """Neither a new Deployment nor a change of one that is there gets through, and others may have it."""
     assert refuses(operator, deployment)
     first = pooler({})
-    operator.apply(location(first), first, names.MANAGER)
+    operator.apply(path(first), first, names.MANAGER)
     try:
         assert refuses(operator, deployment)
     finally:
-        operator.delete(location(first))
+        operator.delete(path(first))
 
 
 def test_a_second_container_and_a_namespace_of_kubernetes_are_refused(operator: Api) -> None:
@@ -249,8 +227,8 @@ def test_what_it_makes_is_about_its_own_pods(operator: Api, kind: str, spec: Obj
 
 def test_secrets_of_others_get_its_mark_and_nothing_else(operator: Api, api: Api) -> None:
     others = secret("others", metadata={"namespace": "web", "name": "others", "labels": {"team": "a"}})
-    api.apply(location(others), others)
-    place = location(others)
+    api.apply(path(others), others)
+    place = path(others)
     mark = {"metadata": {"labels": {names.ROLE_LABEL: names.ROLE_SOURCE}}}
     operator.merge(place, mark)
     operator.merge(place, {"metadata": {"labels": {names.ROLE_LABEL: None}}})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,44 +11,21 @@ import pytest
 from e2e.cluster.control_plane import ControlPlane
 from poolkeeper.credentials.certificates import authority
 from poolkeeper.credentials.mint import authority_key
-from tests.apiserver.chart_paths import path
 from tests.apiserver.client import Api, Refused
-from tests.fast.helm_chart import NAMESPACE, render
+from tests.apiserver.in_force import chart_in_force
+from tests.fast.helm_chart import only, render
 
 PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/poolkeeper-webhook"
-KINDS = (
-    "ClusterRole",
-    "ClusterRoleBinding",
-    "MutatingWebhookConfiguration",
-    "ValidatingAdmissionPolicy",
-    "ValidatingAdmissionPolicyBinding",
-)
 
 
 @pytest.fixture(scope="module")
 def operator(control_plane: ControlPlane, api: Api) -> Iterator[Api]:
-    """Access with the operator's name and rights, once the policy is in force."""
-    made = [
-        obj
-        for obj in render()
-        if obj["kind"] in KINDS and "helm.sh/hook" not in obj["metadata"].get("annotations", {})
-    ]
-    for obj in made:
-        api.apply(path(obj), obj)
-    operator = Api(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
-    deadline = time.monotonic() + 30
-    while True:  # the API server takes up policies and rights from its own watches
-        try:
-            operator.merge(PATH, {"metadata": {"labels": {"round": f"{time.monotonic()}"}}})
-        except Refused as refusal:
-            if "ValidatingAdmissionPolicy" in refusal.message:
-                break
-        assert time.monotonic() < deadline, "the policy never refused anything"
-        time.sleep(0.2)
-    yield operator
-    for obj in made:
-        if obj["kind"] == "MutatingWebhookConfiguration":  # nobody serves it here
-            api.delete(PATH)
+    """Access with the operator's name and rights, and the webhook's configuration."""
+    with chart_in_force(control_plane, api) as operator:
+        configuration = only(render(), "MutatingWebhookConfiguration")
+        api.apply(PATH, configuration)
+        yield operator
+        api.delete(PATH)  # nothing serves it here
 
 
 def json_patch(api: Api, *operations: dict[str, Any]) -> Any:

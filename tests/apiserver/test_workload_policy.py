@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,14 +11,12 @@ import pytest
 from e2e.cluster.control_plane import ControlPlane
 from poolkeeper import names
 from poolkeeper.plan.keeper_rollout import annotation
-from tests.apiserver.chart_paths import path
 from tests.apiserver.client import Api, Refused
-from tests.fast.helm_chart import NAMESPACE, render
+from tests.apiserver.in_force import chart_in_force
+from tests.fast.worlds import Simulation
 
 Object = dict[str, Any]
 
-POLICY = "poolkeeper-workload-restart"
-KINDS = ("ClusterRole", "ClusterRoleBinding")
 WORKLOADS = ("deployments", "statefulsets", "daemonsets")
 MARK = annotation("database")
 COLLECTION = "/apis/apps/v1/namespaces/restarted/{}"
@@ -41,27 +39,14 @@ def body(plural: str, name: str, **metadata: Any) -> Object:
 
 
 @pytest.fixture(scope="module")
-def operator(control_plane: ControlPlane, api: Api) -> Api:
-    """Access with the operator's name and rights, once the policy is in force; workloads of an app."""
-    for obj in render("--set", "keeper.restartWorkloads=true"):
-        hook = "helm.sh/hook" in obj["metadata"].get("annotations", {})
-        if not hook and (obj["kind"] in KINDS or obj["metadata"]["name"] == POLICY):
-            api.apply(path(obj), obj)
+def operator(control_plane: ControlPlane, api: Api) -> Iterator[Api]:
+    """Access with the operator's name and rights; workloads of an app."""
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "restarted"}}
     api.apply("/api/v1/namespaces/restarted", space)
     for plural in WORKLOADS:
         api.create(COLLECTION.format(plural), body(plural, "app"))
-    operator = Api(control_plane.user_kubeconfig(f"system:serviceaccount:{NAMESPACE}:poolkeeper"))
-    deadline = time.monotonic() + 30
-    while True:  # the API server takes up policies and rights from its own watches
-        try:
-            for plural in WORKLOADS:
-                change(operator, plural, {"metadata": {"labels": {"round": f"{time.monotonic()}"}}})
-        except Refused as refusal:
-            if "ValidatingAdmissionPolicy" in refusal.message:
-                return operator
-        assert time.monotonic() < deadline, "the policy never refused anything"
-        time.sleep(0.2)
+    with chart_in_force(control_plane, api, "--set", "keeper.restartWorkloads=true") as operator:
+        yield operator
 
 
 def change(api: Api, plural: str, patch: Object, name: str = "app") -> Object:
@@ -141,10 +126,15 @@ def test_nor_how_it_runs(operator: Api, api: Api, plural: str, spec: Object) -> 
 
 def test_poolers_are_the_operators_own(operator: Api, api: Api) -> None:
     pooler = {names.ROLE_LABEL: names.ROLE_POOLER}
-    for plural in WORKLOADS:
-        api.create(COLLECTION.format(plural), body(plural, "pooler", labels=pooler))
-    assert change(operator, "deployments", {"spec": {"replicas": 5}}, "pooler")["spec"]["replicas"] == 5
+    world = Simulation()
+    world.settle()
+    [deployment] = [obj for obj in world.objects.values() if obj["kind"] == "Deployment"]
+    deployment["metadata"]["namespace"] = "restarted"
+    name = deployment["metadata"]["name"]
+    api.create(COLLECTION.format("deployments"), deployment)
+    assert change(operator, "deployments", {"spec": {"replicas": 5}}, name)["spec"]["replicas"] == 5
     for plural in ("statefulsets", "daemonsets"):
+        api.create(COLLECTION.format(plural), body(plural, "pooler", labels=pooler))
         with pytest.raises(Refused, match="the Poolkeeper operator may"):
             change(operator, plural, {"spec": {"minReadySeconds": 5}}, "pooler")
 
