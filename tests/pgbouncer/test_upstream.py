@@ -16,6 +16,7 @@ import pytest
 
 from e2e.cluster.ports import free_port
 from poolkeeper.consumers.entries import entry_name
+from poolkeeper.credentials.scram import verifier
 from poolkeeper.upstream.target import Target
 from poolkeeper.workers.upstream import Observation, probe, trial_login
 from tests.pgbouncer.processes import Pooler, Postgres, pooler, postgres
@@ -81,6 +82,16 @@ async def test_a_password_that_is_too_long_for_scram_fails_authentication_as_it_
         assert "no password of more than 1024 bytes; set a shorter one" in outcome.message
     with pooler(tmp_path, shop.configuration(target=target)) as running:
         assert (await through(running, shop, 1.5 if size > 1024 else SECONDS)).reachable == outcome.reachable
+
+
+async def test_a_role_whose_verifier_takes_many_iterations_logs_in(shop: Shop, server: Postgres) -> None:
+    """libpq hashes for it in a thread."""
+    target = replace(shop.target, user="hardened", password="a long enough password")
+    server.create_role(target.user, verifier(target.password, b"0123456789abcdef", 200_000))
+    for sslmode in ("disable", "require"):
+        assert (await look(replace(target, sslmode=sslmode))).reachable
+        wrong = await look(replace(target, sslmode=sslmode, password="another"))
+        assert wrong.reason == "AuthenticationFailed"
 
 
 async def test_an_unknown_user_fails_authentication(shop: Shop) -> None:

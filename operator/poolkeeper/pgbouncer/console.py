@@ -16,6 +16,7 @@ from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.pgbouncer.configuration import Configuration
 from poolkeeper.pgbouncer.ini import SLOTS_SETTING
 from poolkeeper.upstream import faults, libpq
+from poolkeeper.upstream.tls import ServerTls
 
 COMMAND_FAILED = "CommandFailed"
 POLL_SECONDS = 0.03
@@ -112,20 +113,19 @@ async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Consol
     where = f"console at {access.ip}:{access.port}"
     async with contextlib.AsyncExitStack() as stack:
         try:
-            with libpq.authority(access.authority) as authority:
-                connection = await stack.enter_async_context(
-                    libpq.connect(
-                        timeout,
-                        host=access.name,
-                        hostaddr=access.ip,
-                        port=str(access.port),
-                        dbname=CONSOLE_DATABASE,
-                        user=CONSOLE_LOGIN,
-                        password=access.password,
-                        **libpq.VERIFIED,
-                        **authority,
-                    )
+            connection = await stack.enter_async_context(
+                libpq.connect(
+                    timeout,
+                    tls=ServerTls("verify-full", access.authority),
+                    host=access.name,
+                    hostaddr=access.ip,
+                    port=str(access.port),
+                    dbname=CONSOLE_DATABASE,
+                    user=CONSOLE_LOGIN,
+                    password=access.password,
+                    **libpq.BY_SCRAM,
                 )
+            )
         except TimeoutError:
             raise ConsoleError(faults.TIMEOUT, f"{where}: no answer within {timeout:.2g} s") from None
         except (psycopg.Error, OSError, UnicodeError) as error:

@@ -7,27 +7,22 @@ parameters), no more than a limit of it is ever held.
 
 import asyncio
 import contextlib
-import ipaddress
 import math
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import make_conninfo
 
-from poolkeeper.upstream import wire
+from poolkeeper.upstream import login, wire
+from poolkeeper.upstream.tls import ServerTls
 
 Row = tuple[bytes | None, ...]
 
-VERIFIED = {"sslmode": "verify-full", "require_auth": "scram-sha-256", "gssencmode": "disable"}
-"""For logins at our own processes, which all have a certificate and a SCRAM verifier: a server that can't prove
-that it knows the verifier gets neither the password nor a query."""
+BY_SCRAM = {"require_auth": "scram-sha-256"}
+"""For logins at our own processes, which all have a SCRAM verifier: a server that can't prove that it knows the
+verifier gets neither the password nor a query."""
 
-LOGIN_BYTES = 1 << 18
-"""What a server may send during a login: certificates, parameters, notices."""
 _STRAY_BYTES = 1 << 22
 """What a server may send in a connection's lifetime that belongs to no answer: libpq keeps all parameters."""
 _ERROR_BYTES = 2048
@@ -52,10 +47,6 @@ HELD_BYTES = 48 << 20
 """How much of all unfinished answers together is held."""
 _ROW_BYTES = 100
 """What a row takes beyond its values, at least."""
-
-
-class Oversized(psycopg.OperationalError):
-    """The server sent more than was asked for; the connection is dead."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ class Connection:
 
     async def _ask(self, command: str, limit: Limit) -> tuple[Answer, psycopg.Error | None]:
         """The answer to the last statement of the command, and the error if the server refused one. Raises
-        Oversized and psycopg.Error in the middle of an answer."""
+        wire.Oversized and psycopg.Error in the middle of an answer."""
         begun = self._wire.received
         self._pgconn.send_query(command.encode())
         self._pgconn.set_single_row_mode()
@@ -132,7 +123,7 @@ class Connection:
                     rows.append(row)
                     expected += 7 + sum(4 + len(value or b"") for value in row)
                     if len(rows) > limit.rows:
-                        raise Oversized(f"the server answered with more than {limit.rows} rows")
+                        raise wire.Oversized(f"the server answered with more than {limit.rows} rows")
                 case pq.ExecStatus.TUPLES_OK | pq.ExecStatus.COMMAND_OK | pq.ExecStatus.EMPTY_QUERY:
                     columns = [result.fname(column) or b"" for column in range(result.nfields)]
                     names = tuple(name.decode(errors="replace") for name in columns)
@@ -153,7 +144,7 @@ class Connection:
         records = _TLS_RECORD_BYTES * (2 + received // wire.SLICE_BYTES)
         self._stray += max(0, received - expected - records)
         if self._stray > _STRAY_BYTES:
-            raise Oversized(f"the server sent more than {_STRAY_BYTES >> 10} KiB that were not asked for")
+            raise wire.Oversized(f"the server sent more than {_STRAY_BYTES >> 10} KiB that were not asked for")
         return answer, refusal
 
     def _hold(self, size: int) -> None:
@@ -165,7 +156,7 @@ class Connection:
             largest._crowded_out = True
             largest._wire.hang_up()
         if self._crowded_out:
-            raise Oversized(
+            raise wire.Oversized(
                 "too much is being answered at one time, and this server's answer is the largest part"
             )
 
@@ -179,45 +170,39 @@ class Connection:
             unread = wire.unread(self._pgconn.socket)
             if unread == left:
                 if self._wire.received - begun >= limit.bytes:
-                    raise Oversized(f"the server answered with more than {limit.bytes >> 10} KiB")
+                    raise wire.Oversized(f"the server answered with more than {limit.bytes >> 10} KiB")
                 await self._wire.send_out()
                 await self._wire.take_in()
                 self._hold(self._wire.received - begun + _ROW_BYTES * rows)
                 unread = -1
-            # Of several TLS records, libpq reads one at a time, or a part of one: until it makes no progress.
+            # libpq reads as much as it has room for: until it makes no progress.
             left = unread
             self._pgconn.consume_input()
 
 
 @contextlib.asynccontextmanager
-async def connect(timeout: float, **parameters: str) -> AsyncIterator[Connection]:
-    """Log in within `timeout` seconds; `parameters` are libpq's. Closes the connection at the end.
+async def connect(
+    timeout: float, *, tls: ServerTls | None = None, **parameters: str
+) -> AsyncIterator[Connection]:
+    """Log in within `timeout` seconds, with TLS if given; `parameters` are libpq's, except those of TLS. Closes
+    the connection at the end.
 
     Raises TimeoutError, psycopg.Error, OSError, and UnicodeError for an impossible host name.
     """
     async with asyncio.timeout(timeout):
-        connection = await _log_in(
+        pgconn, carrier = await login.log_in(
             {
                 "application_name": "poolkeeper",
                 "connect_timeout": str(math.ceil(timeout)),
-                "gssencmode": "disable",
                 **parameters,
-            }
+            },
+            tls,
         )
+    connection = Connection(pgconn, carrier)
     try:
         yield connection
     finally:
         connection.close()
-
-
-@contextlib.contextmanager
-def authority(certificate: str) -> Iterator[dict[str, str]]:
-    """The libpq parameter for certificates (PEM) to verify a server against: libpq reads them from a file."""
-    with tempfile.TemporaryDirectory(prefix="poolkeeper-") as directory:  # mode 0700
-        path = Path(directory, "ca.crt")
-        path.touch(mode=0o600)
-        path.write_text(certificate)
-        yield {"sslrootcert": str(path)}
 
 
 async def execute(connection: Connection, command: str, timeout: float, limit: Limit = CONSOLE) -> Answer:
@@ -227,67 +212,6 @@ async def execute(connection: Connection, command: str, timeout: float, limit: L
     """
     async with asyncio.timeout(timeout):
         return await connection.execute(command, limit)
-
-
-async def _log_in(parameters: Mapping[str, str]) -> Connection:
-    """Try the addresses of the host one after the other; an error has the words of all that failed."""
-    said = []
-    for place in _places(parameters):
-        try:
-            return await _log_in_at({**parameters, **place})
-        except psycopg.Error as error:
-            if isinstance(error, Oversized):
-                raise
-            said.append(str(error).strip())
-    raise psycopg.OperationalError("\n".join(said))
-
-
-def _places(parameters: Mapping[str, str]) -> list[dict[str, str]]:
-    """libpq's parameters for each address. A name needs its address with it (resolver.py): libpq would block
-    while it resolves one, and complete it as a name of the operator's own namespace."""
-    hosts = parameters["host"].split(",")
-    addresses = parameters.get("hostaddr", parameters["host"]).split(",")
-    for address in addresses:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            raise psycopg.OperationalError(f"host {address!r} has not been resolved") from None
-    return [{"host": host, "hostaddr": address} for host, address in zip(hosts, addresses, strict=True)]
-
-
-async def _log_in_at(parameters: Mapping[str, str]) -> Connection:
-    pgconn = pq.PGconn.connect_start(make_conninfo(**parameters).encode())
-    carrier: wire.Wire | None = None
-    try:
-        left, received = -1, 0
-        state: int = pq.PollingStatus.WRITING
-        while pgconn.status != pq.ConnStatus.BAD and state != pq.PollingStatus.FAILED:
-            if carrier is None or not carrier.serves(pgconn.socket):  # a new attempt of libpq
-                if carrier is not None:
-                    received += carrier.received
-                    carrier.close()
-                    carrier = None
-                if await wire.connected(pgconn.socket):
-                    carrier = wire.Wire(pgconn.socket)
-            elif state == pq.PollingStatus.READING:
-                unread = wire.unread(pgconn.socket)
-                if unread == left:
-                    if received + carrier.received >= LOGIN_BYTES:
-                        raise Oversized(f"the server sent more than {LOGIN_BYTES >> 10} KiB during the login")
-                    await carrier.take_in()
-                    unread = -1
-                left = unread
-            state = pgconn.connect_poll()
-            if carrier is not None:
-                await carrier.send_out()
-            if state == pq.PollingStatus.OK and carrier is not None:
-                return Connection(pgconn, carrier)
-        raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
-    except BaseException:
-        pgconn.finish()
-        if carrier is not None:
-            carrier.close()
-        raise
 
 
 def _refusal(result: "pq.abc.PGresult") -> psycopg.Error:

@@ -5,7 +5,7 @@ Uses libpq through psycopg, and says what a failure means for the user. Nothing 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +19,8 @@ from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.upstream import faults, libpq, resolver
 from poolkeeper.upstream.libpq import Limit
 from poolkeeper.upstream.target import MAX_SCRAM_PASSWORD_BYTES, Target
+from poolkeeper.upstream.tls import ServerTls
+from poolkeeper.upstream.wire import Oversized
 from poolkeeper.workers import statements
 from poolkeeper.workers.boundary import unexpected
 from poolkeeper.workers.statements import FEW_ROWS, MEASUREMENT, Implausible, Row
@@ -79,8 +81,7 @@ async def probe(target: Target, timeout: float, names: Names | None = None) -> O
     try:
         place = await resolver.parameters(target.host, names, timeout)
         left = end - asyncio.get_running_loop().time()
-        with _authority(target) as authority:
-            version = await _log_in(left, **_parameters(target), **place, **authority)
+        version = await _log_in(left, _tls(target), **_parameters(target), **place)
     except Exception as error:
         return _not_logged_in(target, timeout, error)
     where = f"{target.host}:{target.port}"
@@ -176,7 +177,7 @@ class Meter:
             return [statements.texts(row) for row in answer.rows]
         except TimeoutError:
             raise Unmeasured(f"no answer within {self._timeout:.2g} s; {_REMEDIES[faults.TIMEOUT]}") from None
-        except libpq.Oversized as error:
+        except Oversized as error:
             raise Unmeasured(f"{error}; {_REMEDIES[faults.OVERSIZED]}") from None
         except (psycopg.Error, OSError) as error:
             kind = Unmeasured if self.closed else _Refused
@@ -192,16 +193,15 @@ async def measuring(target: Target, timeout: float, names: Names | None = None) 
     async with contextlib.AsyncExitStack() as stack:
         try:
             place = await resolver.parameters(target.host, names, timeout)
-            with _authority(target) as authority:
-                connection = await stack.enter_async_context(
-                    libpq.connect(
-                        timeout,
-                        application_name="poolkeeper-budget",
-                        **_parameters(target),
-                        **place,
-                        **authority,
-                    )
+            connection = await stack.enter_async_context(
+                libpq.connect(
+                    timeout,
+                    tls=_tls(target),
+                    application_name="poolkeeper-budget",
+                    **_parameters(target),
+                    **place,
                 )
+            )
         except Exception as error:
             raise Unmeasured(_not_logged_in(target, timeout, error).message) from None
         yield Meter(connection, target, timeout)
@@ -216,8 +216,7 @@ async def trial_login(access: ConsoleAccess, login: Login, entry: str, timeout: 
     """
     where = f"{access.ip}:{access.port}"
     try:
-        with _consumer(access, login, entry) as parameters:
-            version = await _log_in(timeout, **parameters)
+        version = await _log_in(timeout, _verified(access), **_consumer(access, login, entry))
     except TimeoutError:
         # PgBouncer lets a login wait while it keeps retrying the upstream.
         message = (
@@ -225,7 +224,7 @@ async def trial_login(access: ConsoleAccess, login: Login, entry: str, timeout: 
             " in to the upstream (its log says why), or can't be reached itself"
         )
         return Observation(False, faults.TIMEOUT, message)
-    except libpq.Oversized as error:
+    except Oversized as error:
         return Observation(False, faults.OVERSIZED, f"login through the pooler at {where}: {error}")
     except (psycopg.Error, OSError, UnicodeError) as error:
         text = str(error)
@@ -255,8 +254,8 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
     """Log in at a pooler over TLS as a consumer and run SELECT 1, in at most `timeout` seconds."""
     try:
         # The entry's own application_name, since the connection is its consumer's again afterwards.
-        with _consumer(access, login, entry) as parameters:
-            await _log_in(timeout, application_name="", **parameters)
+        parameters = _consumer(access, login, entry)
+        await _log_in(timeout, _verified(access), application_name="", **parameters)
     except TimeoutError:
         return Echo(f"no answer within {timeout:.2g} s", silent=True)
     except (psycopg.Error, OSError, UnicodeError) as error:
@@ -269,21 +268,27 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
     return Echo("")
 
 
-@contextlib.contextmanager
-def _consumer(access: ConsoleAccess, login: Login, entry: str) -> Iterator[dict[str, str]]:
+def _consumer(access: ConsoleAccess, login: Login, entry: str) -> dict[str, str]:
     """libpq's parameters for a consumer's login at a pooler. What listens at the address of a pooler that has
     gone gets no password: it lacks the certificate, and is asked for SCRAM."""
-    with libpq.authority(access.authority) as authority:
-        yield {
-            "host": access.name,
-            "hostaddr": access.ip,
-            "port": str(access.port),
-            "dbname": entry,
-            "user": login.name,
-            "password": login.password,
-            **libpq.VERIFIED,
-            **authority,
-        }
+    return {
+        "host": access.name,
+        "hostaddr": access.ip,
+        "port": str(access.port),
+        "dbname": entry,
+        "user": login.name,
+        "password": login.password,
+        **libpq.BY_SCRAM,
+    }
+
+
+def _verified(access: ConsoleAccess) -> ServerTls:
+    return ServerTls("verify-full", access.authority)
+
+
+def _tls(target: Target) -> ServerTls | None:
+    """None in the mode disable."""
+    return None if target.sslmode == "disable" else ServerTls(target.sslmode, target.ca or "")
 
 
 def _parameters(target: Target) -> dict[str, str]:
@@ -292,10 +297,6 @@ def _parameters(target: Target) -> dict[str, str]:
         "dbname": target.database,
         "user": target.user,
         "password": target.password,
-        "sslmode": target.sslmode,
-        # PgBouncer shows the host's name in the TLS handshake only if it verifies it. A server that finds its
-        # databases by that name must not look reachable otherwise.
-        "sslsni": "1" if target.sslmode == "verify-full" else "0",
         **({"require_auth": "!scram-sha-256"} if _is_long(target) else {}),
     }
 
@@ -315,7 +316,7 @@ def _not_logged_in(target: Target, timeout: float, error: Exception) -> Observat
         return Observation(False, faults.AUTHENTICATION_FAILED, message)
     if isinstance(error, TimeoutError):
         return _unreachable(faults.TIMEOUT, where, f"no answer within {timeout:.2g} s")
-    if isinstance(error, libpq.Oversized):
+    if isinstance(error, Oversized):
         return _unreachable(faults.OVERSIZED, where, str(error))
     if not isinstance(error, psycopg.Error | OSError | ValueError):  # UnicodeError is a ValueError
         return Observation(False, UNEXPECTED, unexpected(f"the login at {where}", error, target.password))
@@ -328,17 +329,10 @@ def _unreachable(reason: str, where: str, said: str) -> Observation:
     return Observation(False, reason, f"login at {where}: {said}; {_REMEDIES[reason]}")
 
 
-async def _log_in(timeout: float, **parameters: str) -> int:
+async def _log_in(timeout: float, tls: ServerTls | None, **parameters: str) -> int:
     """Log in and run one query, together within `timeout`; returns the server's version."""
     end = asyncio.get_running_loop().time() + timeout
-    async with libpq.connect(timeout, **parameters) as connection:
+    async with libpq.connect(timeout, tls=tls, **parameters) as connection:
         left = end - asyncio.get_running_loop().time()
         await libpq.execute(connection, "SELECT 1", left, libpq.ONE_ROW)
         return connection.server_version
-
-
-def _authority(target: Target) -> contextlib.AbstractContextManager[dict[str, str]]:
-    """The CA, if it is verified. None for `require`, which a CA would turn into verify-ca."""
-    if target.sslmode.startswith("verify-"):
-        return libpq.authority(target.ca or "")
-    return contextlib.nullcontext({})

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from poolkeeper.upstream import faults, libpq
 from poolkeeper.upstream.target import Target
+from poolkeeper.upstream.wire import Oversized
 from poolkeeper.workers.upstream import Observation, Unmeasured, measuring, probe
 from tests.fast.upstream.hostile_postgres import (
     ANSWER,
@@ -49,9 +50,7 @@ def target(port: int) -> Target:
 
 
 def connected(port: int) -> contextlib.AbstractAsyncContextManager[libpq.Connection]:
-    return libpq.connect(
-        SECONDS, host="127.0.0.1", port=str(port), user="o", password="s", sslmode="disable", dbname="d"
-    )
+    return libpq.connect(SECONDS, host="127.0.0.1", port=str(port), user="o", password="s", dbname="d")
 
 
 def resident() -> int:
@@ -125,7 +124,7 @@ async def test_many_that_flood_at_once_take_no_more_memory_and_hold_up_no_honest
                 answer = await libpq.execute(beside, "SELECT 1", SECONDS)
                 assert answer.rows == ((b"1",),)
                 await asyncio.sleep(0.01)
-        assert all(isinstance(outcome, libpq.Oversized) for outcome in await floods)
+        assert all(isinstance(outcome, Oversized) for outcome in await floods)
     assert not libpq._unfinished
     assert found["grown"] < 40 * MIB, found
 
@@ -138,7 +137,7 @@ async def test_an_honest_server_is_reached_and_an_answer_may_come_byte_by_byte()
         async with connected(port) as connection:
             answers = [await libpq.execute(connection, "SELECT", SECONDS) for _ in range(2)]
             assert answers == [libpq.Answer(("a", "b"), ((b"x" * 100_000, b"y"),))] * 2
-            with pytest.raises(libpq.Oversized, match="more than 64 KiB"):
+            with pytest.raises(Oversized, match="more than 64 KiB"):
                 await libpq.execute(connection, "SELECT", SECONDS, libpq.ONE_ROW)
             assert connection.closed
             with pytest.raises(psycopg.Error):
@@ -151,7 +150,7 @@ async def test_parameters_that_nobody_asked_for_end_a_connection_sooner_or_later
         async with connected(port) as connection:
             for _ in range(140):
                 await libpq.execute(connection, "SELECT 1", SECONDS)
-            with pytest.raises(libpq.Oversized, match="not asked for"):
+            with pytest.raises(Oversized, match="not asked for"):
                 await asyncio.gather(*(libpq.execute(connection, "SELECT 1", SECONDS) for _ in range(20)))
 
 

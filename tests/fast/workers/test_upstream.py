@@ -15,6 +15,7 @@ from poolkeeper.credentials.logins import Login
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.upstream import faults, libpq
 from poolkeeper.upstream.target import Target
+from poolkeeper.upstream.wire import Oversized
 from poolkeeper.workers import boundary, upstream
 from poolkeeper.workers.upstream import Meter, Unmeasured, measuring, probe
 
@@ -31,7 +32,7 @@ FAILURES = [
     ZeroDivisionError("s3cret"),
     psycopg.OperationalError("s3cret was refused"),
     psycopg.InternalError("s3cret"),
-    libpq.Oversized("the server sent more than 64 KiB"),
+    Oversized("the server sent more than 64 KiB"),
     OSError(5, "s3cret"),
     TimeoutError(),
     ValueError("s3cret"),
@@ -53,7 +54,7 @@ def failure(request: pytest.FixtureRequest) -> Exception:
 @pytest.fixture
 def unreachable(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.asynccontextmanager
-    async def connect(timeout: float, **parameters: str) -> AsyncIterator[Any]:
+    async def connect(timeout: float, **parameters: Any) -> AsyncIterator[Any]:
         raise failure
         yield
 
