@@ -38,18 +38,20 @@ class Names:
     """The names that a host stands for, in the order in which they are `tried` until one exists.
 
     Each is complete (with a final dot), so that the resolver of every pod finds the same. An address has none;
-    `localhost` is each pod's own.
+    `localhost` is each pod's own. `namespace` is that of the pods.
     """
 
     tried: tuple[str, ...]
     domain: str = DOMAIN
+    namespace: str = ""
 
     @classmethod
-    def of(cls, host: str) -> Names:
+    def of(cls, host: str, namespace: str = "") -> Names:
         """The names of a host that is an address, or complete."""
         if is_address(host):
-            return cls(())
-        return cls((host if host.lower() == "localhost" else f"{host.rstrip('.')}.",))
+            return cls((), namespace=namespace)
+        name = host if host.lower() == "localhost" else f"{host.rstrip('.')}."
+        return cls((name,), namespace=namespace)
 
     def is_of_cluster(self, name: str) -> bool:
         """Whether the cluster's own DNS answers for one of the names."""
@@ -68,11 +70,12 @@ class Dns:
     def names(self, host: str, namespace: str) -> Names:
         """The names that a pod of `namespace` tries for `host`."""
         if is_address(host) or host.lower() == "localhost" or host.endswith("."):
-            return Names.of(host)
+            return Names.of(host, namespace)
         domains = (f"{namespace}.svc.{self.domain}", f"svc.{self.domain}", self.domain, *self.search)
         completed = [f"{host}.{domain}." for domain in domains]
         tried = [f"{host}.", *completed] if host.count(".") >= _NDOTS else [*completed, f"{host}."]
-        return Names(tuple(name for name in tried if len(name) <= _LONGEST_NAME + 1), self.domain)
+        fitting = tuple(name for name in tried if len(name) <= _LONGEST_NAME + 1)
+        return Names(fitting, self.domain, namespace)
 
     def service(self, host: str, namespace: str) -> tuple[str, str] | None:
         """(namespace, name) of the Service that a host names to pods of `namespace`, if it may name one.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -309,6 +311,34 @@ async def test_a_host_with_a_slow_dns_occupies_one_thread_and_delays_no_other(
     finally:
         answered.set()
     assert (await resolver.parameters("slow.example.com", None, 2))["hostaddr"] == PUBLIC
+
+
+async def test_a_namespace_whose_names_are_slow_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack 11: eight hosts whose DNS takes 20 s."""
+    answered = threading.Event()
+
+    def slow(names: Names) -> tuple[str, ...]:
+        if names.namespace == "evil":
+            answered.wait(10)
+        return (PUBLIC,)
+
+    monkeypatch.setattr(resolver, "resolve", slow)
+    before = threading.active_count()
+    try:
+        for number in range(50):
+            host = f"x{number}.example.com"
+            with pytest.raises(OSError, match="no answer within"):
+                await resolver.parameters(host, PLAIN.names(host, "evil"), 0.001)
+        assert threading.active_count() <= before + resolver.LOOKUPS
+        for host in ("db.example.com", "x1.example.com", "db.example.com."):
+            assert (await resolver.parameters(host, PLAIN.names(host, "good"), 2))["hostaddr"] == PUBLIC
+    finally:
+        answered.set()
+    assert (await resolver.parameters("y.example.com", PLAIN.names("y.example.com", "evil"), 2))["hostaddr"]
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline, "threads without work stay"
+        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3", "::1"])

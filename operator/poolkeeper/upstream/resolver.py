@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from poolkeeper.dns import Names
 
-LOOKUPS = 32
-"""Maximum number of lookups for logins at one time. They have threads of their own, and a host occupies one at
-most: hosts whose DNS is slow must not delay the logins at others."""
+LOOKUPS = 4
+"""Maximum number of lookups for one namespace at one time."""
 
 Resolve = Callable[[Names], tuple[str, ...]]
 """Returns the addresses of the first name that exists; none if none does, or it is unknown. Blocks."""
 
 _MISSING = (socket.EAI_NONAME, socket.EAI_NODATA)
-_threads = ThreadPoolExecutor(LOOKUPS, "login-lookup")
-_asked: dict[Names, Future[tuple[str, ...]]] = {}
-"""The lookups under way."""
 
 
 def resolve(names: Names) -> tuple[str, ...]:
@@ -52,7 +49,7 @@ async def parameters(host: str, names: Names | None, timeout: float) -> dict[str
     wanted = Names.of(host) if names is None else names
     if not wanted.tried:
         return {"host": host}
-    done, _ = await asyncio.wait({asyncio.wrap_future(_lookup(wanted))}, timeout=timeout)
+    done, _ = await asyncio.wait({asyncio.wrap_future(_for_logins.ask(wanted, resolve))}, timeout=timeout)
     if not done:
         raise OSError(f"failed to resolve host {host!r}: no answer within {timeout:.2g} s")
     addresses = done.pop().result()
@@ -63,10 +60,31 @@ async def parameters(host: str, names: Names | None, timeout: float) -> dict[str
     return {"host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
 
 
-def _lookup(names: Names) -> Future[tuple[str, ...]]:
-    """The lookup of these names that is under way, or a new one."""
-    asked = _asked.get(names)
-    if asked is None:
-        asked = _asked[names] = _threads.submit(resolve, names)
-        asked.add_done_callback(lambda _: _asked.pop(names, None))
-    return asked
+class Lookups:
+    """Lookups in threads, a few for each namespace: hosts whose DNS is slow delay no other namespace's. A host
+    occupies one thread at most."""
+
+    def __init__(self) -> None:
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._asked: dict[Names, Future[tuple[str, ...]]] = {}
+        self._lock = threading.RLock()
+
+    def ask(self, names: Names, how: Resolve) -> Future[tuple[str, ...]]:
+        """The lookup of these names that is under way, or a new one."""
+        with self._lock:
+            asked = self._asked.get(names)
+            if asked is None:
+                if names.namespace not in self._threads:
+                    self._threads[names.namespace] = ThreadPoolExecutor(LOOKUPS, "lookup")
+                asked = self._asked[names] = self._threads[names.namespace].submit(how, names)
+                asked.add_done_callback(lambda _: self._forget(names))
+        return asked
+
+    def _forget(self, names: Names) -> None:
+        with self._lock:
+            del self._asked[names]
+            if all(other.namespace != names.namespace for other in self._asked):
+                self._threads.pop(names.namespace).shutdown(wait=False)
+
+
+_for_logins = Lookups()

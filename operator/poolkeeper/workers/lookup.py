@@ -1,8 +1,8 @@
 """Where upstreams are: their names are resolved repeatedly, the endpoints of their Services are watched.
 
-There is one task per name and one watch per Service, which PooledDatabases share, and no watch over all
-EndpointSlices of the cluster. What can't be learned (a name that does not resolve, a Service that may not be
-read) stays unknown.
+There is one task per name, which PooledDatabases of a namespace share, and one watch per Service, which all
+share; no watch is over all EndpointSlices of the cluster. What can't be learned (a name that does not resolve,
+a Service that may not be read) stays unknown.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from poolkeeper.plan.addresses import Answers, Place, ServiceName
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
-from poolkeeper.upstream.resolver import Resolve, resolve
+from poolkeeper.upstream.resolver import Lookups, Resolve, resolve
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +31,6 @@ LOOKUPS_PER_SECOND = 10.0
 """How many lookups in a second are enough, if there are many names."""
 ANSWER_SECONDS = 1.0
 """How long to wait for a name's first answer; if it takes longer, the name counts as unknown until then."""
-LOOKUPS = 8
-"""Lookups at one time. They have threads of their own: a silent resolver must not delay anything else."""
 PAUSE_SECONDS = 0.1
 RETRY_SECONDS = 2.0
 REFUSED_SECONDS = 600.0
@@ -68,7 +65,7 @@ class UpstreamWatch:
         self._queue = queue
         self._settings = settings
         self._resolve = resolver
-        self._threads = ThreadPoolExecutor(LOOKUPS, "lookup")
+        self._lookups = Lookups()
         self._places: dict[Key, Place] = {}
         self._names: dict[Names, _Source] = {}
         self._services: dict[ServiceName, _Source] = {}
@@ -96,9 +93,8 @@ class UpstreamWatch:
         self._tell((key,))  # the answers may be known already, from other PooledDatabases
 
     async def _look_up(self, names: Names, source: _Source) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            asked = loop.run_in_executor(self._threads, self._resolve, names)
+            asked = asyncio.wrap_future(self._lookups.ask(names, self._resolve))
             _, late = await asyncio.wait({asked}, timeout=ANSWER_SECONDS)
             if late:  # the answer may take half a minute: PooledDatabases don't wait for it
                 self._take(source, frozenset())

@@ -177,6 +177,33 @@ async def test_a_resolver_that_is_silent_holds_up_nothing(
     watch.observe(KEY, None)
 
 
+async def test_names_of_another_namespace_that_are_slow_hold_up_nothing(scene: Scene) -> None:
+    answered = threading.Event()
+
+    def slow(names: Names) -> tuple[str, ...]:
+        if names.namespace == "evil":
+            answered.wait(10)
+        return ("10.96.0.4",)
+
+    watch = UpstreamWatch(
+        scene.cluster,  # type: ignore[arg-type]
+        scene.store,
+        scene.queue,
+        Settings(namespace="poolkeeper", identity="test"),
+        slow,
+    )
+    evil = [Key("evil", f"shop-{number}") for number in range(20)]
+    try:
+        for key in evil:
+            watch.observe(key, place(f"{key.name}.example.com", "evil", DNS))
+        watch.observe(KEY, place(HOST, "data", DNS))
+        await scene.comes_to("10.96.0.4")
+    finally:
+        answered.set()
+    for key in (*evil, KEY):
+        watch.observe(key, None)
+
+
 async def test_another_host_takes_the_place_of_the_one_before(scene: Scene) -> None:
     scene.names["db.example.com"] = {"192.0.2.7"}
     scene.watch.observe(KEY, place(HOST, "data", DNS))
