@@ -1,7 +1,8 @@
 """The keyed work queue: a key waits at most once, is worked on by one worker at a time, and is never lost.
 
 Level-triggered: adding a key says that something about it changed, not what. A key added while its work runs
-is worked on once more afterwards. Failed work is retried with growing delays.
+is worked on once more afterwards. Failed work is retried with growing delays. Keys belong to tenants, and work
+that is slow holds up its own tenant's keys only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
@@ -31,11 +33,19 @@ class RetryLater(Exception):
 
 class Queue(Generic[KeyT]):
     """A queue of keys. `work` gets a key and returns in how many seconds to requeue it; None: when something
-    changes."""
+    changes. Of the workers, `concurrency`, a quarter at most work for one `tenant`."""
 
-    def __init__(self, work: Callable[[KeyT], Awaitable[float | None]], concurrency: int) -> None:
+    def __init__(
+        self,
+        work: Callable[[KeyT], Awaitable[float | None]],
+        concurrency: int,
+        tenant: Callable[[KeyT], Hashable] = lambda key: key,
+    ) -> None:
         self._work = work
         self._concurrency = concurrency
+        self._tenant = tenant
+        self._busy: Counter[Hashable] = Counter()
+        self._held: defaultdict[Hashable, deque[KeyT]] = defaultdict(deque)
         self._ready: asyncio.Queue[KeyT] = asyncio.Queue()
         self._waiting: set[KeyT] = set()
         self._running: set[KeyT] = set()
@@ -87,17 +97,32 @@ class Queue(Generic[KeyT]):
     async def _worker(self) -> None:
         while True:
             key = await self._ready.get()
+            tenant = self._tenant(key)
+            if self._busy[tenant] >= max(1, self._concurrency // 4):
+                self._held[tenant].append(key)
+                continue
+            self._busy[tenant] += 1
             self._waiting.discard(key)
             self._running.add(key)
             self._started[key] = time.monotonic()
             delay = await self._attempt(key)
             self._started.pop(key)
             self._running.discard(key)
+            self._release(tenant)
             if key in self._again:
                 self._again.discard(key)
                 self.add((key,))
             elif delay is not None:
                 self.add_later(key, delay)
+
+    def _release(self, tenant: Hashable) -> None:
+        self._busy[tenant] -= 1
+        if held := self._held.get(tenant):
+            self._ready.put_nowait(held.popleft())
+        else:
+            self._held.pop(tenant, None)
+        if not self._busy[tenant]:
+            del self._busy[tenant]
 
     async def _attempt(self, key: KeyT) -> float | None:
         """Run the work once; returns the delay that it asks for, or the backoff after a failure."""

@@ -83,7 +83,7 @@ class Reconciler:
         self._store = store
         self._settings = settings
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
-        self.queue: Queue[Key] = Queue(self.reconcile, concurrency=32)
+        self.queue: Queue[Key] = Queue(self.reconcile, 32, lambda key: key.namespace)
         self._background = Background(store, self.queue, self._annotate)
         records = Records(cluster, store, self.queue, term)
         watch = partial(ServerWatch, store, self.queue, records, self._annotate)

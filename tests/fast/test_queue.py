@@ -114,6 +114,37 @@ async def test_one_key_that_always_fails_does_not_keep_others_from_running() -> 
     assert all(runs[str(number)] == 1 for number in range(100))
 
 
+async def test_keys_of_a_tenant_whose_work_is_slow_hold_up_its_own_only() -> None:
+    """Attack 17: processes that accept connections and never answer."""
+    began, inside, most = [], 0, 0
+    answered = asyncio.Event()
+
+    async def work(key: str) -> None:
+        nonlocal inside, most
+        began.append(key)
+        if key.startswith("slow"):
+            inside += 1
+            most = max(most, inside)
+            await answered.wait()
+            inside -= 1
+
+    worked = Queue(work, 8, lambda key: key.partition("/")[0])
+    slow = [f"slow/{number}" for number in range(100)]
+    worked.add([*slow, "honest/a", "honest/b"])
+    runner = asyncio.create_task(worked.run())
+    async with asyncio.timeout(5):
+        while not {"honest/a", "honest/b"} <= set(began):
+            await asyncio.sleep(0)
+    assert len(began) == 2 + 8 // 4
+    answered.set()
+    async with asyncio.timeout(5):
+        while not worked.idle:
+            await asyncio.sleep(0)
+    runner.cancel()
+    assert sorted(began) == sorted([*slow, "honest/a", "honest/b"])
+    assert most == 8 // 4
+
+
 async def test_a_sooner_request_wins_over_a_delay_and_a_later_delay_over_none() -> None:
     times: list[float] = []
     loop = asyncio.get_running_loop()
@@ -157,10 +188,11 @@ async def test_the_servers_wish_for_a_delay_is_a_lower_bound() -> None:
     st.lists(
         st.tuples(st.sampled_from("abcd"), st.sampled_from(["ok", "again", "fail"])), min_size=1, max_size=40
     ),
-    st.integers(1, 4),
+    st.integers(1, 9),
+    st.sampled_from(["", "ab", "abcd"]),
 )
 def test_whatever_is_added_the_last_addition_of_every_key_is_seen(
-    additions: list[tuple[str, str]], concurrency: int
+    additions: list[tuple[str, str]], concurrency: int, together: str
 ) -> None:
     """Level-triggered: after the last addition of a key a whole run of it begins and succeeds."""
     queue_first, queue.FIRST_DELAY_SECONDS = queue.FIRST_DELAY_SECONDS, 0.0
@@ -185,7 +217,7 @@ def test_whatever_is_added_the_last_addition_of_every_key_is_seen(
                 worked.add([key])
             seen[key] = version
 
-        worked = Queue(work, concurrency)
+        worked = Queue(work, concurrency, lambda key: together if key in together else key)
         runner = asyncio.create_task(worked.run())
         for key, fate in additions:
             wanted[key] += 1

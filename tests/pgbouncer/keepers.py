@@ -122,7 +122,7 @@ class Keeper:
     @property
     def seen(self) -> KeeperConsole:
         """As the operator knows it."""
-        return KeeperConsole(self.host, f"keeper-{self.number}", self.shop.login(WEB).name, self.access)
+        return KeeperConsole(self.host, "web", f"keeper-{self.number}", self.shop.login(WEB).name, self.access)
 
     def connection(self, database: str = DATABASE) -> dict[str, Any]:
         """libpq's parameters for the app beside it."""

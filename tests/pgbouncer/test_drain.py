@@ -108,7 +108,7 @@ async def test_keepers_retire_again_and_again_without_one_failed_transaction(fle
         for turn in range(20):
             staying, going = fleet.poolers[turn % 2], fleet.poolers[1 - turn % 2]
             fleet.serve(staying)
-            assert await asyncio.gather(*(keepers.retire(item.access) for item in (one, two))) == [None, None]
+            assert await asyncio.gather(*(keepers.retire(item.seen) for item in (one, two))) == [None, None]
             assert await clients(going, fleet.shop) == []
     assert load.failures == []
     assert load.done > 100
@@ -122,7 +122,7 @@ async def test_an_idle_keeper_leaves_within_a_second(fleet: Fleet) -> None:
         assert await clients(first, fleet.shop)
         fleet.serve(second)
         begun = time.monotonic()
-        assert await Keepers().retire(fleet.keepers[0].access) is None
+        assert await Keepers().retire(fleet.keepers[0].seen) is None
         assert time.monotonic() - begun < 1
         assert await clients(first, fleet.shop) == []
         await app.execute("SELECT 1")
@@ -241,7 +241,7 @@ async def test_a_session_through_a_keeper_does_not_hold_up_the_others(fleet: Fle
         await session.execute("SELECT 1")
         fleet.serve(second)
         begun = time.monotonic()
-        assert await Keepers().retire(one.access) is None
+        assert await Keepers().retire(one.seen) is None
         assert time.monotonic() - begun < 1
         await session.execute("SELECT 1")
 
@@ -270,7 +270,7 @@ async def test_a_lifetime_that_a_killed_operator_left_at_zero_is_restored(fleet:
     one = fleet.keepers[0]
     async with console.connect(one.access, 3) as opened:
         await opened.execute("SET server_lifetime = 0")
-    assert await Keepers().retire(one.access) is None
+    assert await Keepers().retire(one.seen) is None
     assert await lifetime(one) == "20"
 
 
@@ -279,7 +279,7 @@ async def test_a_drain_that_is_cancelled_leaves_no_keeper_with_a_lifetime_of_zer
     async with await psycopg.AsyncConnection.connect(**one.connection()) as app:
         await app.execute("BEGIN")
         await app.execute("SELECT 1")
-        retiring = asyncio.create_task(Keepers().retire(one.access))
+        retiring = asyncio.create_task(Keepers().retire(one.seen))
         while await lifetime(one) != "0":
             await asyncio.sleep(0.01)
         retiring.cancel()
@@ -293,13 +293,13 @@ async def test_keepers_that_the_network_hides_are_found_by_their_login(fleet: Fl
     """Some networks replace the source address: here the operator believes the keeper elsewhere."""
     first, _ = fleet.poolers
     one = fleet.keepers[0]
-    hidden = KeeperConsole("hidden", "hidden", one.seen.login, replace(one.access, ip="127.0.0.1"))
+    hidden = KeeperConsole("hidden", "web", "hidden", one.seen.login, replace(one.access, ip="127.0.0.1"))
     retired: list[str] = []
 
     class Recording(Keepers):
-        async def retire(self, access: Any) -> str | None:
-            retired.append(access.ip)
-            return await super().retire(one.access)
+        async def retire(self, keeper: KeeperConsole) -> str | None:
+            retired.append(keeper.access.ip)
+            return await super().retire(one.seen)
 
     fleet.serve(first)
     async with await psycopg.AsyncConnection.connect(**one.connection()) as app:

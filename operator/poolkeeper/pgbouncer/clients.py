@@ -37,6 +37,7 @@ class KeeperConsole:
 
     process: str
     """Key of World.shown."""
+    namespace: str
     name: str
     """Its name in messages."""
     login: str

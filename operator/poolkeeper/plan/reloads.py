@@ -142,6 +142,7 @@ def moving(wanted: Wanted, world: World) -> tuple[KeeperConsole, ...]:
     return tuple(
         KeeperConsole(
             pod.process(keeper),
+            pod.namespace,
             f"{pod.namespace}/{pod.name}" + (f" {keeper.container}" if len(pod.keepers) > 1 else ""),
             login_name(consumer),
             wanted.keeper_at(consumer, pod.ip, keeper.port),

@@ -28,6 +28,7 @@ from poolkeeper.workers.boundary import unexpected
 from poolkeeper.workers.drain import Departure, Keepers
 from poolkeeper.workers.pause import Pauser
 from poolkeeper.workers.pooler_tasks import PoolerTasks
+from poolkeeper.workers.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Background:
         self._updates: dict[Key, asyncio.Task[None]] = {}
         self._reconnects = PoolerTasks(queue, self._reconnect)
         self._renewals = PoolerTasks(queue, self._renew)
-        self._slots = asyncio.Semaphore(UPDATES)
+        self._slots = Slots(UPDATES)
         self.pauser = Pauser(store, queue)
 
     def drain(self, key: Key, leaving: Iterable[Leaving], moving: tuple[KeeperConsole, ...]) -> None:
@@ -126,7 +127,8 @@ class Background:
             # All pods are annotated first, so that every node delivers files while other keepers are updated.
             if reload.annotations and not await self._annotate(*where, reload.annotations):
                 return
-            async with self._slots, self._keepers.alone(reload.access):
+            space = reload.namespace
+            async with self._slots.one(space), self._keepers.alone(reload.access, space):
                 answer = await console.apply(reload.access, config, UPDATE_SECONDS)
         except ClusterError as error:
             answer = Answer(error.message)

@@ -23,6 +23,7 @@ from poolkeeper.pgbouncer import console, retirement
 from poolkeeper.pgbouncer.clients import KeeperConsole, holders, present, suspects, to_close
 from poolkeeper.pgbouncer.console import Console, ConsoleError
 from poolkeeper.upstream import faults
+from poolkeeper.workers.slots import Slots
 
 CONCURRENCY = 64
 """Keepers' consoles that are open at one time."""
@@ -73,25 +74,27 @@ class Keepers:
     """Access to keepers' consoles for changes: one change per keeper at a time, and not too many in total."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._slots = Slots(CONCURRENCY)
         self._locks: WeakValueDictionary[tuple[str, int], asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
-    async def alone(self, access: ConsoleAccess) -> AsyncIterator[None]:
-        """Keep other tasks from changing this keeper: a RELOAD, say, would undo what a drain has set."""
+    async def alone(self, access: ConsoleAccess, namespace: str) -> AsyncIterator[None]:
+        """Keep other tasks from changing this keeper: a RELOAD, say, would undo what a drain has set.
+
+        `namespace` is that of its pod."""
         lock = self._locks.setdefault((access.ip, access.port), asyncio.Lock())
-        async with lock, self._slots:
+        async with lock, self._slots.one(namespace):
             yield
 
-    async def retire(self, access: ConsoleAccess) -> str | None:
+    async def retire(self, keeper: KeeperConsole) -> str | None:
         """Make a keeper close its present connections, each after its transaction, and open new ones.
 
         Returns None, or in words what went wrong. A connection whose transaction lasts longer stays until the
         keeper's server_lifetime is over.
         """
-        async with self.alone(access):
+        async with self.alone(keeper.access, keeper.namespace):
             try:
-                await retirement.retire(access)
+                await retirement.retire(keeper.access)
             except ConsoleError as error:
                 return error.message
             except KeyError as error:  # of something that poses as a keeper
@@ -171,7 +174,7 @@ class Keepers:
             task.add_done_callback(lambda _, keeper=keeper: attempts.ended(keeper))  # type: ignore[misc]
 
     async def _attempt(self, keeper: KeeperConsole, attempts: _Attempts) -> None:
-        problem = await self.retire(keeper.access)
+        problem = await self.retire(keeper)
         attempts.problems.pop(keeper, None)
         if problem is not None:
             attempts.problems[keeper] = problem

@@ -11,7 +11,7 @@ from poolkeeper.pgbouncer.clients import Client, KeeperConsole, holders, present
 
 
 def keeper(name: str, ip: str, login: str = "web") -> KeeperConsole:
-    return KeeperConsole(name, name, login, ConsoleAccess(ip, 6432, "secret", "web.keeper", ""))
+    return KeeperConsole(name, "web", name, login, ConsoleAccess(ip, 6432, "secret", "web.keeper", ""))
 
 
 def client(

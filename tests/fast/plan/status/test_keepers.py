@@ -364,7 +364,7 @@ async def test_a_pod_is_drained_once_and_the_drain_sees_the_keepers_of_every_mom
     store, queue, _, tasks = parts
     seen: list[object] = []
     end = asyncio.Event()
-    keeper = KeeperConsole("k/keeper", "web/k", "web", ConsoleAccess("10.0.0.9", 6432, "", "", ""))
+    keeper = KeeperConsole("k/keeper", "web", "web/k", "web", ConsoleAccess("10.0.0.9", 6432, "", "", ""))
 
     async def drain(_departure: object, keepers: Any) -> Any:
         seen.append(keepers())
