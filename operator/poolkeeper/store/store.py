@@ -19,6 +19,7 @@ from poolkeeper.budget import allotments
 from poolkeeper.budget.allotments import Stored
 from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.credentials.logins import Logins, from_secret
+from poolkeeper.grouped import Grouped
 from poolkeeper.observed.apps import AppPod, Workload
 from poolkeeper.observed.consoles import PauseSeen, Shown
 from poolkeeper.observed.namespaces import Namespace
@@ -85,7 +86,7 @@ class Store:
         self._schemas: dict[Key, str] = {}
         self._renewed: dict[str, Renewed] = {}
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
-        self._stored: dict[Key, Stored] = {}
+        self._stored: Grouped[Key, Stored] = Grouped(lambda stored: stored.server)
         self._budgets: dict[Key, BudgetSeen] = {}
         self._stopped: deque[str] = deque(maxlen=REMEMBERED_PODS)
         """UIDs of pooler pods that are gone and had ended before."""
@@ -495,6 +496,10 @@ class Store:
     def stored(self, key: Key) -> Stored | None:
         """The budget as stored, None as long as the poolers' Secret doesn't exist."""
         return self._stored.get(key)
+
+    def stored_on(self, system: str) -> Keys:
+        """The PooledDatabases whose poolers' Secret says that they are on this database cluster."""
+        return self._stored.within(system)
 
     def allotted_files(self, key: Key) -> Mapping[str, str]:
         """The files in the Secret that the poolers mount."""

@@ -18,6 +18,7 @@ from poolkeeper.budget.allotments import Stored
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.budget.servers import Identity
+from poolkeeper.grouped import Grouped
 from poolkeeper.kube.client import ClusterError
 from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import Key
@@ -45,7 +46,7 @@ class Budgets:
         self._watch = watch
         self._orders: dict[Key, BudgetRequest] = {}
         self._seen: dict[Key, tuple[BudgetRequest, tuple[Pod, ...], Stored | None]] = {}
-        self._identities: dict[Key, Identity] = {}
+        self._identities: Grouped[Key, Identity] = Grouped(lambda identity: identity.system)
         self._tried: dict[Key, float] = {}
         self._doubted: set[Key] = set()
         self._identifying: dict[Key, asyncio.Task[None]] = {}
@@ -187,11 +188,7 @@ class Budgets:
         return RETRY_SECONDS
 
     def _members(self, system: str) -> tuple[Key, ...]:
-        return tuple(
-            key
-            for key, identity in sorted(self._identities.items())
-            if identity.system == system and key in self._orders
-        )
+        return tuple(key for key in sorted(self._identities.within(system)) if key in self._orders)
 
     def _instances(self, keys: Iterable[Key]) -> dict[Key, str]:
         return {key: self._identities[key].instance for key in keys}
@@ -201,10 +198,8 @@ class Budgets:
         invalid, or they are being deleted."""
         return tuple(
             key
-            for key in sorted(self._store.keys() - self._identities.keys())
-            if (stored := self._store.stored(key)) is not None
-            and stored.server == system
-            and stored.record.allotments
+            for key in sorted(self._store.stored_on(system) - self._identities.keys())
+            if (stored := self._store.stored(key)) is not None and stored.record.allotments
         )
 
     async def _look_again(self, members: Iterable[Key]) -> None:

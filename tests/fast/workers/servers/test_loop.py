@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.seen import BudgetSeen
+from poolkeeper.budget.servers import Identity
 from poolkeeper.budget.shares import Pooled
 from poolkeeper.kube.client import Retry
 from poolkeeper.observed.consoles import ConsoleAccess
@@ -211,3 +213,16 @@ def test_pods_of_a_reported_problem_wait(scene: Scene, monkeypatch: pytest.Monke
     assert seen.waiting == (waiting.name,)
     assert not seen.admissible
     assert not seen.silent
+
+
+async def test_what_a_server_costs_does_not_depend_on_how_many_there_are(scene: Scene) -> None:
+    """The bookkeeping of each poll: 3,000 servers took 10 s of processor time in every second."""
+    fleet = [Key("a", f"shop-{number}") for number in range(3000)]
+    for number, key in enumerate(fleet):
+        scene.budgets._orders[key] = order(key)
+        scene.budgets._identities[key] = Identity(f"system-{number}", "instance", 0.0, 0.0)
+    began = time.process_time()
+    for number, key in enumerate(fleet):
+        assert scene.budgets._members(f"system-{number}") == (key,)
+        assert scene.budgets._frozen(f"system-{number}") == ()
+    assert time.process_time() - began < 0.5
