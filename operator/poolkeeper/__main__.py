@@ -103,7 +103,7 @@ async def _watch(
         clusterwide=not own.watch_namespaces,
         namespaces=own.watch_namespaces,
         ready_flag=watching,
-        liveness_endpoint=f"http://0.0.0.0:{own.health_port}/healthz",
+        liveness_endpoint=f"http://{own.health_address}:{own.health_port}/healthz",
     )
 
 

@@ -37,6 +37,7 @@ def test_every_variable_is_read() -> None:
             "POOLKEEPER_WEBHOOK_CLIENT_NAME": "api-server",
             "POOLKEEPER_LOG_LEVEL": "debug",
             "POOLKEEPER_HEALTH_PORT": "9090",
+            "POOLKEEPER_POD_IP": "2001:db8::7",
             "POOLKEEPER_CLUSTER_DOMAIN": "k8s.example.com",
         }
     )
@@ -56,6 +57,7 @@ def test_every_variable_is_read() -> None:
         webhook=Webhook("pods", 9000, "/certificates", AUTHORITY.strip(), "api-server"),
         log_level="DEBUG",
         health_port=9090,
+        health_address="[::]",
         dns=Dns("k8s.example.com"),
     )
     assert own.watches("web")

@@ -67,9 +67,10 @@ class Operator:
 
     def start(self) -> Operator:
         self.gate.reopen()
+        self.health_port = free_port()
         own = {
             "POOLKEEPER_LEASE": self._lease or f"lease-{next(_numbers)}",
-            "POOLKEEPER_HEALTH_PORT": str(free_port()),
+            "POOLKEEPER_HEALTH_PORT": str(self.health_port),
         }
         if self._nursery is not None:
             self._pid = self._nursery.start(self._environment | own, self.log)

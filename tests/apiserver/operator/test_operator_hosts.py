@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -52,3 +55,18 @@ def test_the_operator_logs_in_at_the_service_of_the_pooleddatabases_namespace_f1
     values = lane.secret(lane.web, "database") or {}
     assert values["PGHOST"] == f"shop-pooler.{lane.data}.svc.{DOMAIN}"
     assert f"@{values['PGHOST']}:6432/" in values["DATABASE_URL"]
+
+
+@pytest.mark.parametrize(("ip", "host"), [("10.1.0.7", "127.0.0.1"), ("2001:db8::7", "[::1]")])
+def test_kubelet_reaches_the_health_endpoint_in_clusters_of_either_family(
+    site: Site, lane: Lane, ip: str, host: str
+) -> None:
+    operator = site.operator(lane.namespaces, POOLKEEPER_POD_IP=ip).start()
+
+    def healthy() -> bool:
+        url = f"http://{host}:{operator.health_port}/healthz"
+        with contextlib.suppress(URLError), urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    eventually(healthy, 20)
