@@ -12,7 +12,8 @@
 {{- end -}}
 
 {{- define "poolkeeper.image" -}}
-{{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- $image := printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- .Values.image.digest | empty | ternary $image (printf "%s@%s" .Values.image.repository .Values.image.digest) -}}
 {{- end -}}
 
 {{/* The Service, the MutatingWebhookConfiguration, and the Secret with the key of the operator's own authority. */}}

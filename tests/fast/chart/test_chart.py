@@ -95,6 +95,7 @@ def test_two_releases_do_not_meet_in_cluster_scoped_names() -> None:
         ("replica=1", "replica"),
         ("replicas=two", "replicas"),
         ("image.tags=1", "tags"),
+        ("image.digest=latest", "digest"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("pooler.imagePullPolicy=Never", "imagePullPolicy"),
         ("watchNamespace=data", "watchNamespace"),
@@ -299,6 +300,13 @@ def test_the_network_policy_lets_in_the_health_port_and_the_webhooks_only() -> N
     assert without["ingress"] == [{"ports": ports[:1]}]
     assert spec["egress"] == [{}]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_the_image_can_be_named_by_its_digest() -> None:
+    digest = f"sha256:{'0' * 63}a"
+    objects = render("--set", f"image.repository=registry:5000/operator,image.tag=v1,image.digest={digest}")
+    for pod in pods(objects):
+        assert [item["image"] for item in pod["spec"]["containers"]] == [f"registry:5000/operator@{digest}"]
 
 
 def test_parts_can_be_switched_off() -> None:
