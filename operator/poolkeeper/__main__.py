@@ -41,6 +41,8 @@ def main() -> None:
     logging.basicConfig(level=own.log_level, handlers=[handler])
     for noisy in ("kopf", "aiohttp.access"):  # the second logs every health probe
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It logs every attempt of its watches. poolkeeper.watch reports each failure of the API server itself.
+    logging.getLogger("kopf._cogs.clients.watching").setLevel(logging.CRITICAL)
     log.info("names of the cluster's Services end with .svc.%s", own.dns.domain)
     try:
         asyncio.run(_run(own))
@@ -67,7 +69,7 @@ async def _run(own: settings.Settings) -> None:
         asyncio.create_task(_signalled(watching)),
         *([asyncio.create_task(server.serve(admission, own, own.webhook))] if own.webhook else []),
         asyncio.create_task(_watch(cluster, store, reconciler.queue, own, watching)),
-        asyncio.create_task(watches.watch(cluster, store, reconciler.queue, own)),
+        asyncio.create_task(watches.watch(cluster, store, reconciler.queue)),
         asyncio.create_task(election.lead(lambda: resync.work(cluster, store, reconciler.queue, own))),
     ]
     try:
