@@ -13,7 +13,8 @@ import kopf
 
 from poolkeeper import names, settings
 from poolkeeper.kube.client import Cluster, ClusterError, Conflict, connect
-from poolkeeper.kube.leader import Election, LostLease
+from poolkeeper.kube.leader import LostLease
+from poolkeeper.kube.leadership import Leadership
 from poolkeeper.observed.refs import Key
 from poolkeeper.printable import LogFormatter
 from poolkeeper.queue import Queue
@@ -41,6 +42,8 @@ def main() -> None:
     logging.basicConfig(level=own.log_level, handlers=[handler])
     for noisy in ("kopf", "aiohttp.access"):  # the second logs every health probe
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It logs every attempt of its watches. poolkeeper.watch reports each failure of the API server itself.
+    logging.getLogger("kopf._cogs.clients.watching").setLevel(logging.CRITICAL)
     log.info("names of the cluster's Services end with .svc.%s", own.dns.domain)
     try:
         asyncio.run(_run(own))
@@ -57,18 +60,18 @@ def _resolv_conf() -> str:
 
 
 async def _run(own: settings.Settings) -> None:
-    # Lease and admission have connections of their own: neither must queue behind other requests.
-    cluster, lease, admission = await connect(), await connect(), await connect()
+    # Admission has a connection of its own, like the Lease: neither must queue behind other requests.
+    cluster, admission = await connect(), await connect()
     store = Store(own)
-    election = Election(lease, own)
-    reconciler = Reconciler(cluster, store, own, lambda: election.term)
+    leadership = Leadership(own)
+    reconciler = Reconciler(cluster, store, own, lambda: leadership.term)
     watching = asyncio.Event()
     tasks = [
         asyncio.create_task(_signalled(watching)),
         *([asyncio.create_task(server.serve(admission, own, own.webhook))] if own.webhook else []),
         asyncio.create_task(_watch(cluster, store, reconciler.queue, own, watching)),
-        asyncio.create_task(watches.watch(cluster, store, reconciler.queue, own)),
-        asyncio.create_task(election.lead(lambda: resync.work(cluster, store, reconciler.queue, own))),
+        asyncio.create_task(watches.watch(cluster, store, reconciler.queue)),
+        asyncio.create_task(leadership.lead(lambda: resync.work(cluster, store, reconciler.queue, own))),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -79,7 +82,7 @@ async def _run(own: settings.Settings) -> None:
         for task in reversed(tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        for one in (cluster, lease, admission):
+        for one in (cluster, admission):
             await one.close()
 
 

@@ -92,6 +92,11 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one PooledDatabase with its spec. Returns in how many seconds to requeue it."""
+        if not self._store.scope.serves(key.namespace):
+            # No write would succeed. It keeps the connections that it has until its namespace is served again,
+            # which queues every key.
+            self._budgets.order(key, None)
+            return None
         run = _Run(self._store.begin(key))
         try:
             for _ in range(ROUNDS):
@@ -118,6 +123,11 @@ class Reconciler:
                 await self._execute(key, steps, run)
         except Retry as error:
             raise RetryLater(error.message, error.after) from error
+        except Refused as error:
+            # A read, since refusals of writes are kept for the status. Whether the whole namespace is refused,
+            # its lists show (watch/refusals.py).
+            self._store.scope.refuse(key.namespace, error.message)
+            raise RetryLater(error.message) from error
         except Conflict as error:
             # The store was outdated; the watch, or a fresh read of the resource, shows its current state.
             await self._look_again(key)
@@ -212,12 +222,12 @@ class Reconciler:
     async def _create(self, key: Key, body: Object, refused_before: Mapping[Ref, ApiRefusal]) -> None:
         ref = _ref(body)
         refused = refused_before.get(ref)
-        # A write would just be refused again: check first whether the other object is gone.
-        found = await self._cluster.get(ref) if refused and refused.reason == "Conflict" else None
-        if found is not None:
-            await self._met(key, body, found)
-            return
         try:
+            # A write would just be refused again: check first whether the other object is gone.
+            found = await self._cluster.get(ref) if refused and refused.reason == "Conflict" else None
+            if found is not None:
+                await self._met(key, body, found)
+                return
             answer = await self._cluster.create(body)
         except Conflict:
             found = await self._cluster.get(ref)

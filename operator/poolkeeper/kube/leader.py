@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 8
 """How long a lease lasts. A killed leader is replaced within this and one retry."""
 RENEW_SECONDS = 5.5
-"""How long a leader continues without renewal: with a request's time on top, it stops before another starts."""
+"""How long a leader continues without renewal; what stops its work has the rest of LEASE_SECONDS."""
 RETRY_SECONDS = 1.0
 _REQUEST_SECONDS = 2.0
 _FIRST_SECOND = 1_767_225_600
@@ -40,46 +40,38 @@ class Election:
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self._cluster = cluster
         self._identity = settings.identity
-        self._ref = Ref("Lease", settings.namespace, settings.lease)
+        self.ref = Ref("Lease", settings.namespace, settings.lease)
         self._seen: tuple[str, float] = ("", 0.0)
         """The resource version last seen, and when it was first seen, on the monotonic clock."""
         self._leads = False
+        self.renewed = 0.0
+        """When the last renewal that succeeded was sent, on the monotonic clock."""
         self.term = 0
         """How often the lease had been taken when this process took it: more than for every earlier process."""
 
-    async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Wait for the lease, run `work` while holding it, release it at the end. Raises LostLease."""
-        while not await self._hold():  # noqa: ASYNC110
+    async def take(self, fit: Callable[[], bool]) -> None:
+        """Wait for the lease and take it; while the candidate is not `fit`, it leaves the lease alone."""
+        while not (fit() and await self._hold()):  # noqa: ASYNC110
             await asyncio.sleep(RETRY_SECONDS)
-        log.info("%s leads", self._identity)
-        working = asyncio.create_task(work())
-        renewing = asyncio.create_task(self._renew())
-        try:
-            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (renewing, working):
-                if task.done():
-                    await task
-        finally:
-            working.cancel()
-            renewing.cancel()
-            await asyncio.gather(working, renewing, return_exceptions=True)
-            await self._release()
 
-    async def _renew(self) -> None:
+    async def renewals(self) -> AsyncIterator[None]:
+        """Renew the lease that was taken; yields after each renewal. Raises LostLease."""
         while True:
             try:
-                async with asyncio.timeout(RENEW_SECONDS):
+                async with asyncio.timeout_at(self.renewed + RENEW_SECONDS):
                     await asyncio.sleep(RETRY_SECONDS)
                     while not await self._hold():  # noqa: ASYNC110
                         await asyncio.sleep(RETRY_SECONDS)
             except TimeoutError:
-                raise LostLease(f"{self._ref} could not be renewed for {RENEW_SECONDS:g} s") from None
+                raise LostLease(f"{self.ref} could not be renewed for {RENEW_SECONDS:g} s") from None
+            yield
 
     async def _hold(self) -> bool:
         """Take or renew the lease; False if another holds it or the API server does not answer."""
+        before = time.monotonic()
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                lease = await self._cluster.get(self._ref)
+                lease = await self._cluster.get(self.ref)
                 if lease is not None and not self._may_take(lease):
                     return False
                 mine = self._lease(lease)
@@ -89,8 +81,9 @@ class Election:
         except Conflict:
             return False
         except (ClusterError, TimeoutError) as error:
-            log.warning("%s: %s", self._ref, str(error) or "no answer")
+            log.warning("%s: %s", self.ref, str(error) or "no answer")
             return False
+        self.renewed = before
         return True
 
     def _may_take(self, lease: dict[str, Any]) -> bool:
@@ -102,16 +95,18 @@ class Election:
         duration = spec.get("leaseDurationSeconds", LEASE_SECONDS)
         return bool(holder == self._identity or time.monotonic() - self._seen[1] >= duration)
 
-    async def _release(self) -> None:
+    async def release(self) -> None:
         """Let the next replica take over at once; best effort, since the lease expires anyway."""
+        if not self._leads:
+            return
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                lease = await self._cluster.get(self._ref)
+                lease = await self._cluster.get(self.ref)
                 if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
                     lease["spec"]["holderIdentity"] = ""
                     await self._cluster.put(lease)
         except (ClusterError, TimeoutError) as error:
-            log.warning("%s was not released: %s", self._ref, error)
+            log.warning("%s was not released: %s", self.ref, error)
 
     def _lease(self, before: dict[str, Any] | None) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -128,7 +123,7 @@ class Election:
             "leaseDurationSeconds": LEASE_SECONDS,
             "renewTime": now,
         }
-        metadata = before["metadata"] if before else {"namespace": self._ref.namespace, "name": self._ref.name}
+        metadata = before["metadata"] if before else {"namespace": self.ref.namespace, "name": self.ref.name}
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",

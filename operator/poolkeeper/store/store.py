@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from poolkeeper.spec.parse import PooledDatabase, SpecError, parse
 from poolkeeper.store import reading
 from poolkeeper.store.app_pods import AppPods, asked
 from poolkeeper.store.copies import Copies
+from poolkeeper.store.scope import Scope
 from poolkeeper.store.sources import Sources
 from poolkeeper.store.workloads import KnownWorkloads
 
@@ -61,6 +62,7 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.scope = Scope(settings)
         self._versions: dict[Ref, int] = {}
         self._resources: dict[Key, Resource] = {}
         self._namespaces: dict[str, Namespace] = {}
@@ -150,11 +152,16 @@ class Store:
             self._children[self._owners[ref]][ref] = replace(child, applied=wanted)
 
     async def replace(
-        self, kind: str, pages: AsyncIterator[tuple[list[Any], int]], namespace: str | None = None
+        self,
+        kind: str,
+        pages: AsyncIterator[tuple[list[Any], int]],
+        namespace: str | None = None,
+        refused: Collection[str] = (),
     ) -> Keys:
         """Take in a complete list of a kind: what it lacks is gone, unless it was seen later than the list.
 
-        `namespace`, if the list covers only that one.
+        `namespace`, if the list covers only that one. `refused` are the namespaces that the list lacks because
+        the API server doesn't show them; the pages may add to it.
         """
         seen: set[Ref] = set()
         concerned: set[Key] = set()
@@ -166,7 +173,7 @@ class Store:
                 seen.add(Ref(kind, metadata.get("namespace", ""), metadata["name"]))
                 concerned |= self.observe(obj)
         for ref in [ref for ref in self._versions if ref.kind == kind and ref not in seen]:
-            if namespace not in (None, ref.namespace):
+            if namespace not in (None, ref.namespace) or ref.namespace in refused:
                 continue
             if self._versions[ref] <= min(versions, default=0):
                 concerned |= self.forget(ref)

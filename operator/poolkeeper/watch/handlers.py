@@ -7,6 +7,7 @@ resync lists everything before the first run and periodically after it; events o
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -17,6 +18,7 @@ from poolkeeper.kube.client import RESOURCES, in_cluster
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
+from poolkeeper.store.scope import Scope
 from poolkeeper.store.store import Store
 
 STUCK_SECONDS = 120.0
@@ -41,7 +43,7 @@ def registry(store: Store, queue: Queue[Key], settings: Settings) -> kopf.Operat
     @kopf.on.login(registry=handlers)
     async def log_in(**context: Any) -> kopf.AiohttpSession | None:
         found = (kopf.login_with_service_account if in_cluster() else kopf.login_with_kubeconfig)(**context)
-        return None if found is None else _session(found)
+        return None if found is None else _session(found, store.scope)
 
     @kopf.on.probe(registry=handlers, id="queue")
     def queue_moves(**_: Any) -> str:
@@ -70,14 +72,14 @@ def watch_settings(settings: Settings) -> kopf.OperatorSettings:
     return tuned
 
 
-def _session(found: kopf.ConnectionInfo) -> kopf.AiohttpSession:
-    """The session that kopf itself makes of these credentials, with a middleware."""
+def _session(found: kopf.ConnectionInfo, scope: Scope) -> kopf.AiohttpSession:
+    """The session that kopf itself makes of these credentials, with middlewares."""
     connector = aiohttp.TCPConnector(limit=0, ssl=found.as_ssl_context())
     session = aiohttp.ClientSession(
         connector=connector,
         headers=found.as_http_headers(),
         proxy=found.proxy_url,
-        middlewares=(_try_again_if_not_found,),
+        middlewares=(_try_again_if_not_found, partial(_note_refusal, scope)),
     )
     return kopf.AiohttpSession(
         server=found.server, default_namespace=found.default_namespace, aiohttp_session=session
@@ -92,6 +94,18 @@ async def _try_again_if_not_found(
     if response.status == 404 and request.url.name in _KINDS:
         response.close()
         raise aiohttp.ClientConnectionError(f"{request.url.path} is not found")
+    return response
+
+
+async def _note_refusal(
+    scope: Scope, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Report a 403. kopf retries it by itself, without end, and so goes on once the right is back."""
+    response = await send(request)
+    if response.status == 403 and request.url.name in _KINDS:
+        *_, place, namespace, _plural = request.url.parts
+        text = f"{request.url.path} is forbidden"
+        scope.refuse(namespace if place == "namespaces" else None, text)
     return response
 
 

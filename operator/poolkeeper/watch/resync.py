@@ -12,13 +12,12 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
-from poolkeeper import names
-from poolkeeper.kube.client import RESOURCES, Cluster, ClusterError
+from poolkeeper.kube.client import RESOURCES, Cluster, ClusterError, Refused
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
-from poolkeeper.watch import watches
+from poolkeeper.watch import refusals, watches
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,9 @@ RETRY_SECONDS = 2.0
 
 async def work(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
     """The leader's work: resync, reconcile, resync periodically. Runs until cancelled."""
-    await _resync(cluster, store, queue, settings)
     async with asyncio.TaskGroup() as group:
+        group.create_task(refusals.attend(cluster, store, queue, settings))
+        await _resync(cluster, store, queue, settings)
         group.create_task(queue.run())
         group.create_task(_tell_settled(queue))
         group.create_task(_resync_periodically(cluster, store, queue, settings))
@@ -50,11 +50,12 @@ async def _resync_periodically(cluster: Cluster, store: Store, queue: Queue[Key]
 
 
 async def _resync(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
-    kinds = [names.KIND, *watches.SELECTORS, *(["Namespace"] if settings.reads_namespaces else [])]
+    kinds = [*refusals.KINDS, *(["Namespace"] if settings.reads_namespaces else [])]
     while True:
+        refused: set[str] = set()
         try:
             for kind in kinds:
-                await store.replace(kind, _pages(cluster, kind, settings))
+                await store.replace(kind, _pages(cluster, kind, store, refused), refused=refused)
         except ClusterError as error:
             log.warning("resync: %s; trying again in %g s", error.message, RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
@@ -65,9 +66,15 @@ async def _resync(cluster: Cluster, store: Store, queue: Queue[Key], settings: S
 
 
 async def _pages(
-    cluster: Cluster, kind: str, settings: Settings
+    cluster: Cluster, kind: str, store: Store, refused: set[str]
 ) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
-    everywhere = not settings.watch_namespaces or not RESOURCES[kind].namespaced
-    for namespace in [None] if everywhere else settings.watch_namespaces:
-        async for page in watches.pages(cluster, kind, namespace):
-            yield page
+    """Every object of a kind. A namespace that is refused is added to `refused`, and stops no other one."""
+    for place in store.scope.places if RESOURCES[kind].namespaced else (None,):
+        try:
+            async for page in watches.pages(cluster, kind, place):
+                yield page
+        except Refused as error:
+            store.scope.refuse(place, error.message)
+            if place is None:
+                raise
+            refused.add(place)

@@ -12,10 +12,9 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from poolkeeper import names
-from poolkeeper.kube.client import CHILD_KINDS, Cluster, ClusterError, Expired
+from poolkeeper.kube.client import CHILD_KINDS, Cluster, ClusterError, Expired, Refused
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
-from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -28,14 +27,15 @@ SELECTORS: Mapping[str, tuple[str, ...]] = {
 PAUSE_SECONDS = 0.1
 """How long to pause between two watches, so that a server that ends them at once is not kept busy."""
 RETRY_SECONDS = 1.0
+REFUSED_SECONDS = 5.0
 
 
-async def watch(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
+async def watch(cluster: Cluster, store: Store, queue: Queue[Key]) -> None:
     """Store changes from now on, until cancelled. The resync lists what was before."""
     async with asyncio.TaskGroup() as group:
         for kind, selectors in SELECTORS.items():
             for selector in selectors:
-                for namespace in settings.watch_namespaces or (None,):
+                for namespace in store.scope.places:
                     group.create_task(_follow(kind, selector, namespace, cluster, store, queue))
 
 
@@ -66,6 +66,14 @@ async def _follow(
                     queue.add(store.observe(obj, deleted=event == "DELETED"))
         except Expired:
             version, expired = "", True
+        except Refused as error:
+            # Reported once for all kinds (refusals.py), unless the lists, which are retried there, are allowed.
+            if version and namespace not in store.scope.refused():
+                log.warning("watch of %s: %s; trying again in %g s", kind, error.message, REFUSED_SECONDS)
+            store.scope.refuse(namespace, error.message)
+            # Meanwhile events are lost, as with a version that is too old.
+            version, expired = "", True
+            pause = REFUSED_SECONDS
         except ClusterError as error:
             log.warning("watch of %s: %s; trying again in %g s", kind, error.message, RETRY_SECONDS)
             pause = RETRY_SECONDS

@@ -86,6 +86,9 @@ class Operator:
         self._pid = self._process.pid
         return self
 
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self._pid, number)
+
     def kill(self) -> None:
         """SIGKILL, as the kernel or a node would do it."""
         os.kill(self._pid, signal.SIGKILL)

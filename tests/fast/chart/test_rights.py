@@ -50,6 +50,7 @@ WEBHOOK_RIGHTS = {
 }
 WEBHOOK_SECRET_RIGHTS = {"/secrets[poolkeeper-webhook]": frozenset({"get", "create", "patch"})}
 OWN_RIGHTS = LEASE_RIGHTS | WEBHOOK_SECRET_RIGHTS
+EVENT_RIGHTS = {"/events": frozenset({"create"})}
 """Every right of the operator. Whoever changes the chart's RBAC states it here as well: never by accident."""
 
 
@@ -85,14 +86,14 @@ def test_rights_in_watched_namespaces() -> None:
         "data": WORK_RIGHTS,
         "web": WORK_RIGHTS,
         "*": NAMESPACE_RIGHTS | WEBHOOK_RIGHTS,
-        NAMESPACE: OWN_RIGHTS,
+        NAMESPACE: OWN_RIGHTS | EVENT_RIGHTS,
     }
 
 
 def test_rights_in_watched_namespaces_without_selectors_and_webhook_end_there() -> None:
     switches = "namespaceSelectors=false,webhook.enabled=false"
     found = granted(installed(render(*WATCHING, "--set", switches)))
-    assert found == {"data": WORK_RIGHTS, "web": WORK_RIGHTS, NAMESPACE: LEASE_RIGHTS}
+    assert found == {"data": WORK_RIGHTS, "web": WORK_RIGHTS, NAMESPACE: LEASE_RIGHTS | EVENT_RIGHTS}
 
 
 @pytest.mark.parametrize("source", ["CertManager", "Secret"])

@@ -84,7 +84,7 @@ async def follow(cluster: FakeCluster) -> tuple[Store, Queue[Key]]:
 
     store: Store = Store(SETTINGS)
     queue = Queue(work, 1)
-    task = asyncio.create_task(watches.watch(cluster, store, queue, SETTINGS))  # type: ignore[arg-type]
+    task = asyncio.create_task(watches.watch(cluster, store, queue))  # type: ignore[arg-type]
     await asyncio.wait({task, asyncio.ensure_future(cluster.over.wait())}, return_when=asyncio.FIRST_COMPLETED)
     assert not task.done(), task
     task.cancel()

@@ -1,0 +1,157 @@
+"""Namespaces that the API server refuses to show: retried alone, reported, and never taken for empty ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from poolkeeper import names
+from poolkeeper.kube.client import Refused
+from poolkeeper.observed.refs import Key, Ref
+from poolkeeper.queue import Queue
+from poolkeeper.settings import Settings
+from poolkeeper.store import scope
+from poolkeeper.store.store import Store
+from poolkeeper.watch import refusals, resync
+
+SETTINGS = Settings(
+    namespace="poolkeeper", identity="test", watch_namespaces=("data", "web"), reads_namespaces=False
+)
+
+
+def secret(namespace: str, version: int = 5) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "namespace": namespace,
+            "name": "shop",
+            "uid": f"uid-in-{namespace}",
+            "resourceVersion": str(version),
+            "labels": {names.ROLE_LABEL: names.ROLE_CONSUMER, names.OWNER_UID_LABEL: "uid"},
+            "annotations": {names.OWNER_ANNOTATION: "data/shop"},
+        },
+    }
+
+
+class FakeCluster:
+    """Lists nothing, and refuses some places."""
+
+    def __init__(self, *refused: str | None) -> None:
+        self.refused = set(refused)
+        self.listed: list[str | None] = []
+        self.posted: list[dict[str, Any]] = []
+
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str
+    ) -> AsyncIterator[tuple[list[Any], int]]:
+        self.listed.append(namespace)
+        if namespace in self.refused:
+            raise Refused("Forbidden", f"{kind} is forbidden in {namespace}")
+        yield [], 100
+
+    async def get(self, ref: Ref) -> dict[str, Any]:
+        assert ref == Ref("Lease", "poolkeeper", "poolkeeper")
+        return {"apiVersion": "coordination.k8s.io/v1", "metadata": {"uid": "uid-of-the-lease"}}
+
+    async def post(self, event: dict[str, Any]) -> None:
+        self.posted.append(event)
+
+
+class Leader:
+    """The leader's work over a fake cluster."""
+
+    def __init__(self, cluster: FakeCluster, settings: Settings = SETTINGS) -> None:
+        self.worked: list[Key] = []
+        self.store = Store(settings)
+        self.cluster = cluster
+        self._queue: Queue[Key] = Queue(self._work, 1)
+        self._task = asyncio.create_task(
+            resync.work(cluster, self.store, self._queue, settings)  # type: ignore[arg-type]
+        )
+
+    async def _work(self, key: Key) -> None:
+        self.worked.append(key)
+
+    async def until(self, check: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not check():
+                assert not self._task.done(), self._task
+                await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(resync, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(scope, "LASTING_SECONDS", 0)
+
+
+async def test_a_refused_namespace_is_reported_once_and_stops_nothing_else() -> None:
+    leader = Leader(FakeCluster("web"))
+    leader.store.observe(secret("data", version=200))
+    await leader.until(lambda: leader.worked and leader.cluster.posted)
+    tries = leader.cluster.listed.count("web")
+    await leader.until(lambda: leader.cluster.listed.count("web") > tries + 5)
+    assert leader.worked == [Key("data", "shop")]
+    [event] = leader.cluster.posted
+    assert (event["type"], event["reason"]) == ("Warning", "NotServed")
+    assert f"{names.KIND} is forbidden in web" in event["message"]
+    assert "watchNamespaces" in event["message"]
+    assert event["involvedObject"]["uid"] == "uid-of-the-lease"
+    await leader.stop()
+
+
+async def test_what_was_known_of_a_refused_namespace_stays_and_its_keys_wait() -> None:
+    leader = Leader(FakeCluster("web"))
+    leader.store.observe(secret("web"))
+    leader.store.observe(secret("data"))  # older than the list, which lacks it
+    await leader.until(lambda: leader.cluster.posted)
+    children = leader.store.world(Key("data", "shop"), leader.store.logins(Key("data", "shop"))).children
+    assert [ref.namespace for ref in children] == ["web"]
+    assert leader.store.scope.serves("data")
+    assert not leader.store.scope.serves("web")
+    await leader.stop()
+
+
+async def test_a_namespace_that_is_shown_again_is_reported_and_every_key_is_queued() -> None:
+    leader = Leader(FakeCluster("web"))
+    leader.store.observe(secret("data", version=200))
+    await leader.until(lambda: leader.worked and leader.cluster.posted)
+    leader.worked.clear()
+    leader.cluster.refused.clear()
+    await leader.until(lambda: leader.worked)
+    assert [event["reason"] for event in leader.cluster.posted] == ["NotServed", "ServedAgain"]
+    assert leader.store.scope.serves("web")
+    await leader.stop()
+
+
+async def test_a_refusal_of_the_whole_cluster_is_reported_while_nothing_can_be_served() -> None:
+    leader = Leader(
+        FakeCluster(None), Settings(namespace="poolkeeper", identity="test", reads_namespaces=False)
+    )
+    leader.store.observe(secret("data", version=200))
+    await leader.until(lambda: leader.cluster.posted)
+    assert "ClusterRoleBinding" in leader.cluster.posted[0]["message"]
+    assert not leader.worked
+    leader.cluster.refused.clear()
+    await leader.until(lambda: leader.worked)
+    await leader.stop()
+
+
+async def test_a_refusal_that_does_not_last_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An API server that starts refuses everything for a moment."""
+    monkeypatch.setattr(scope, "LASTING_SECONDS", 60)
+    leader = Leader(FakeCluster("web"))
+    leader.store.observe(secret("web", version=200))
+    await leader.until(lambda: leader.worked and leader.cluster.listed.count("web") > 5)
+    assert leader.store.scope.serves("web")
+    assert not leader.cluster.posted
+    await leader.stop()
