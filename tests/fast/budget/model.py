@@ -21,6 +21,8 @@ from poolkeeper.budget.division import Consumer
 from poolkeeper.budget.protocol import Pooler, Reading, Steps, View
 from poolkeeper.budget.shares import Pooled, shares
 from poolkeeper.budget.targets import target, targets
+from poolkeeper.desired.deployment import scale
+from tests.fast.budget.rollouts import turn
 from tests.fast.budget.states import (
     DYING,
     ENDED,
@@ -250,8 +252,12 @@ class World:
     def unsatisfied(self, state: State) -> list[str]:
         """What is not as it should be in the end, where everything has settled."""
         if state not in self._verdicts:
-            self._verdicts[state] = self._judged(state)
+            self._verdicts[state] = self._judged(state) or self._after_a_rollout(state)
         return self._verdicts[state]
+
+    def _after_a_rollout(self, state: State) -> list[str]:
+        after, held_up = self.rolled_out(state)
+        return [held_up] if held_up else self._judged(after)
 
     def _judged(self, state: State) -> list[str]:
         view, measured = self.view(state), state.measured
@@ -275,7 +281,8 @@ class World:
                 if caps != view.wanted.get(str(number), {}):
                     found.append(f"pod {number} has {caps} and not {view.wanted.get(str(number))}")
             used = sum(sum(caps.values()) for _, caps in pods)
-            free = floors if item.replaceable and given[item.name] >= 2 * floors else 0
+            room_for_one_more = given[item.name] >= floors * (max(1, len(pods)) + 1)
+            free = floors if item.replaceable and room_for_one_more else 0
             if serving and used != max(given[item.name] - free, floors * len(serving)):
                 found.append(f"{item.name} uses {used} of {given[item.name]}")
         return found
@@ -311,19 +318,42 @@ class World:
 
     def _scaled_down(self, state: State) -> State:
         """A Deployment gets no more replicas than there is room for; those that wait go first."""
-        measured, view = state.measured, self.view(state)
-        assert measured is not None
-        given = shares(measured.lasting, self.specs[state.spec])
         for item in self.specs[state.spec]:
-            most = target(item, given[item.name], view.poolers, view.records[item.name]).pods
-            live = [
-                (pod.admitted, -number)
-                for number, pod in enumerate(state.pods)
-                if pod.database == item.name and pod.phase == LIVE
-            ]
+            most = self._most_pods(state, item)
+            live = [(admitted, -number) for number, admitted in available(state, item.name).items()]
             for _, number in sorted(live)[: max(0, len(live) - most)]:
                 state = changed(state, -number, phase=DYING)
         return state
+
+    def _most_pods(self, state: State, item: Pooled) -> int:
+        measured, view = state.measured, self.view(state)
+        assert measured is not None
+        given = shares(measured.lasting, self.specs[state.spec])
+        return target(item, given[item.name], view.poolers, view.records[item.name]).pods
+
+    def rolled_out(self, state: State) -> tuple[State, str]:
+        """Where it comes to, from a settled state, if all Deployments get another template at once; and what holds
+        a rollout up, empty if all have come to their end."""
+        old = frozenset(range(len(state.pods)))
+        for _ in range(_PATIENCE):
+            before = state
+            for item in self.specs[state.spec]:
+                replicas, surge = scale(item.pods, self._most_pods(state, item))
+                made, deleted = turn(available(state, item.name), old, replicas, surge)
+                for _ in range(made):
+                    state = self.spawned(state, item.name)
+                for number in deleted:
+                    state = changed(state, number, phase=DYING)
+            if state == before:
+                break
+            state = self.settled(state)
+        held_up = []
+        for item in self.specs[state.spec]:
+            replicas, _ = scale(item.pods, self._most_pods(state, item))
+            live = available(state, item.name)
+            if len(live) != replicas or not all(live.values()) or not old.isdisjoint(live):
+                held_up.append(f"the rollout of {item.name} hangs with {live} of which {sorted(old)} are old")
+        return state, "; ".join(held_up)
 
     def _calm(self, state: State) -> State:
         """What goes on without the operator has come to its end, and the operator has looked at everything."""
@@ -349,6 +379,15 @@ def _read(state: State, number: int) -> State:
 
 _PATIENCE = 50
 """More rounds than anything takes here."""
+
+
+def available(state: State, database: str) -> dict[int, bool]:
+    """The pods of a database that do not terminate, by number, and whether each serves."""
+    return {
+        number: pod.admitted
+        for number, pod in enumerate(state.pods)
+        if pod.database == database and pod.phase == LIVE
+    }
 
 
 def entries_of(pooled: Pooled) -> list[str]:
