@@ -50,7 +50,8 @@ def of_pods(
             Problem(
                 PODS_WAIT,
                 f"{present - admitted} of {present} pooler pods wait: a share of {share} connections is enough"
-                f" for {admitted}, with at least {least} on each; {_FEWER_CONSUMERS}{fewer}, or raise {bottleneck}",
+                f" for {admitted}, with at least {least} on each; {_FEWER_CONSUMERS}{fewer}, or raise"
+                f" {bottleneck}",
             ),
         )
     return ()

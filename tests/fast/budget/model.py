@@ -13,7 +13,7 @@ an operator that was replaced may not have noticed, and goes on for a while with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 
 from poolkeeper.budget import protocol
@@ -73,6 +73,7 @@ class World:
     """Where the operator was ready to raise the bounds above what it had measured."""
     _planned: dict[object, Steps] = field(init=False, default_factory=dict, compare=False, repr=False)
     _verdicts: dict[State, list[str]] = field(init=False, default_factory=dict, compare=False, repr=False)
+    _rollouts: dict[State, str] = field(init=False, default_factory=dict, compare=False, repr=False)
     _outcomes: dict[State, State] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     # What the operator makes of what it knows
@@ -252,12 +253,8 @@ class World:
     def unsatisfied(self, state: State) -> list[str]:
         """What is not as it should be in the end, where everything has settled."""
         if state not in self._verdicts:
-            self._verdicts[state] = self._judged(state) or self._after_a_rollout(state)
+            self._verdicts[state] = self._judged(state)
         return self._verdicts[state]
-
-    def _after_a_rollout(self, state: State) -> list[str]:
-        after, held_up = self.rolled_out(state)
-        return [held_up] if held_up else self._judged(after)
 
     def _judged(self, state: State) -> list[str]:
         view, measured = self.view(state), state.measured
@@ -331,15 +328,14 @@ class World:
         given = shares(measured.lasting, self.specs[state.spec])
         return target(item, given[item.name], view.poolers, view.records[item.name]).pods
 
-    def rolled_out(self, state: State) -> tuple[State, str]:
-        """Where it comes to, from a settled state, if all Deployments get another template at once; and what holds
-        a rollout up, empty if all have come to their end."""
-        old = frozenset(range(len(state.pods)))
+    def deployed(self, state: State, old: Set[int] = frozenset()) -> tuple[State, str]:
+        """Where it comes to, from a settled state, if the Deployments go on until nothing is left to do; the
+        `old` pods are of an older template. And what never ends of it, in words; empty if all pods that are
+        wanted serve."""
         for _ in range(_PATIENCE):
             before = state
             for item in self.specs[state.spec]:
-                replicas, surge = scale(item.pods, self._most_pods(state, item))
-                made, deleted = turn(available(state, item.name), old, replicas, surge)
+                made, deleted = turn(available(state, item.name), old, *self._scale(state, item))
                 for _ in range(made):
                     state = self.spawned(state, item.name)
                 for number in deleted:
@@ -349,11 +345,20 @@ class World:
             state = self.settled(state)
         held_up = []
         for item in self.specs[state.spec]:
-            replicas, _ = scale(item.pods, self._most_pods(state, item))
-            live = available(state, item.name)
+            live, (replicas, _) = available(state, item.name), self._scale(state, item)
             if len(live) != replicas or not all(live.values()) or not old.isdisjoint(live):
-                held_up.append(f"the rollout of {item.name} hangs with {live} of which {sorted(old)} are old")
+                held_up.append(f"{item.name} hangs: of {live}, {sorted(old & live.keys())} are old")
         return state, "; ".join(held_up)
+
+    def hanging(self, state: State) -> str:
+        """What of a rollout never ends that begins in this settled state; empty if all ends as it should."""
+        if state not in self._rollouts:
+            after, held_up = self.deployed(state, frozenset(range(len(state.pods))))
+            self._rollouts[state] = held_up or "; ".join(self.unsatisfied(after))
+        return self._rollouts[state]
+
+    def _scale(self, state: State, item: Pooled) -> tuple[int, int]:
+        return scale(item.pods, self._most_pods(state, item))
 
     def _calm(self, state: State) -> State:
         """What goes on without the operator has come to its end, and the operator has looked at everything."""

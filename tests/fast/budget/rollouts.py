@@ -1,8 +1,8 @@
 """What Kubernetes' Deployment controller does next with a Deployment's pods, as far as the budget notices.
 
-It is that of rolloutRolling() in kubernetes/pkg/controller/deployment/rolling.go: pods of the new template are added
-up to maxSurge more than the replicas, and old ones go for as long as enough are available. Old pods that are not
-available go first.
+It is that of rolloutRolling() in kubernetes/pkg/controller/deployment/rolling.go: pods of the new template are
+added up to maxSurge more than the replicas, and old ones go for as long as enough are available. Old pods that
+are not available go first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Turn(NamedTuple):
 
 def turn(live: Mapping[int, bool], old: Set[int], replicas: int, surge: int) -> Turn:
     """The controller's next turn. `live` says of each pod that does not terminate, by number, whether it is
-    available; `old` are those of an older template. maxUnavailable is 1 - `surge`, as in deployment.render()."""
+    available; `old` are those of an older template. maxUnavailable is 1 - `surge`, as deployment.render() has
+    it."""
     new = sorted(set(live) - old, key=lambda number: (live[number], -number))
     if len(new) > replicas:
         return Turn(deleted=tuple(new[: len(new) - replicas]))
