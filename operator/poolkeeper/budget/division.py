@@ -163,13 +163,15 @@ def divide(
     in_force: frozenset[str] = frozenset(),
     leaving: int = 0,
     bottleneck: str = SERVER,
+    replicas: int = 1,
 ) -> Division:
     """Divide a PooledDatabase's share, less what its `leaving` pods still hold, among its pods and entries.
 
     `admitted` pods serve already. The entries that are `in_force` on them keep their floors on each pod even if
     the share has fallen below that: otherwise clients would be thrown out. `waiting` pods are admitted in their
     order, while every floor fits. New entries are added likewise: in the order of `consumers`, session entries
-    last. The `bottleneck` is what the remedies say to raise.
+    last. The remedies say to raise the `bottleneck`, and to lower the `replicas` of the spec if there are more of
+    them than can be served.
     """
     most = max(1, share // max(1, sum(item.floor for item in consumers)))
     share -= leaving
@@ -197,7 +199,7 @@ def divide(
         left_out,
         most,
         (
-            *problems.of_pods(share, per_pod, len(pods), len(admitted) + len(waiting), bottleneck),
+            *problems.of_pods(share, per_pod, len(pods), len(admitted) + len(waiting), bottleneck, replicas),
             *problems.of_entries(left_out, bottleneck),
             *problems.of_limits(limits, len(pods)),
         ),

@@ -14,10 +14,7 @@ GRAVITY = (OVERCOMMITTED, PODS_WAIT, ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL)
 """Gravest first."""
 _NAMED = 3
 """Maximum number of names in a message."""
-_REMEDY = (
-    "remove consumers, set limits.sessionConnections to 0 for those that use no session, lower"
-    " spec.pooler.replicas, or raise "
-)
+_FEWER_CONSUMERS = "remove consumers, set limits.sessionConnections to 0 for those that use no session"
 
 
 @dataclass(frozen=True)
@@ -28,9 +25,15 @@ class Problem:
     message: str
 
 
-def of_pods(share: int, least: int, admitted: int, present: int, bottleneck: str) -> tuple[Problem, ...]:
+def of_pods(
+    share: int, least: int, admitted: int, present: int, bottleneck: str, replicas: int = 1
+) -> tuple[Problem, ...]:
     """Of `present` pods, each of which needs `least` connections, those that are not `admitted`; or of the
-    admitted ones, if they need more than the share."""
+    admitted ones, if they need more than the share.
+
+    Lower `replicas` are a remedy only if there are more than can be admitted. A pod above the replicas is that
+    of a rollout, and admitted pods above what fits are not kept (desired/deployment.py).
+    """
     needed = admitted * least
     if needed > share:
         return (
@@ -38,27 +41,30 @@ def of_pods(share: int, least: int, admitted: int, present: int, bottleneck: str
                 OVERCOMMITTED,
                 f"{admitted} pooler pods need {needed} connections, since each entry keeps its least on each"
                 f" pod, and the share is {share}: {needed - share} more are held than there should be; "
-                f"{_REMEDY}{bottleneck}",
+                f"{_FEWER_CONSUMERS}, or raise {bottleneck}",
             ),
         )
     if present > admitted and least:
+        fewer = f", lower spec.pooler.replicas to {admitted}" if 0 < admitted < replicas else ""
         return (
             Problem(
                 PODS_WAIT,
                 f"{present - admitted} of {present} pooler pods wait: a share of {share} connections is enough"
-                f" for {admitted}, with at least {least} on each; {_REMEDY}{bottleneck}",
+                f" for {admitted}, with at least {least} on each; {_FEWER_CONSUMERS}{fewer}, or raise"
+                f" {bottleneck}",
             ),
         )
     return ()
 
 
 def of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[Problem, ...]:
-    """Of the entries that no connection is left for."""
+    """Of the entries that no connection is left for. They would not fit on a single pod: fewer replicas are no
+    remedy."""
     if not left_out:
         return ()
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     named = ", ".join(left_out[:_NAMED])
-    message = f"no connection is left for the entries {named}{more}; {_REMEDY}{bottleneck}"
+    message = f"no connection is left for the entries {named}{more}; {_FEWER_CONSUMERS}, or raise {bottleneck}"
     return (Problem(ENTRIES_LEFT_OUT, message),)
 
 

@@ -27,8 +27,8 @@ class Pooled:
     pods: int
     consumers: tuple[Consumer, ...]
     replaceable: bool = False
-    """Whether the floor of one more pod is kept free. A pod that has to go keeps all it has to its end. If it
-    was the only one, its successor would otherwise have to wait for that."""
+    """Whether the floor of one pod more than are present is kept free. A pod that has to go keeps all it has to
+    its end. If it was the only one, its successor would otherwise have to wait for that."""
     reserve: int = 0
     """spec.budget.reserve: connections of its namespace's part that are to stay free."""
     namespace_weight: int = 100

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from poolkeeper.budget.division import SERVER, Caps, Division, divide
 from poolkeeper.budget.protocol import Pooler, Record
@@ -27,13 +28,19 @@ def target(
         entry for uid, item in record.allotments.items() if uid in staying for entry in item.caps
     )
     least = sum(item.floor for item in pooled.consumers)
-    free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
-    division = divide(share - free, serving, waiting, pooled.consumers, in_force, leaving, bottleneck)
-    left_out = division.left_out
-    if left_out:  # an entry that only waits for leaving pods isn't left out
-        lasting = divide(share, serving, waiting, pooled.consumers, in_force)
-        left_out = tuple(entry for entry in left_out if entry in lasting.left_out)
-    return replace(division, left_out=left_out, pods=max(1, share // least) if least else pooled.pods)
+    # The room for a successor is for one pod more than are present: a successor that is present uses it.
+    present = max(1, len(serving) + len(waiting))
+    free = least if pooled.replaceable and not leaving and share >= least * (present + 1) else 0
+    divided = partial(divide, bottleneck=bottleneck, replicas=pooled.pods)
+    division = divided(share - free, serving, waiting, pooled.consumers, in_force, leaving)
+    # What only waits for leaving pods isn't left out, and no remedy would serve it sooner.
+    lasting = divided(share, serving, waiting, pooled.consumers, in_force) if leaving else division
+    return replace(
+        division,
+        left_out=tuple(entry for entry in division.left_out if entry in lasting.left_out),
+        pods=max(1, share // least) if least else pooled.pods,
+        problems=lasting.problems,
+    )
 
 
 def targets(

@@ -26,18 +26,25 @@ def image(database: PooledDatabase, settings: Settings) -> str:
     return database.pooler.image or settings.pooler_image
 
 
+def scale(replicas: int, most_pods: int | None) -> tuple[int, int]:
+    """(the number of pods to run, how many more a rollout may add) of `replicas` wanted ones; the budget has
+    room for `most_pods`, None: not known yet.
+
+    If there is no room for one pod more, a rollout takes one away first: the new pod would never be admitted.
+    """
+    if most_pods is None:
+        return replicas, 1
+    return min(replicas, most_pods), 0 if replicas >= most_pods else 1
+
+
 def render(
     database: PooledDatabase, settings: Settings, console: Login, most_pods: int | None, borrowed: str = ""
 ) -> Object:
     """The Deployment of a PooledDatabase. `console` is the operator's login at the poolers' consoles; the
     budget has room for `most_pods`, None: not known yet. `borrowed` is Rollout.borrowed.
-
-    If there is no room for one pod more than are wanted, a rollout takes one away first: the new pod would
-    never be admitted.
     """
     pooler = database.pooler
-    replicas = pooler.replicas if most_pods is None else min(pooler.replicas, most_pods)
-    crowded = most_pods is not None and replicas >= most_pods
+    replicas, surge = scale(pooler.replicas, most_pods)
     meta = metadata(database, names.ROLE_POOLER, names.pooler_name(database.name))
     selector = names.pod_selector(database.uid)
     digest = _restart_digest(database, console)
@@ -52,7 +59,7 @@ def render(
             "revisionHistoryLimit": 2,
             "strategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": {"maxSurge": 0 if crowded else 1, "maxUnavailable": 1 if crowded else 0},
+                "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1 - surge},
             },
             "selector": {"matchLabels": selector},
             "template": {

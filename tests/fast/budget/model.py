@@ -13,7 +13,7 @@ an operator that was replaced may not have noticed, and goes on for a while with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 
 from poolkeeper.budget import protocol
@@ -21,6 +21,8 @@ from poolkeeper.budget.division import Consumer
 from poolkeeper.budget.protocol import Pooler, Reading, Steps, View
 from poolkeeper.budget.shares import Pooled, shares
 from poolkeeper.budget.targets import target, targets
+from poolkeeper.desired.deployment import scale
+from tests.fast.budget.rollouts import turn
 from tests.fast.budget.states import (
     DYING,
     ENDED,
@@ -71,6 +73,7 @@ class World:
     """Where the operator was ready to raise the bounds above what it had measured."""
     _planned: dict[object, Steps] = field(init=False, default_factory=dict, compare=False, repr=False)
     _verdicts: dict[State, list[str]] = field(init=False, default_factory=dict, compare=False, repr=False)
+    _rollouts: dict[State, str] = field(init=False, default_factory=dict, compare=False, repr=False)
     _outcomes: dict[State, State] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     # What the operator makes of what it knows
@@ -275,7 +278,8 @@ class World:
                 if caps != view.wanted.get(str(number), {}):
                     found.append(f"pod {number} has {caps} and not {view.wanted.get(str(number))}")
             used = sum(sum(caps.values()) for _, caps in pods)
-            free = floors if item.replaceable and given[item.name] >= 2 * floors else 0
+            room_for_one_more = given[item.name] >= floors * (max(1, len(pods)) + 1)
+            free = floors if item.replaceable and room_for_one_more else 0
             if serving and used != max(given[item.name] - free, floors * len(serving)):
                 found.append(f"{item.name} uses {used} of {given[item.name]}")
         return found
@@ -311,19 +315,50 @@ class World:
 
     def _scaled_down(self, state: State) -> State:
         """A Deployment gets no more replicas than there is room for; those that wait go first."""
-        measured, view = state.measured, self.view(state)
-        assert measured is not None
-        given = shares(measured.lasting, self.specs[state.spec])
         for item in self.specs[state.spec]:
-            most = target(item, given[item.name], view.poolers, view.records[item.name]).pods
-            live = [
-                (pod.admitted, -number)
-                for number, pod in enumerate(state.pods)
-                if pod.database == item.name and pod.phase == LIVE
-            ]
+            most = self._most_pods(state, item)
+            live = [(admitted, -number) for number, admitted in available(state, item.name).items()]
             for _, number in sorted(live)[: max(0, len(live) - most)]:
                 state = changed(state, -number, phase=DYING)
         return state
+
+    def _most_pods(self, state: State, item: Pooled) -> int:
+        measured, view = state.measured, self.view(state)
+        assert measured is not None
+        given = shares(measured.lasting, self.specs[state.spec])
+        return target(item, given[item.name], view.poolers, view.records[item.name]).pods
+
+    def deployed(self, state: State, old: Set[int] = frozenset()) -> tuple[State, str]:
+        """Where it comes to, from a settled state, if the Deployments go on until nothing is left to do; the
+        `old` pods are of an older template. And what never ends of it, in words; empty if all pods that are
+        wanted serve."""
+        for _ in range(_PATIENCE):
+            before = state
+            for item in self.specs[state.spec]:
+                made, deleted = turn(available(state, item.name), old, *self._scale(state, item))
+                for _ in range(made):
+                    state = self.spawned(state, item.name)
+                for number in deleted:
+                    state = changed(state, number, phase=DYING)
+            if state == before:
+                break
+            state = self.settled(state)
+        held_up = []
+        for item in self.specs[state.spec]:
+            live, (replicas, _) = available(state, item.name), self._scale(state, item)
+            if len(live) != replicas or not all(live.values()) or not old.isdisjoint(live):
+                held_up.append(f"{item.name} hangs: of {live}, {sorted(old & live.keys())} are old")
+        return state, "; ".join(held_up)
+
+    def hanging(self, state: State) -> str:
+        """What of a rollout never ends that begins in this settled state; empty if all ends as it should."""
+        if state not in self._rollouts:
+            after, held_up = self.deployed(state, frozenset(range(len(state.pods))))
+            self._rollouts[state] = held_up or "; ".join(self.unsatisfied(after))
+        return self._rollouts[state]
+
+    def _scale(self, state: State, item: Pooled) -> tuple[int, int]:
+        return scale(item.pods, self._most_pods(state, item))
 
     def _calm(self, state: State) -> State:
         """What goes on without the operator has come to its end, and the operator has looked at everything."""
@@ -349,6 +384,15 @@ def _read(state: State, number: int) -> State:
 
 _PATIENCE = 50
 """More rounds than anything takes here."""
+
+
+def available(state: State, database: str) -> dict[int, bool]:
+    """The pods of a database that do not terminate, by number, and whether each serves."""
+    return {
+        number: pod.admitted
+        for number, pod in enumerate(state.pods)
+        if pod.database == database and pod.phase == LIVE
+    }
 
 
 def entries_of(pooled: Pooled) -> list[str]:

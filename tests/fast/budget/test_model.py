@@ -1,4 +1,5 @@
-"""The budget's protocol against everything that can happen: never too many, always settled, nobody forgotten.
+"""The budget's protocol against everything that can happen: never too many, always settled, nobody forgotten,
+and a rollout ends wherever it begins.
 
 Small worlds are searched to their last state, larger ones walked at random. And since a search that finds
 nothing proves little by itself, the protocol's rules are broken one at a time, and each time it has to find it.
@@ -16,9 +17,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from poolkeeper.budget import protocol
-from poolkeeper.budget.division import Caps
-from poolkeeper.budget.protocol import Allotment, Reading, Record, Steps, View
+from poolkeeper.budget import protocol, targets
+from poolkeeper.budget.division import SERVER, Caps, Division
+from poolkeeper.budget.protocol import Allotment, Pooler, Reading, Record, Steps, View
+from poolkeeper.budget.shares import Pooled
+from poolkeeper.desired.deployment import scale
 from tests.fast.budget.model import World, pooled, start
 from tests.fast.budget.states import State
 
@@ -41,6 +44,17 @@ FOREIGN = World(server=4, specs=((pooled("a", 1, 100),),), pods=2, foreign=(0, 1
 """Others connect to the server and leave it again, while a pod is replaced."""
 REPLACEABLE = World(server=4, specs=((replace(pooled("a", 1, 100), replaceable=True),),), pods=2)
 """The only pod is deleted: there is room for its replacement at once."""
+ROOM_FOR_TWO = World(server=2, specs=((replace(pooled("a", 1, 100), replaceable=True),),), pods=2)
+"""The room for the only pod's replacement is all that is left for it: no third pod would fit."""
+ROOM_FOR_TWO_AND_SOME = World(
+    server=5, specs=((replace(pooled("a", 1, 100, sessions=1), replaceable=True),),), pods=2
+)
+SCALED = World(
+    server=2,
+    specs=tuple((replace(pooled("a", pods, 100), replaceable=pods == 1),) for pods in (1, 2, 1)),
+    pods=2,
+)
+"""The only pod gets a second one for a while."""
 LEAVES = World(
     server=3,
     specs=((pooled("a", 1, 100, 100),), (pooled("a", 1, 100),), (pooled("a", 1, 100, 100),)),
@@ -59,6 +73,9 @@ WORLDS = {
     "connections of others": (FOREIGN, 10_398),
     "the only pod is replaced": (REPLACEABLE, 826),
     "a consumer leaves": (LEAVES, 24_461),
+    "f2 the only pod is replaced, with room for two": (ROOM_FOR_TWO, 333),
+    "f2 the only pod is replaced, with room for two and some": (ROOM_FOR_TWO_AND_SOME, 359),
+    "f2 scaled up and down": (SCALED, 3_164),
 }
 """Each with the number of its states: a model that shrinks unnoticed would prove less."""
 
@@ -112,7 +129,8 @@ def unsettled(world: World, state: State, event: str) -> str | None:
     if event.startswith(("hear", "read", "measure")):
         return None  # where it comes to does not depend on what was known before
     try:
-        return "; ".join(world.unsatisfied(world.settled(state))) or None
+        outcome = world.settled(state)
+        return "; ".join(world.unsatisfied(outcome)) or world.hanging(outcome) or None
     except AssertionError as error:
         return str(error)
 
@@ -255,6 +273,60 @@ def test_a_protocol_that_gets_nowhere_is_found_out(name: str, monkeypatch: pytes
     monkeypatch.setattr(protocol, function, broken)
     monkeypatch.setattr("tests.fast.budget.test_model.start", lambda _: first)
     with pytest.raises(Broken, match=r"wait|uses|has"):
+        explore(replace(world), unsettled)
+
+
+TARGET = targets.target
+
+
+def _keeps_the_successors_room_from_the_successor(
+    pooled: Pooled, share: int, poolers: Iterable[Pooler], record: Record, bottleneck: str = SERVER
+) -> Division:
+    """As it was at first: the room for the only pod's successor is kept although the successor is there."""
+    present = [item for item in poolers if item.database == pooled.name]
+    least = sum(item.floor for item in pooled.consumers)
+    leaving = any(item.terminating for item in present)
+    free = least if pooled.replaceable and not leaving and share >= 2 * least else 0
+    kept = TARGET(replace(pooled, replaceable=False), share - free, present, record, bottleneck)
+    return replace(kept, pods=max(1, share // least))
+
+
+def _always_adds_a_pod_first(replicas: int, most_pods: int | None) -> tuple[int, int]:
+    return replicas if most_pods is None else min(replicas, most_pods), 1
+
+
+def _runs_all_that_are_wanted(replicas: int, most_pods: int | None) -> tuple[int, int]:
+    return replicas, scale(replicas, most_pods)[1]
+
+
+HANGING: dict[str, tuple[tuple[str, ...], Callable[..., Any], World]] = {
+    "keeps the successor's room from the successor": (
+        ("poolkeeper.budget.targets.target", "tests.fast.budget.model.target"),
+        _keeps_the_successors_room_from_the_successor,
+        ROOM_FOR_TWO_AND_SOME,
+    ),
+    "adds a pod first where there is no room": (
+        ("tests.fast.budget.model.scale",),
+        _always_adds_a_pod_first,
+        replace(REPLACED, server=2),
+    ),
+    "runs more pods than there is room for": (
+        ("tests.fast.budget.model.scale",),
+        _runs_all_that_are_wanted,
+        replace(REPLACED, server=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HANGING)
+def test_f2_a_rollout_that_never_ends_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, broken, world = HANGING[name]
+    first = start(replace(world))
+    for place in places:
+        monkeypatch.setattr(place, broken)
+    assert "hangs" in replace(world).hanging(first)
+    monkeypatch.setattr("tests.fast.budget.test_model.start", lambda _: first)
+    with pytest.raises(Broken, match=r"wait|hangs"):
         explore(replace(world), unsettled)
 
 

@@ -113,7 +113,7 @@ def _faults(database: PooledDatabase, consumers: Consumers, seen: BudgetSeen) ->
                 PODS_WAIT,
                 f"spec.pooler.replicas is {replicas}, and a share of {seen.share} connections is enough for "
                 f"{_counted(most, 'pod')}, since each entry keeps its least on each: so many run; "
-                "lower the replicas, remove consumers, lower limits.sessionConnections, or raise "
+                f"lower the replicas to {most}, remove consumers, lower limits.sessionConnections, or raise "
                 f"{seen.bottleneck}",
             )
         )

@@ -233,6 +233,15 @@ def test_replicas_that_are_not_run_are_a_fault(cluster: Simulation) -> None:
     assert "enough for 1 pod," in message
 
 
+def test_f2_the_replicas_that_the_remedy_names_are_enough(cluster: Simulation) -> None:
+    for most in (1, 2, 4):
+        cluster.edit(pooler={"replicas": 5})
+        seen = replace(SEEN, share=6 * most, most_pods=most)
+        assert f"; lower the replicas to {most}, remove consumers," in condition(cluster, seen)[2]
+        cluster.edit(pooler={"replicas": most})
+        assert condition(cluster, seen)[:2] == ("True", "WithinBudget")
+
+
 def test_without_consumers_no_number_of_pods_is_too_many(cluster: Simulation) -> None:
     cluster.edit(consumers=[])
     state, _, message = condition(cluster, replace(SEEN, share=0, held=0, most_pods=1))
