@@ -64,7 +64,7 @@ async def _run(own: settings.Settings) -> None:
     cluster, admission = await connect(), await connect()
     store = Store(own)
     leadership = Leadership(own)
-    reconciler = Reconciler(cluster, store, own, lambda: leadership.term)
+    reconciler = Reconciler(cluster, store, own, leadership)
     watching = asyncio.Event()
     tasks = [
         asyncio.create_task(_signalled(watching)),

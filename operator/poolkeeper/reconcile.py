@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -40,7 +40,7 @@ from poolkeeper.workers.background import Background
 from poolkeeper.workers.lookup import UpstreamWatch
 from poolkeeper.workers.servers.loop import Budgets
 from poolkeeper.workers.servers.poll import ServerWatch
-from poolkeeper.workers.servers.records import Records
+from poolkeeper.workers.servers.records import Leads, Records
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +77,14 @@ class _Run:
 class Reconciler:
     """Executes plans. Its only state is the work under way; what it learns goes to the store."""
 
-    def __init__(self, cluster: Cluster, store: Store, settings: Settings, term: Callable[[], int]) -> None:
-        """`term` rises with every change of leader."""
+    def __init__(self, cluster: Cluster, store: Store, settings: Settings, leads: Leads) -> None:
         self._cluster = cluster
         self._store = store
         self._settings = settings
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self.queue: Queue[Key] = Queue(self.reconcile, 32, lambda key: key.namespace)
         self._background = Background(store, self.queue, self._annotate)
-        records = Records(cluster, store, self.queue, term)
+        records = Records(cluster, store, self.queue, leads)
         watch = partial(ServerWatch, store, self.queue, records, self._annotate)
         self._budgets = Budgets(store, self.queue, watch)
         self._upstreams = UpstreamWatch(cluster, store, self.queue, settings)

@@ -54,7 +54,9 @@ async def test_of_two_failures_the_more_telling_one_is_reported_f8(
     steps: Any = SimpleNamespace(trial=trial)
     found: list[Any] = []
     monkeypatch.setattr(Store, "probed", lambda _, key, seen: found.append(seen))
-    await Reconciler(cluster, store, settings, lambda: 1)._probe_upstream(KEY, TARGET, steps)
+    await Reconciler(cluster, store, settings, SimpleNamespace(term=1, renewed=0.0))._probe_upstream(
+        KEY, TARGET, steps
+    )
     [seen] = found
     assert seen.reason == shown
     assert seen.reachable == (shown == "ReachableThroughPooler")

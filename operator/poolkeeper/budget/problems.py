@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-OVERCOMMITTED, PODS_WAIT = "Overcommitted", "PodsWait"
+OVERCOMMITTED, PODS_WAIT, NOT_STORED = "Overcommitted", "PodsWait", "NotStored"
 ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL = "EntriesLeftOut", "LimitTooSmall"
-GRAVITY = (OVERCOMMITTED, PODS_WAIT, ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL)
+GRAVITY = (NOT_STORED, OVERCOMMITTED, PODS_WAIT, ENTRIES_LEFT_OUT, LIMIT_TOO_SMALL)
 """Gravest first."""
 _NAMED = 3
 """Maximum number of names in a message."""
@@ -55,6 +55,15 @@ def of_pods(
             ),
         )
     return ()
+
+
+def of_secret(name: str, refusal: str) -> Problem:
+    """Of the Secret that the API server lets nothing be stored in."""
+    return Problem(
+        NOT_STORED,
+        f"what pooler pods may open can't be stored in Secret {name}, so they keep what they have: {refusal}; "
+        "delete the Secret, and the operator makes it anew",
+    )
 
 
 def of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[Problem, ...]:

@@ -42,13 +42,20 @@ class Leadership:
         self._settings = settings
         self._connecting = connecting
         self._beat = time.monotonic()
+        self._lease: _Lease | None = None
         self.term = 0
         """How often the Lease had been taken when this process took it: more than for every earlier process."""
+
+    @property
+    def renewed(self) -> float:
+        """When the last renewal that succeeded was sent, on the monotonic clock: no other replica led then."""
+        return 0.0 if self._lease is None else self._lease.renewed
 
     async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Wait for the Lease, run `work` while holding it, release it at the end. Raises LostLease."""
         self._beat = time.monotonic()
         lease = _Lease(self._settings, self._connecting, lambda: time.monotonic() - self._beat)
+        self._lease = lease
         taken = asyncio.wrap_future(lease.taken)
         over: asyncio.Future[Any] = asyncio.wrap_future(lease.over)
         tasks = [asyncio.create_task(self._keep_beating())]
@@ -100,6 +107,7 @@ class _Lease(threading.Thread):
         self._blocked = blocked
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
+        self.renewed = 0.0
 
     def stop(self) -> None:
         """Have the Lease released, from another thread."""
@@ -141,6 +149,7 @@ class _Lease(threading.Thread):
         await election.take(lambda: self._blocked() < LATE_SECONDS)
         self.taken.set_result(election.term)
         async for _ in election.renewals():
+            self.renewed = election.renewed
             if self._blocked() >= BLOCKED_SECONDS:
                 raise LostLease(
                     f"{election.ref} is given up: the operator's event loop has been blocked for"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ USABLE = 60 - 3 - 5 - 1
 QUIET_SECONDS = 30.0
 AT_ONCE = 6
 SETTLE_SECONDS = 60.0
+MOST_BYTES = 1 << 20
+"""Of all values of a Secret."""
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +237,36 @@ def test_a_record_that_is_refused_is_worked_out_anew(place: Place) -> None:
         settled(place, [pod])
     assert len(refused) == 3
     assert "Traceback" not in place.operator.said()
+
+
+def test_a_record_that_claims_to_be_a_later_operators_holds_nothing_up(place: Place) -> None:
+    """Attack 8: `epoch: 10**15` in the Secret of one's own PooledDatabase."""
+    first = place.pod(1)
+    with first.pgbouncer():
+        settled(place, [first])
+        forged = json.loads(place.files()[RECORD_FILE]) | {"epoch": 10**15}
+        text = base64.b64encode(json.dumps(forged).encode()).decode()
+        place.lane.api.merge(place.secret_path, {"data": {RECORD_FILE: text}})
+        second = place.pod(2)
+        with second.pgbouncer():
+            settled(place, [first, second])
+    assert place.record().epoch < 10**15
+
+
+def test_a_secret_that_is_full_is_told_and_its_deletion_mends_it(place: Place) -> None:
+    """(One that is made immutable is replaced.)"""
+    first = place.pod(1)
+    with first.pgbouncer():
+        settled(place, [first])
+        size = sum(len(value.encode()) for value in place.files().values())
+        junk = base64.b64encode(b"x" * (MOST_BYTES - size)).decode()
+        place.lane.api.merge(place.secret_path, {"data": {"junk": junk}})
+        second = place.pod(2)
+        with second.pgbouncer():
+            message = place.lane.expect("WithinBudget", "False", "NotStored", seconds=20)
+            assert f"Secret {names.config_name('shop')}" in message
+            place.lane.api.delete(place.secret_path)
+            settled(place, [first, second])
 
 
 def test_after_a_write_without_an_answer_a_restarted_operator_goes_on(

@@ -156,6 +156,7 @@ class ServerWatch:
             name = order.pooled.name
             before = self._store.budget(key)
             report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
+            report = replace(report, problems=(*self._records.refusal(key), *report.problems))
             report = held_up(report, [pod for pod in pods[key] if self._consoles.mute(pod.uid)], pods[key])
             at_limit = self._at_limit(key, order, pods[key], looks)
             wedges, silent, unwatched = faults[key]
@@ -230,23 +231,29 @@ class ServerWatch:
         stored: Mapping[Key, Stored | None],
         steps: Steps,
     ) -> bool:
-        """Store the Records in place of those that the steps were worked out from; returns whether there were
-        any. The first that can't be stored ends it: what follows is worked out again."""
+        """Store the Records in place of those that the steps were worked out from; returns whether any may have
+        been. The first whose Secret has changed ends it: what follows is worked out again. One that the API
+        server refuses holds up no other."""
         keys = {_name(key): key for key in stored}
+        wrote = False
         for name, record in steps.records.items():
             key = keys[name]
             before = stored[key]
             if before is None or before != self._store.stored(key):
-                break
+                return True
             files = self._store.allotted_files(key)
             files = (
                 allotments.files(record, system, orders[key].lines, files)
                 if key in orders
                 else allotments.kept(files, record, system)
             )
-            if not await self._records.write(key, before, files):
+            done = await self._records.write(key, before, files)
+            if self._records.refusal(key):
+                continue
+            wrote = True
+            if not done:
                 break
-        return bool(steps.records)
+        return wrote
 
     async def _tell(self, orders: Mapping[Key, BudgetRequest], pods: Mapping[Key, Sequence[Pod]]) -> bool:
         """Annotate the pods whose table changed, so that kubelet delivers it; returns whether any had."""
