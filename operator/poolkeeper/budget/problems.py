@@ -57,6 +57,19 @@ def of_pods(
     return ()
 
 
+def of_others(waiting: int, present: int, above: int) -> tuple[Problem, ...]:
+    """Of `present` pods with room in their share, those `waiting` for connections: other PooledDatabases on the
+    server hold so many `above` their shares."""
+    if not waiting or not above:
+        return ()
+    message = (
+        f"{waiting} of {present} pooler pods wait: other PooledDatabases on the server hold {above} more"
+        " connections than their shares, since each of their entries keeps its least; remove consumers there,"
+        f" or raise max_connections of the server by {above}"
+    )
+    return (Problem(PODS_WAIT, message),)
+
+
 def of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[Problem, ...]:
     """Of the entries that no connection is left for. They would not fit on a single pod: fewer replicas are no
     remedy."""
