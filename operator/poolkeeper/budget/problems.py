@@ -63,11 +63,15 @@ def of_others(waiting: int, present: int, above: int) -> tuple[Problem, ...]:
     if not waiting or not above:
         return ()
     message = (
-        f"{waiting} of {present} pooler pods wait: other PooledDatabases on the server hold {above} more"
-        " connections than their shares, since each of their entries keeps its least; remove consumers there,"
-        f" or raise max_connections of the server by {above}"
+        f"{waiting} of {present} pooler pods wait: other PooledDatabases on the server exceed their shares by"
+        f" {_connections(above)}, since each of their entries keeps its least; remove consumers there, or raise"
+        f" max_connections of the server by {above}"
     )
     return (Problem(PODS_WAIT, message),)
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
 
 
 def of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[Problem, ...]:
