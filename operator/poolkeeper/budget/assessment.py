@@ -115,7 +115,7 @@ def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, 
             )
             for pooled, configured in zip(databases, _databases(sight), strict=True)
         }
-        divisions = explained(divisions, shared, sight.records)
+        divisions = explained(divisions, shared, sight.records, usable)
     wanted: dict[str, Caps] = {
         uid: item.caps
         for name, record in sight.records.items()

@@ -16,18 +16,19 @@ from poolkeeper.budget.protocol import Record
 
 
 def explained(
-    divisions: Mapping[str, Division], shares: Mapping[str, int], records: Mapping[str, Record]
+    divisions: Mapping[str, Division], shares: Mapping[str, int], records: Mapping[str, Record], usable: int
 ) -> dict[str, Division]:
-    """The divisions by PooledDatabase. Those with pods that have no connection, although their share is enough,
-    have one problem more if others hold more than their shares."""
-    held = {name: sum(sum(caps.values()) for caps in one.caps.values()) for name, one in divisions.items()}
-    above = {name: max(0, amount - shares[name]) for name, amount in held.items()}
-    return {
-        name: replace(
-            one, problems=(*one.problems, *problems.of_others(waiting, len(one.caps), sum(above.values())))
+    """The divisions by PooledDatabase, with one problem more for those whose pods find no connection, although
+    their share is enough, because others exceed theirs. `usable` is View.usable."""
+    free = usable - sum(record.bound for record in records.values())
+    needed = {name: sum(sum(caps.values()) for caps in one.caps.values()) for name, one in divisions.items()}
+    above = {name: max(0, amount - shares[name]) for name, amount in needed.items()}
+    found = {}
+    for name, one in divisions.items():
+        known = records[name].allotments
+        waiting = sum(len(caps) > free for uid, caps in one.caps.items() if uid not in known)
+        others = sum(above.values()) - above[name]
+        found[name] = replace(
+            one, problems=(*one.problems, *problems.of_others(waiting, len(one.caps), others))
         )
-        for name, one in divisions.items()
-        for waiting in [
-            sum(bool(caps) for uid, caps in one.caps.items() if uid not in records[name].allotments)
-        ]
-    }
+    return found

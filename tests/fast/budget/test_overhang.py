@@ -59,7 +59,23 @@ def test_f2_one_that_finds_no_connection_says_who_has_it_and_what_to_do() -> Non
     assert all(not division.problems for division in seen(4).values())
 
 
-def test_one_that_serves_is_not_troubled_by_what_others_hold() -> None:
-    divided = {"a": Division({"1": {"web": 4}}), "b": Division({"2": {"api": 1}, "3": {}})}
-    records = {"a": Record(1), "b": Record(1, {"2": Allotment(1, 1, {"api": 1})})}
-    assert explained(divided, {"a": 3, "b": 1}, records)["b"].problems == ()
+DIVIDED = {"a": Division({"1": {"web": 4}}), "b": Division({"2": {"api": 1}, "3": {"api": 1}})}
+FOUR = Record(1, {"1": Allotment(4, 1, {"web": 4})})
+
+
+def test_a_pod_that_serves_or_finds_a_connection_waits_for_none() -> None:
+    def said(usable: int, *pods: str) -> list[str]:
+        records = {"a": FOUR, "b": Record(1, {uid: Allotment(1, 1, {"api": 1}) for uid in pods})}
+        return [
+            item.message[:6] for item in explained(DIVIDED, {"a": 3, "b": 2}, records, usable)["b"].problems
+        ]
+
+    assert said(5, "2") == ["1 of 2"]
+    assert said(6, "2") == [], "it is about to get one"
+    assert said(6, "2", "3") == []
+
+
+def test_what_a_pooled_database_holds_above_its_own_share_is_no_fault_of_others() -> None:
+    records = {"a": Record(1), "b": Record(1)}
+    divided = explained(DIVIDED, {"a": 3, "b": 2}, records, 0)
+    assert [bool(divided[name].problems) for name in "ab"] == [False, True]

@@ -160,7 +160,8 @@ def divisions(world: World, state: State) -> dict[str, Division]:
     found = {
         item.name: target(item, given[item.name], view.poolers, view.records[item.name]) for item in databases
     }
-    return explained(found, given, view.records)
+    assert view.usable is not None
+    return explained(found, given, view.records, view.usable)
 
 
 @pytest.mark.parametrize("server", range(1, 9))
