@@ -330,6 +330,28 @@ def test_idle_consumers_lend_to_those_that_wait(
     assert verdict.over == (), str(verdict)
 
 
+def test_f2_a_rollout_of_the_only_pod_ends_whatever_its_share(place: Place, agent: Agent) -> None:
+    """3 connections are its least. With 6 and more there is room for the next pod, which serves before the old
+    one goes."""
+    place.serve({**place.spec(replicas=1), "budget": {"maxConnections": 9}})
+    for most, prepared in ((8, 0), (6, None), (5, 0), (9, None)):
+        place.patch({"budget": {"maxConnections": most}})
+        wait_budget(place, lambda found, most=most: found["share"] == most)
+        message = place.wait_condition("WithinBudget", "True", "WithinBudget")
+        assert ("interrupts the service" in message) == (most < 6)
+        before = place.identities()
+        place.patch({"pooler": {"parameters": {"max_prepared_statements": prepared}}})
+        with timed(f"a rollout with a share of {most}", at_most=60):
+            wait_until(
+                lambda before=before: not before.keys() & place.identities().keys(),
+                SETTLES_SECONDS,
+                "the old pod to go",
+            )
+            place.wait_settled(SETTLES_SECONDS)
+        assert place.resource()["status"]["budget"]["held"] <= most
+        assert agent.query_soon(place.url(), "SELECT 1 AS one", within=10) == [{"one": "1"}]
+
+
 def test_what_cannot_fit_is_said(
     make_small_server: Callable[[], Server], new_place: Callable[..., Place], agent: Agent
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from poolkeeper.budget import lending, servers
 from poolkeeper.budget.division import Caps, Division, Limit, Server
 from poolkeeper.budget.lending import Need, Sample
+from poolkeeper.budget.overhang import explained
 from poolkeeper.budget.protocol import Pooler, Reading, Record, View
 from poolkeeper.budget.report import Account
 from poolkeeper.budget.request import BudgetRequest
@@ -114,6 +115,7 @@ def work_out(sight: Sight, memory: Memory, epoch: int) -> tuple[View, dict[str, 
             )
             for pooled, configured in zip(databases, _databases(sight), strict=True)
         }
+        divisions = explained(divisions, shared, sight.records, usable)
     wanted: dict[str, Caps] = {
         uid: item.caps
         for name, record in sight.records.items()

@@ -170,8 +170,8 @@ def divide(
     `admitted` pods serve already. The entries that are `in_force` on them keep their floors on each pod even if
     the share has fallen below that: otherwise clients would be thrown out. `waiting` pods are admitted in their
     order, while every floor fits. New entries are added likewise: in the order of `consumers`, session entries
-    last. The remedies say to raise the `bottleneck`, and to lower the `replicas` of the spec if they are more
-    than can be served.
+    last. The remedies say to raise the `bottleneck`, and to lower the spec's `replicas` if there are more than
+    can be served.
     """
     most = max(1, share // max(1, sum(item.floor for item in consumers)))
     share -= leaving

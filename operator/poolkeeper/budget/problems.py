@@ -62,8 +62,25 @@ def of_secret(name: str, refusal: str) -> Problem:
     return Problem(
         NOT_STORED,
         f"what pooler pods may open can't be stored in Secret {name}, so they keep what they have: {refusal}; "
-        "delete the Secret, and the operator makes it anew",
+        "delete the Secret, and the operator makes it again",
     )
+
+
+def of_others(waiting: int, present: int, above: int) -> tuple[Problem, ...]:
+    """Of `present` pods with room in their share, those `waiting` for connections: other PooledDatabases on the
+    server hold so many `above` their shares."""
+    if not waiting or not above:
+        return ()
+    message = (
+        f"{waiting} of {present} pooler pods wait: other PooledDatabases on the server exceed their shares by"
+        f" {_connections(above)}, since each of their entries keeps its least; remove consumers there, or raise"
+        f" max_connections of the server by {above}"
+    )
+    return (Problem(PODS_WAIT, message),)
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
 
 
 def of_entries(left_out: Sequence[str], bottleneck: str) -> tuple[Problem, ...]:

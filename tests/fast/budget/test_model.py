@@ -359,6 +359,16 @@ def _large(second: int | None) -> World:
     return World(server=40, specs=(first, then, first), pods=14, epochs=4)
 
 
+@pytest.mark.parametrize("second", [None, 8, 12])
+def test_f2_in_a_larger_world_rollouts_and_scaling_end(second: int | None) -> None:
+    world = _large(second)
+    state = start(world)
+    for spec in range(len(world.specs)):
+        state, held_up = world.deployed(world.settled(state._replace(spec=spec)))
+        assert not held_up
+        assert not world.hanging(state)
+
+
 class Cluster(RuleBasedStateMachine):
     """A random walk; now and then somebody does all that there is to do, so that it gets far."""
 

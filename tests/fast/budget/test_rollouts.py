@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolkeeper.budget.division import Consumer
+from poolkeeper.budget.division import Consumer, Division
+from poolkeeper.budget.overhang import explained
 from poolkeeper.budget.problems import ENTRIES_LEFT_OUT, PODS_WAIT, of_pods
 from poolkeeper.budget.protocol import Allotment, Pooler, Record
-from poolkeeper.budget.shares import Pooled
+from poolkeeper.budget.shares import Pooled, shares
 from poolkeeper.budget.targets import target
 from poolkeeper.desired.deployment import scale
 from tests.fast.budget.model import World, pooled, start
@@ -139,6 +140,55 @@ def test_f2_fewer_replicas_are_named_only_where_they_help(served: int, replicas:
     assert problem.message.endswith(remedy)
     named = re.search(r"spec.pooler.replicas to (\d)", problem.message)
     assert named is None or int(named[1]) == served < replicas
+
+
+# Several PooledDatabases on a server
+
+
+def of_two(server: int, replicas: int, consumers: int, others: int) -> World:
+    """One PooledDatabase serves, and another one in another namespace begins."""
+    one, none, other = (
+        replace(pooled(name, pods, *([100] * count)), replaceable=pods == 1)
+        for name, pods, count in (("x/a", replicas, consumers), ("y/b", 0, others), ("y/b", 1, others))
+    )
+    return World(server=server, specs=((one, none), (one, other)), pods=0)
+
+
+def divisions(world: World, state: State) -> dict[str, Division]:
+    view, databases = world.view(state), world.specs[state.spec]
+    given = shares(world.server, databases)
+    found = {
+        item.name: target(item, given[item.name], view.poolers, view.records[item.name]) for item in databases
+    }
+    assert view.usable is not None
+    return explained(found, given, view.records, view.usable)
+
+
+@pytest.mark.parametrize("server", range(1, 9))
+@pytest.mark.parametrize(("consumers", "others"), [(1, 1), (2, 1), (3, 1), (3, 2), (2, 3)])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_f2_one_that_begins_is_served_or_says_why_not(
+    server: int, consumers: int, others: int, replicas: int
+) -> None:
+    world = of_two(server, replicas, consumers, others)
+    state, held_up = world.deployed(world.settled(start(world)._replace(spec=1)))
+    said = divisions(world, state)["y/b"].problems
+    if server >= consumers + others:
+        assert (held_up, said) == ("", ())
+        assert not world.hanging(state)
+    if not held_up:
+        return
+    if said[0].reason == ENTRIES_LEFT_OUT:
+        assert shares(server, world.specs[1])["y/b"] < others
+        return
+    assert [problem.reason for problem in said] == [PODS_WAIT]
+    named = re.search(r"raise max_connections of the server by (\d+)$", said[0].message)
+    assert named is not None
+    larger = of_two(server + int(named[1]), replicas, consumers, others)
+    begun, held_up = larger.deployed(larger.settled(state))
+    assert not held_up
+    assert divisions(larger, begun)["y/b"].problems == ()
+    after_a_rollout(larger, begun)
 
 
 # The controller that the model has

@@ -74,7 +74,7 @@ class Records:
         """The Record stored for a PooledDatabase, as last seen.
 
         A Secret is in the hands of its namespace. If a Record claims to be a later operator's, but this one
-        still led after it was there, it is nobody's. One that can't be written is as good as written by this
+        still led after it was there, it is forged. One that can't be written is as good as written by this
         operator, once no write of an earlier one can be under way.
         """
         stored = self._store.stored(key)
