@@ -13,9 +13,14 @@ from e2e.cluster.shell import ClusterError, say
 
 
 def keeper(rounds: int = rollouts.ROUNDS) -> list[Figure]:
-    """Everything about keepers: what no cluster is needed for comes first."""
-    found = [figure for part in (ratios, moving, admission) for figure in part.run()]
-    return found + rollouts.run(rounds)
+    """Everything about keepers: what no cluster is needed for comes first. Each part is shown when it is done:
+    the last takes long, and may fail."""
+    found: list[Figure] = []
+    for part in (ratios.run, moving.run, admission.run, partial(rollouts.run, rounds)):
+        made = part()
+        print(f"\n{figures.table(made)}\n", flush=True)
+        found += made
+    return found
 
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {

@@ -52,7 +52,11 @@ def run(rounds: int = ROUNDS) -> list[Figure]:
 def outcomes(
     fleet: Fleet, events: Mapping[str, Callable[[], None]], rounds: int = 1
 ) -> dict[str, list[Outcome]]:
-    """What each event did to the fleet, round by round; the fleet is there for that time only."""
+    """What each event did to the fleet, round by round; the fleet is there for that time only.
+
+    After lost transactions, its programs start again: postgres.js keeps a transaction open for good where its
+    connection was cut off at the wrong moment, and no pause outlasts that.
+    """
     say(f"{fleet.name}: {len(fleet.programs)} programs, {fleet.rate} transactions per second each")
     fleet.deploy()
     found: dict[str, list[Outcome]] = {name: [] for name in events}
@@ -62,6 +66,9 @@ def outcomes(
                 event()
             fleet.check_busy(outcome)
             found[name].append(outcome)
+            if outcome.total.failed:
+                fleet.remove()
+                fleet.deploy()
     finally:
         fleet.remove()
     return found
