@@ -78,7 +78,7 @@ async def _run(own: settings.Settings) -> None:
         for task in done:
             await task
     finally:
-        # The leader first: when kopf ends, it cancels every younger task, the release of the lease included.
+        # The leader first: when kopf ends, it cancels every younger task, also the wait for the Lease's end.
         for task in reversed(tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,7 @@ from poolkeeper.observed.poolers import Pod
 from poolkeeper.observed.refs import ApiRefusal, Key, Ref
 from poolkeeper.observed.upstream import Probe
 from poolkeeper.pgbouncer import console
-from poolkeeper.plan.plan import Plan, plan
+from poolkeeper.plan.plan import Plan
 from poolkeeper.plan.reloads import Reload
 from poolkeeper.plan.status import status
 from poolkeeper.plan.world import World
@@ -38,6 +38,7 @@ from poolkeeper.upstream.target import Target
 from poolkeeper.workers import restarts, upstream
 from poolkeeper.workers.background import Background
 from poolkeeper.workers.lookup import UpstreamWatch
+from poolkeeper.workers.offload import Offload
 from poolkeeper.workers.servers.loop import Budgets
 from poolkeeper.workers.servers.poll import ServerWatch
 from poolkeeper.workers.servers.records import Leads, Records
@@ -68,6 +69,12 @@ class _Run:
     source_uids: dict[str, str] = field(default_factory=dict)
     """UIDs of the source Secrets that were read because no watch shows them yet, by name."""
 
+    def console(self) -> Login:
+        """The login at the poolers' consoles made in this run: the same one in every round."""
+        return self.minted.get(names.CONSOLE_LOGIN) or self.minted.setdefault(
+            names.CONSOLE_LOGIN, mint.mint(names.CONSOLE_LOGIN)
+        )
+
     def authorities(self) -> Authorities:
         """Authorities made in this run: the same ones in every round."""
         self.minted_authorities = self.minted_authorities or mint.authorities()
@@ -82,6 +89,7 @@ class Reconciler:
         self._store = store
         self._settings = settings
         self._probes: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
+        self._offload = Offload()
         self.queue: Queue[Key] = Queue(self.reconcile, 32, lambda key: key.namespace)
         self._background = Background(store, self.queue, self._annotate)
         records = Records(cluster, store, self.queue, leads)
@@ -99,7 +107,8 @@ class Reconciler:
         run = _Run(self._store.begin(key))
         try:
             for _ in range(ROUNDS):
-                steps = plan(key, await self._gather(key, run), self._settings, datetime.now(UTC))
+                world = await self._gather(key, run)
+                steps = await self._offload.plan(key, world, self._settings, datetime.now(UTC))
                 self._background.drain(key, steps.leaving, steps.moving)
                 self._background.pauser.order(key, steps.pausing)
                 self._background.reconnect(key, steps.reconnect)
@@ -159,25 +168,13 @@ class Reconciler:
                 data = reading.data(secret)
                 run.source_uids[name] = secret["metadata"]["uid"]
             sources[name] = data
-        logins = self._complete(resource.spec, self._store.logins(key), run)
+        granted = consumers(resource.spec, self._store.namespaces(), self._settings).granted
+        needed = {login_name(consumer) for consumer in granted}
+        await self._offload.mint(needed - self._store.logins(key).consumers.keys(), run.minted)
+        logins = _complete(needed, self._store.logins(key), run)
         probing = self._probes[key][0] if key in self._probes else None
         return replace(
             self._store.world(key, logins), sources=sources, managed=frozenset(managed), probing=probing
-        )
-
-    def _complete(self, database: PooledDatabase, logins: Logins, run: _Run) -> Logins:
-        """The stored logins, with new ones for consumers that have none."""
-
-        def made(name: str) -> Login:
-            return run.minted.get(name) or run.minted.setdefault(name, mint.mint(name))
-
-        granted = consumers(database, self._store.namespaces(), self._settings).granted
-        missing = {login_name(consumer) for consumer in granted} - logins.consumers.keys()
-        return replace(
-            logins,
-            console=logins.console or made(names.CONSOLE_LOGIN),
-            authorities=logins.authorities or run.authorities(),
-            consumers={**logins.consumers, **{name: made(name) for name in missing}},
         )
 
     async def _look_again(self, key: Key) -> None:
@@ -402,6 +399,18 @@ class Reconciler:
                 continue
             except Refused as error:
                 log.warning("%s/%s: Event refused: %s", key.namespace, key.name, error.message)
+
+
+def _complete(needed: Set[str], logins: Logins, run: _Run) -> Logins:
+    """The stored logins, with those made in this run for names `needed` that have none. If these are not all,
+    the next round makes more, once the plan has stored them."""
+    new = {name: login for name, login in run.minted.items() if name in needed}
+    return replace(
+        logins,
+        console=logins.console or run.console(),
+        authorities=logins.authorities or run.authorities(),
+        consumers={**new, **logins.consumers},
+    )
 
 
 def _event_body(key: Key, uid: str, event: Event) -> Object:

@@ -41,7 +41,7 @@ class Entry:
     weight: int = 100
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2**14)
 def login_name(consumer: Consumer) -> str:
     """The consumer's user name at the pooler.
 
@@ -51,7 +51,7 @@ def login_name(consumer: Consumer) -> str:
     return derived_name(readable, ["login", consumer.namespace, consumer.secret_name], NAME_LIMIT)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2**14)
 def entry_name(database: str, consumer: Consumer) -> str:
     """The database name in the consumer's DATABASE_URL."""
     readable = f"{database}--{consumer.namespace}"

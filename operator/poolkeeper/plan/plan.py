@@ -166,8 +166,10 @@ def plan(key: Key, world: World, settings: Settings, now: datetime) -> Plan:
         steps = group(database, wanted, world)
         if not steps.settled:
             return _background(steps, wanted, world, now)
-        if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals:
-            break  # logins that could not be stored would differ in every run: no consumer may see them
+        if Ref("Secret", key.namespace, names.logins_name(key.name)) in world.refusals or not wanted.complete:
+            # Logins that could not be stored would differ in every run: no consumer may see them. And nothing
+            # may be deleted for want of a login that is only not made yet.
+            break
     reported, events = status.of(database, wanted, world, now)
     behind, rollout = keepers_behind(wanted, world), restarts(wanted, world)
     recheck = WATCH_SECONDS if rollout.waiting else _requeue(wanted, world)
@@ -375,7 +377,7 @@ def _all_children(world: World) -> tuple[tuple[Ref, str], ...]:
 
 def _requeue(wanted: Wanted, world: World) -> float | None:
     shown_wrong = any(shown.problem for shown in world.shown.values())
-    if wanted.fault is not None or world.refusals or shown_wrong:
+    if wanted.fault is not None or world.refusals or shown_wrong or not wanted.complete:
         return RECHECK_SECONDS
     return world.next_probe_seconds
 

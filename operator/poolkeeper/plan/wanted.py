@@ -81,6 +81,8 @@ class Wanted:
     """Why parameters of the spec are not in the poolers' file, by name."""
     unused_parameters: tuple[str, ...] = ()
     """Parameters of the upstream's URL that poolers have no use for."""
+    complete: bool = True
+    """Whether every consumer has a login; if not, `consumers` lacks those that have none yet."""
 
     def console_at(self, ip: str) -> ConsoleAccess:
         """Access to the console of the pooler at this address."""
@@ -111,7 +113,8 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
     """The wanted state for a valid PooledDatabase."""
     resolved, fault = _resolved(database, world)
     target = _in_use(resolved, world)
-    granted = consent.consumers(database, world.namespaces, settings)
+    agreed = consent.consumers(database, world.namespaces, settings)
+    granted = _with_logins(agreed, world)
     wanted_logins = {entries.login_name(consumer) for consumer in granted.granted}
     logins = Logins(
         console=world.logins.console,
@@ -130,6 +133,7 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
         granted,
         logins,
         unused_parameters=unused_parameters(database.upstream, world.sources),
+        complete=len(granted.granted) == len(agreed.granted),
     )
     if target is None or logins.console is None or logins.authorities is None:
         return wanted
@@ -243,6 +247,12 @@ def want(database: PooledDatabase, world: World, settings: Settings, now: dateti
             if consumer in keepers
         ),
     )
+
+
+def _with_logins(found: consent.Consumers, world: World) -> consent.Consumers:
+    """The consumers whose logins are made. Of many new ones, each plan finds a part more."""
+    made = world.logins.consumers
+    return replace(found, granted=tuple(item for item in found.granted if entries.login_name(item) in made))
 
 
 def _most_pods(world: World) -> int | None:

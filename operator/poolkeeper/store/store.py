@@ -556,7 +556,7 @@ class Store:
             workloads=self._workloads.of(key),
             workloads_due=self._workloads.due(key),
             rollout=self._rollouts.get(key),
-            namespaces=self.namespaces(),
+            namespaces=dict(self.namespaces()),  # a thread may read it
             marked=self._sources.marked(key),
             logins=logins,
             budget=self.budget(key),

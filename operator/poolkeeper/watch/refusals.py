@@ -29,7 +29,7 @@ RETRY_SECONDS = 2.0
 REMIND_SECONDS = 3000.0
 """How often an Event is posted while a refusal lasts: the API server keeps each for an hour."""
 KINDS = (names.KIND, *watches.SELECTORS)
-"""The kinds that are listed in each place."""
+"""The kinds that are listed in each namespace, or in all at once."""
 
 
 async def attend(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
@@ -37,7 +37,7 @@ async def attend(cluster: Cluster, store: Store, queue: Queue[Key], settings: Se
     reported: dict[Place, float] = {}
     while True:
         for place in store.scope.refused():
-            await _retry(place, cluster, store)
+            await _retry(place, cluster, store, settings)
         unserved = store.scope.unserved()
         for place in reported.keys() - unserved.keys():
             del reported[place]
@@ -53,45 +53,47 @@ async def attend(cluster: Cluster, store: Store, queue: Queue[Key], settings: Se
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _retry(place: Place, cluster: Cluster, store: Store) -> None:
+async def _retry(place: Place, cluster: Cluster, store: Store, settings: Settings) -> None:
     """List every kind in one place; only if all are shown is it served again."""
+    kinds = KINDS if place is not None or not settings.watch_namespaces else ()
+    if place is None and settings.reads_namespaces:
+        kinds = (*kinds, "Namespace")
     try:
-        for kind in KINDS:
+        for kind in kinds:
             await store.replace(kind, watches.pages(cluster, kind, place), place)
     except Refused:
         return
     except ClusterError as error:
-        log.info("%s: %s", _words(place), error.message)
+        log.info("%s: %s", "the cluster" if place is None else f"namespace {place}", error.message)
         return
     store.scope.restore(place)
 
 
 def not_served(place: Place, message: str) -> Event:
     """What to report while a place is refused; `message` is the API server's."""
-    remedy = (
-        "upgrade the release, which creates its ClusterRole and ClusterRoleBinding again"
-        if place is None
-        else "if the namespace was deleted, remove it from the chart's watchNamespaces; if it exists, upgrade"
-        " the release, which creates the Role and the RoleBinding in it again; if it is stuck in Terminating,"
-        " remove the finalizers of its PooledDatabases"
-    )
-    others = "" if place is None else ", all others are"
-    return _event("NotServed", "Warning", place, f"{_words(place)} is not served{others}: {message}; {remedy}")
+    if place is None:
+        said = "changes in the cluster are missed"
+        remedy = "upgrade the release, which creates its ClusterRoles and ClusterRoleBindings again"
+    else:
+        said = f"namespace {place} is not served, all others are"
+        remedy = (
+            "if the namespace was deleted, remove it from the chart's watchNamespaces; if it exists, upgrade"
+            " the release, which creates the Role and the RoleBinding in it again; if it is stuck in"
+            " Terminating, remove the finalizers of its PooledDatabases"
+        )
+    return _event("NotServed", "Warning", place, f"{said}: {message}; {remedy}")
 
 
 def served(place: Place) -> Event:
     """What to report once a place is listed again."""
-    return _event("ServedAgain", "Normal", place, f"{_words(place)} is served again")
+    said = "changes in the cluster are seen again" if place is None else f"namespace {place} is served again"
+    return _event("ServedAgain", "Normal", place, said)
 
 
 def _event(reason: str, kind: str, place: Place, message: str) -> Event:
     # The time is part of the name: a namespace may be lost more than once, and each loss is reported.
     name = hashlib.sha256(f"{reason}/{place}/{time.time_ns()}".encode()).hexdigest()[:16]
     return Event(name, kind, reason, message)
-
-
-def _words(place: Place) -> str:
-    return "the cluster" if place is None else f"namespace {place}"
 
 
 async def _report(event: Event, cluster: Cluster, settings: Settings) -> None:

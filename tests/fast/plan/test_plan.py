@@ -1,17 +1,21 @@
 """What is done for a PooledDatabase, in which order, and that doing it once is enough."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poolkeeper import names
 from poolkeeper.observed.namespaces import Namespace
-from poolkeeper.observed.refs import Ref
+from poolkeeper.observed.refs import ApiRefusal, Ref
+from poolkeeper.plan.plan import plan
 from poolkeeper.plan.status import status
 from poolkeeper.plan.wanted import want
 from poolkeeper.spec.parse import PooledDatabase
 from tests.fast.worlds import KEY, NOW, SETTINGS, Simulation, ready_pod
+from tests.fast.worlds import body as of_spec
 from tests.specs import body, changed
 
 APP = Ref("Secret", "web", "database")
@@ -329,6 +333,22 @@ def test_what_an_earlier_resource_of_the_same_name_left_behind_is_made_anew() ->
     cluster.stale = {Ref("Service", "data", "shop-pooler")}
     steps = cluster.plan()
     assert [ref for ref, _ in steps.delete] == [Ref("Service", "data", "shop-pooler")]
+
+
+def test_logins_that_are_not_all_made_are_stored_and_nothing_else_happens() -> None:
+    cluster = Simulation(resource=of_spec(consumers=[{"namespace": "web"}, {"namespace": "data"}]))
+    cluster.settle()
+    world = cluster.world()
+    one, *_ = sorted(world.logins.consumers)
+    known = replace(world.logins, consumers={one: world.logins.consumers[one]})
+    steps = plan(KEY, replace(world, logins=known), SETTINGS, NOW)
+    assert [obj["metadata"]["name"] for obj in steps.apply] == [names.logins_name("shop")]
+    assert not steps.delete
+    refusal = ApiRefusal("Invalid", "too long")
+    refused = {Ref("Secret", "data", names.logins_name("shop")): refusal}
+    steps = plan(KEY, replace(world, logins=known, refusals=refused), SETTINGS, NOW)
+    assert steps.settled, "a consumer without a login keeps its Secrets"
+    assert steps.requeue is not None
 
 
 def test_nothing_is_repaired_in_a_namespace_that_is_being_deleted() -> None:

@@ -42,6 +42,8 @@ class FakeCluster:
 
     def __init__(self, *refused: str | None) -> None:
         self.refused = set(refused)
+        self.forbidden: set[str] = set()
+        """The kinds that can't be listed in the whole cluster."""
         self.listed: list[str | None] = []
         self.posted: list[dict[str, Any]] = []
 
@@ -49,7 +51,7 @@ class FakeCluster:
         self, kind: str, namespace: str | None, selector: str
     ) -> AsyncIterator[tuple[list[Any], int]]:
         self.listed.append(namespace)
-        if namespace in self.refused:
+        if namespace in self.refused or (namespace is None and kind in self.forbidden):
             raise Refused("Forbidden", f"{kind} is forbidden in {namespace}")
         yield [], 100
 
@@ -143,6 +145,20 @@ async def test_a_refusal_of_the_whole_cluster_is_reported_while_nothing_can_be_s
     assert not leader.worked
     leader.cluster.refused.clear()
     await leader.until(lambda: leader.worked)
+    await leader.stop()
+
+
+async def test_refused_namespaces_are_retried_as_what_they_are() -> None:
+    """With the rights of Roles alone, no other kind can be listed in the whole cluster."""
+    leader = Leader(FakeCluster(None), Settings("poolkeeper", "test", watch_namespaces=("data",)))
+    leader.store.observe(secret("data", version=200))
+    await leader.until(lambda: leader.cluster.posted)
+    assert "Namespace is forbidden" in leader.cluster.posted[0]["message"]
+    assert not leader.worked
+    leader.cluster.refused.clear()
+    leader.cluster.forbidden = set(refusals.KINDS)
+    await leader.until(lambda: len(leader.cluster.posted) > 1 and leader.worked)
+    assert leader.cluster.posted[1]["reason"] == "ServedAgain"
     await leader.stop()
 
 
