@@ -50,9 +50,9 @@ def target(port: int, sslmode: str) -> Target:
 
 
 @contextlib.asynccontextmanager
-async def asking(for_: bytes, tmp_path: Path) -> AsyncIterator[int]:
+async def asking(for_: bytes, tmp_path: Path, before: bytes = b"") -> AsyncIterator[int]:
     """A server that begins a login by SCRAM with what is `for_` the attribute i, and then says nothing more;
-    yields its port."""
+    yields its port. What it sends `before` comes first."""
     certificate = issue(CA, "server", datetime.now(UTC))
     files = tmp_path / "server.crt", tmp_path / "server.key"
     for file, text in zip(files, (certificate.certificate, certificate.key), strict=True):
@@ -70,7 +70,7 @@ async def asking(for_: bytes, tmp_path: Path) -> AsyncIterator[int]:
                 writer.write(b"S")
                 await writer.start_tls(context)
                 await read(0)
-            writer.write(SASL)
+            writer.write(before + SASL)
             [nonce] = re.findall(rb"r=(\S+)", await read(1))
             text = b"r=" + nonce + b"server,s=" + SALT + b",i=" + for_
             for byte in challenge(text):  # however it is cut
@@ -117,6 +117,32 @@ async def test_what_is_no_number_of_iterations_is_refused(asked: bytes, sslmode:
         looking = asyncio.create_task(probe(target(port, sslmode), 5.0))
         assert await longest_stop(looking) < 0.3
     assert re.search("malformed|invalid", looking.result().message)
+
+
+NEGOTIATION = struct.pack("!II", 196608, 1) + b"_pq_.x"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        message(b"v", struct.pack("!II", 196608, 0)),
+        message(b"v", NEGOTIATION + b"\0"),
+        message(b"v", NEGOTIATION + b"x" * 2500 + b"\0"),
+        message(b"v", NEGOTIATION + b"x" * 10_000 + b"\0"),
+        message(b"N", b"SNOTICE\0C00000\0Mx\0\0"),
+        message(b"S", b"a\0b\0"),
+        message(b"R", struct.pack("!I", 10) + b"X" * 3000 + b"\0\0"),
+        message(b"E", b"SERROR\0C28000\0Mno\0\0"),
+        TRUSTED,
+        b"\0" * 5,
+    ],
+    ids=lambda sent: f"{sent[:1]!r} {len(sent)}",
+)
+async def test_nothing_that_comes_before_hides_the_number(before: bytes, tmp_path: Path) -> None:
+    async with asking(b"2147483647", tmp_path, before) as port:
+        looking = asyncio.create_task(probe(target(port, "disable"), 1.0))
+        assert await longest_stop(looking) < 0.3
+    assert not looking.result().reachable
 
 
 @MODES
