@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 
@@ -104,6 +105,18 @@ class Console:
         ]
 
 
+def verified(access: ConsoleAccess) -> dict[str, Any]:
+    """Parameters of libpq.connect() that lead to one of our own processes. Each has a certificate and SCRAM
+    verifiers: a server that lacks them gets neither a password nor a query."""
+    return {
+        "tls": ServerTls("verify-full", access.authority),
+        "require_auth": "scram-sha-256",
+        "host": access.name,
+        "hostaddr": access.ip,
+        "port": str(access.port),
+    }
+
+
 @contextlib.asynccontextmanager
 async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Console]:
     """Log in to a console over TLS. `timeout` (seconds) bounds the login and every command.
@@ -116,14 +129,10 @@ async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Consol
             connection = await stack.enter_async_context(
                 libpq.connect(
                     timeout,
-                    tls=ServerTls("verify-full", access.authority),
-                    host=access.name,
-                    hostaddr=access.ip,
-                    port=str(access.port),
                     dbname=CONSOLE_DATABASE,
                     user=CONSOLE_LOGIN,
                     password=access.password,
-                    **libpq.BY_SCRAM,
+                    **verified(access),
                 )
             )
         except TimeoutError:

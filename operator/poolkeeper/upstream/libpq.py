@@ -19,10 +19,6 @@ from poolkeeper.upstream.tls import ServerTls
 
 Row = tuple[bytes | None, ...]
 
-BY_SCRAM = {"require_auth": "scram-sha-256"}
-"""For logins at our own processes, which all have a SCRAM verifier: a server that can't prove that it knows the
-verifier gets neither the password nor a query."""
-
 _STRAY_BYTES = 1 << 22
 """What a server may send in a connection's lifetime that belongs to no answer: libpq keeps all parameters."""
 _ERROR_BYTES = 2048
@@ -89,8 +85,7 @@ class Connection:
             self._close()
 
     def _close(self) -> None:
-        self._pgconn.finish()
-        self._wire.close()
+        login.close(self._pgconn, self._wire)
 
     async def execute(self, command: str, limit: Limit) -> Answer:
         """As execute() below, without a limit on time."""

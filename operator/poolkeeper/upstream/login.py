@@ -70,7 +70,7 @@ async def _log_in_at(
             raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
         carrier = wire.Wire(pgconn.socket)
         closing.pop_all()
-        closing.callback(_close, pgconn, carrier)
+        closing.callback(close, pgconn, carrier)
         try:
             if encryption is not None:
                 await _secure(carrier, encryption.session(parameters["host"]))
@@ -127,6 +127,7 @@ async def _poll_beside(pgconn: pq.abc.PGconn, closing: contextlib.ExitStack) -> 
         raise
 
 
-def _close(pgconn: pq.abc.PGconn, carrier: wire.Wire) -> None:
+def close(pgconn: pq.abc.PGconn, carrier: wire.Wire) -> None:
+    """Close a connection, begun or after its login."""
     pgconn.finish()
     carrier.close()

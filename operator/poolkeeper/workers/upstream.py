@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -16,6 +16,7 @@ from poolkeeper.credentials.logins import Login
 from poolkeeper.data_path import wedges
 from poolkeeper.dns import Names
 from poolkeeper.observed.consoles import ConsoleAccess
+from poolkeeper.pgbouncer.console import verified
 from poolkeeper.upstream import faults, libpq, resolver
 from poolkeeper.upstream.libpq import Limit
 from poolkeeper.upstream.target import MAX_SCRAM_PASSWORD_BYTES, Target
@@ -81,7 +82,7 @@ async def probe(target: Target, timeout: float, names: Names | None = None) -> O
     try:
         place = await resolver.parameters(target.host, names, timeout)
         left = end - asyncio.get_running_loop().time()
-        version = await _log_in(left, _tls(target), **_parameters(target), **place)
+        version = await _log_in(left, tls=_tls(target), **_parameters(target), **place)
     except Exception as error:
         return _not_logged_in(target, timeout, error)
     where = f"{target.host}:{target.port}"
@@ -216,7 +217,7 @@ async def trial_login(access: ConsoleAccess, login: Login, entry: str, timeout: 
     """
     where = f"{access.ip}:{access.port}"
     try:
-        version = await _log_in(timeout, _verified(access), **_consumer(access, login, entry))
+        version = await _log_in(timeout, **_consumer(access, login, entry))
     except TimeoutError:
         # PgBouncer lets a login wait while it keeps retrying the upstream.
         message = (
@@ -254,8 +255,7 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
     """Log in at a pooler over TLS as a consumer and run SELECT 1, in at most `timeout` seconds."""
     try:
         # The entry's own application_name, since the connection is its consumer's again afterwards.
-        parameters = _consumer(access, login, entry)
-        await _log_in(timeout, _verified(access), application_name="", **parameters)
+        await _log_in(timeout, application_name="", **_consumer(access, login, entry))
     except TimeoutError:
         return Echo(f"no answer within {timeout:.2g} s", silent=True)
     except (psycopg.Error, OSError, UnicodeError) as error:
@@ -268,22 +268,10 @@ async def through_pooler(access: ConsoleAccess, login: Login, entry: str, timeou
     return Echo("")
 
 
-def _consumer(access: ConsoleAccess, login: Login, entry: str) -> dict[str, str]:
-    """libpq's parameters for a consumer's login at a pooler. What listens at the address of a pooler that has
-    gone gets no password: it lacks the certificate, and is asked for SCRAM."""
-    return {
-        "host": access.name,
-        "hostaddr": access.ip,
-        "port": str(access.port),
-        "dbname": entry,
-        "user": login.name,
-        "password": login.password,
-        **libpq.BY_SCRAM,
-    }
-
-
-def _verified(access: ConsoleAccess) -> ServerTls:
-    return ServerTls("verify-full", access.authority)
+def _consumer(access: ConsoleAccess, login: Login, entry: str) -> dict[str, Any]:
+    """Parameters of _log_in() for a consumer's login at a pooler. What listens at the address of a pooler that
+    has gone gets no password."""
+    return {**verified(access), "dbname": entry, "user": login.name, "password": login.password}
 
 
 def _tls(target: Target) -> ServerTls | None:
@@ -329,7 +317,7 @@ def _unreachable(reason: str, where: str, said: str) -> Observation:
     return Observation(False, reason, f"login at {where}: {said}; {_REMEDIES[reason]}")
 
 
-async def _log_in(timeout: float, tls: ServerTls | None, **parameters: str) -> int:
+async def _log_in(timeout: float, *, tls: ServerTls | None, **parameters: str) -> int:
     """Log in and run one query, together within `timeout`; returns the server's version."""
     end = asyncio.get_running_loop().time() + timeout
     async with libpq.connect(timeout, tls=tls, **parameters) as connection:

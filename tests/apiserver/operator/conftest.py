@@ -4,21 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.cluster.control_plane import ControlPlane
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import Lane, Site
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    directory = tmp_path_factory.mktemp("operator-site")
-    audit_log = directory / "audit.log"
-    with ControlPlane(directory / "plane", ["namespace-controller"], audit_log) as plane:
-        made = Site(plane, directory, audit_log)
-        try:
-            yield made
-        finally:
-            made.close()
+    with Site.opened(tmp_path_factory.mktemp("operator-site")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -6,20 +6,22 @@ import base64
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import yaml
 
 from e2e.cluster.control_plane import ControlPlane
 from poolkeeper import names
+from tests.apiserver import chart_paths
 from tests.apiserver.client import Api, Refused
 from tests.apiserver.operator.api_proxy import Gate, Proxy
 from tests.apiserver.operator.fake_postgres import FakePostgres
 from tests.apiserver.operator.nursery import Nursery
 from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE, ROOT, Operator
-from tests.fast.helm_chart import render
+from tests.fast.helm_chart import installed, render
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -110,6 +112,18 @@ class Site:
         self.create_namespace(OPERATOR_NAMESPACE)
         self._grant()
 
+    @classmethod
+    @contextmanager
+    def opened(cls, directory: Path) -> Iterator[Self]:
+        """One on a control plane with an audit log and the controller that ends namespaces."""
+        audit_log = directory / "audit.log"
+        with ControlPlane(directory / "plane", ["namespace-controller"], audit_log) as plane:
+            made = cls(plane, directory, audit_log)
+            try:
+                yield made
+            finally:
+                made.close()
+
     def install_crd(self) -> None:
         crd = yaml.safe_load((ROOT / "crds" / "pooleddatabases.yaml").read_text())
         self.api.apply(f"{CRD_PATH}/{crd['metadata']['name']}", crd)
@@ -117,12 +131,9 @@ class Site:
 
     def _grant(self) -> None:
         """The chart's own rights, and Leases of any name, since every operator here has its own."""
-        for obj in render():
-            if obj["kind"] in ("ClusterRole", "ClusterRoleBinding") and "helm.sh/hook" not in obj[
-                "metadata"
-            ].get("annotations", {}):
-                plural = obj["kind"].lower() + "s"
-                self.api.apply(f"{_RBAC}/{plural}/{obj['metadata']['name']}", obj)
+        for obj in installed(render()):
+            if obj["kind"] in ("ClusterRole", "ClusterRoleBinding"):
+                self.api.apply(chart_paths.path(obj), obj)
         rights: Object = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "leases"}}
         verbs = ["get", "create", "update"]
         rules = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]

@@ -7,21 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.cluster.control_plane import ControlPlane
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.site import CRD_PATH, Lane, Site, eventually, path
 
 
 @pytest.fixture
 def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    directory = tmp_path_factory.mktemp("crd-site")
-    audit_log = directory / "audit.log"
-    with ControlPlane(directory / "plane", ["namespace-controller"], audit_log) as plane:
-        made = Site(plane, directory, audit_log)
-        try:
-            yield made
-        finally:
-            made.close()
+    with Site.opened(tmp_path_factory.mktemp("crd-site")) as made:
+        yield made
 
 
 CRD = f"{CRD_PATH}/pooleddatabases.poolkeeper.io"

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from e2e.cluster.control_plane import ControlPlane
 from poolkeeper.workers.offload import AT_ONCE
 from tests.apiserver.operator.api_proxy import Answer, Call
 from tests.apiserver.operator.operator_process import ROOT
@@ -40,14 +39,8 @@ asyncio.Handle._run = timed
 
 @pytest.fixture
 def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    directory = tmp_path_factory.mktemp("many-site")
-    audit_log = directory / "audit.log"
-    with ControlPlane(directory / "plane", ["namespace-controller"], audit_log) as plane:
-        made = Site(plane, directory, audit_log)
-        try:
-            yield made
-        finally:
-            made.close()
+    with Site.opened(tmp_path_factory.mktemp("many-site")) as made:
+        yield made
 
 
 def consumers(logins: dict[str, str] | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from poolkeeper import names
 from poolkeeper.keeper import injection
 from poolkeeper.keeper import template as keeper_template
 from poolkeeper.plan.keeper_rollout import annotation
+from tests.apiserver import chart_paths
 from tests.apiserver.operator.api_proxy import Answer, Call
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.site import Lane, Site, eventually, path
@@ -24,7 +25,6 @@ Object = dict[str, Any]
 MARK = annotation("database")
 RESTARTING = ("--set", "keeper.restartWorkloads=true")
 _RBAC = "/apis/rbac.authorization.k8s.io/v1/clusterroles/poolkeeper"
-_POLICIES = "/apis/admissionregistration.k8s.io/v1/{}/poolkeeper-workload-restart"
 _PLURALS = {
     "Deployment": "deployments",
     "ReplicaSet": "replicasets",
@@ -125,18 +125,19 @@ def rights(site: Site) -> Iterator[None]:
     grant(site)
     yield
     site.api.apply(_RBAC, role())
-    for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
-        site.api.delete(_POLICIES.format(plural))
+    for obj in policy():
+        site.api.delete(chart_paths.path(obj))
 
 
 def grant(site: Site) -> None:
-    for obj in render(*RESTARTING):
-        if obj["metadata"]["name"] == "poolkeeper-workload-restart":
-            plural = {"ValidatingAdmissionPolicy": "validatingadmissionpolicies"}.get(
-                obj["kind"], "validatingadmissionpolicybindings"
-            )
-            site.api.apply(_POLICIES.format(plural), obj)
+    for obj in policy():
+        site.api.apply(chart_paths.path(obj), obj)
     site.api.apply(_RBAC, role(*RESTARTING))
+
+
+def policy() -> list[Object]:
+    """The policy on workloads, with its binding."""
+    return [obj for obj in render(*RESTARTING) if obj["metadata"]["name"] == "poolkeeper-workload-restart"]
 
 
 def role(*values: str) -> Object:

@@ -6,17 +6,26 @@ On a control plane of its own, whose operators have the rights of those Roles an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from e2e.cluster.control_plane import ControlPlane
+from tests.apiserver import chart_paths
 from tests.apiserver.client import Refused
 from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE, Operator
 from tests.apiserver.operator.site import PASSWORD, Lane, Site, eventually, path
-from tests.fast.helm_chart import render
+from tests.fast.helm_chart import Object, installed, render
 
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
+
+
+def rights(*namespaces: str) -> list[Object]:
+    """What the chart grants the operator where it watches these; the webhook's are not of interest."""
+    return [
+        obj
+        for obj in installed(render("--set", f"watchNamespaces={{{','.join(namespaces)}}}"))
+        if obj["kind"] in ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+        and not obj["metadata"]["name"].endswith("-webhook")
+    ]
 
 
 class ScopedSite(Site):
@@ -24,30 +33,20 @@ class ScopedSite(Site):
 
     def grant(self, *namespaces: str) -> None:
         """Replace the rights over everything by a Role in each of these namespaces."""
-        for obj in render("--set", f"watchNamespaces={{{','.join(namespaces)}}}"):
-            self._put(obj)
+        for obj in rights(*namespaces):
+            self.api.apply(chart_paths.path(obj), obj)
         for plural in ("clusterroles", "clusterrolebindings"):
             self._drop(f"{_RBAC}/{plural}/poolkeeper")
 
     def grant_again(self, namespace: str) -> None:
         """Put back the Role of one namespace."""
-        for obj in render("--set", f"watchNamespaces={{{namespace}}}"):
+        for obj in rights(namespace):
             if obj["metadata"].get("namespace") == namespace:
-                self._put(obj)
+                self.api.apply(chart_paths.path(obj), obj)
 
     def revoke(self, namespace: str) -> None:
         """Take away the rights in one namespace."""
         self._drop(f"{_RBAC}/namespaces/{namespace}/rolebindings/poolkeeper")
-
-    def _put(self, obj: dict[str, Any]) -> None:
-        metadata = obj["metadata"]
-        if "helm.sh/hook" in metadata.get("annotations", {}) or metadata["name"].endswith("-webhook"):
-            return
-        if obj["kind"] in ("ClusterRole", "ClusterRoleBinding"):
-            self.api.apply(f"{_RBAC}/{obj['kind'].lower()}s/{metadata['name']}", obj)
-        elif obj["kind"] in ("Role", "RoleBinding"):
-            place = f"namespaces/{metadata['namespace']}/{obj['kind'].lower()}s"
-            self.api.apply(f"{_RBAC}/{place}/{metadata['name']}", obj)
 
     def _drop(self, target: str) -> None:
         try:
@@ -59,14 +58,8 @@ class ScopedSite(Site):
 
 @pytest.fixture(scope="module")
 def scoped_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScopedSite]:
-    directory = tmp_path_factory.mktemp("scoped-site")
-    audit_log = directory / "audit.log"
-    with ControlPlane(directory / "plane", ["namespace-controller"], audit_log) as plane:
-        made = ScopedSite(plane, directory, audit_log)
-        try:
-            yield made
-        finally:
-            made.close()
+    with ScopedSite.opened(tmp_path_factory.mktemp("scoped-site")) as made:
+        yield made
 
 
 @pytest.fixture
@@ -82,7 +75,7 @@ def start(site: ScopedSite, lanes: tuple[Lane, Lane]) -> Operator:
     return site.operator([*lanes[0].namespaces, *lanes[1].namespaces]).start()
 
 
-def events(site: Site, reason: str, namespace: str) -> list[dict[str, Any]]:
+def events(site: Site, reason: str, namespace: str) -> list[Object]:
     """The Events of one reason that name a namespace, beside the operator."""
     items = site.api.get(path("Event", OPERATOR_NAMESPACE))["items"]
     return [item for item in items if item["reason"] == reason and namespace in item["message"]]

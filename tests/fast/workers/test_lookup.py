@@ -18,6 +18,7 @@ from poolkeeper.plan.addresses import place
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
+from poolkeeper.upstream.resolver import Resolve
 from poolkeeper.workers import lookup
 from poolkeeper.workers.lookup import UpstreamWatch, ready
 
@@ -71,6 +72,12 @@ class Scene:
 
     def where(self, key: Key = KEY) -> Whereabouts | None:
         return self.store.world(key, self.store.logins(key)).whereabouts
+
+    def another(self, resolve: Resolve, watch_namespaces: tuple[str, ...] = ()) -> UpstreamWatch:
+        """A watch with another resolver."""
+        settings = Settings(namespace="poolkeeper", identity="test", watch_namespaces=watch_namespaces)
+        cluster: Any = self.cluster
+        return UpstreamWatch(cluster, self.store, self.queue, settings, resolve)
 
     async def until(self, check: Callable[[], object]) -> None:
         for _ in range(400):
@@ -163,13 +170,7 @@ async def test_a_resolver_that_is_silent_holds_up_nothing(
         return ("10.96.0.4",)
 
     scene.cluster.listed = [endpoint_slice("a", "10.1.0.1")]
-    watch = UpstreamWatch(
-        scene.cluster,  # type: ignore[arg-type]
-        scene.store,
-        scene.queue,
-        Settings(namespace="poolkeeper", identity="test"),
-        silent,
-    )
+    watch = scene.another(silent)
     watch.observe(KEY, place(HOST, "data", DNS))
     await scene.comes_to("", "10.1.0.1")
     answered.set()
@@ -185,13 +186,7 @@ async def test_names_of_another_namespace_that_are_slow_hold_up_nothing(scene: S
             answered.wait(10)
         return ("10.96.0.4",)
 
-    watch = UpstreamWatch(
-        scene.cluster,  # type: ignore[arg-type]
-        scene.store,
-        scene.queue,
-        Settings(namespace="poolkeeper", identity="test"),
-        slow,
-    )
+    watch = scene.another(slow)
     evil = [Key("evil", f"shop-{number}") for number in range(20)]
     try:
         for key in evil:
@@ -224,8 +219,7 @@ async def test_endpoints_that_may_not_be_read_are_asked_for_once_and_names_serve
 
 
 async def test_namespaces_that_are_not_watched_are_not_asked_about(scene: Scene) -> None:
-    settings = Settings(namespace="poolkeeper", identity="test", watch_namespaces=("data",))
-    watch = UpstreamWatch(scene.cluster, scene.store, scene.queue, settings, lambda _: ("10.96.0.3",))  # type: ignore[arg-type]
+    watch = scene.another(lambda _: ("10.96.0.3",), watch_namespaces=("data",))
     watch.observe(KEY, place("pg.backend.svc", "data", DNS))
     await scene.comes_to("10.96.0.3", host="pg.backend.svc")
     watch.observe(KEY, None)
