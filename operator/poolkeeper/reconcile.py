@@ -39,6 +39,7 @@ from poolkeeper.workers import restarts, upstream
 from poolkeeper.workers.background import Background
 from poolkeeper.workers.lookup import UpstreamWatch
 from poolkeeper.workers.offload import Offload
+from poolkeeper.workers.pause import Pauser
 from poolkeeper.workers.servers.loop import Budgets
 from poolkeeper.workers.servers.poll import ServerWatch
 from poolkeeper.workers.servers.records import Leads, Records
@@ -95,6 +96,7 @@ class Reconciler:
         records = Records(cluster, store, self.queue, leads)
         watch = partial(ServerWatch, store, self.queue, records, self._annotate)
         self._budgets = Budgets(store, self.queue, watch)
+        self._pauser = Pauser(store, self.queue, self._budgets.measure)
         self._upstreams = UpstreamWatch(cluster, store, self.queue, settings)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -110,7 +112,7 @@ class Reconciler:
                 world = await self._gather(key, run)
                 steps = await self._offload.plan(key, world, self._settings, datetime.now(UTC))
                 self._background.drain(key, steps.leaving, steps.moving)
-                self._background.pauser.order(key, steps.pausing)
+                self._pauser.order(key, steps.pausing)
                 self._background.reconnect(key, steps.reconnect)
                 self._background.renew(key, steps.renew)
                 self._budgets.order(key, steps.budget)

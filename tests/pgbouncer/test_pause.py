@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -84,11 +85,17 @@ class Operator:
     fleet: Fleet
     store: Store = field(default_factory=lambda: Store(Settings(namespace="poolkeeper", identity="test")))
     leaving: list[Pooler] = field(default_factory=list)
+    fits: bool = True
+    """Whether the server, once measured, gives as many connections as the poolers may hold."""
 
     def __post_init__(self) -> None:
         async def work(_: Key) -> None: ...
 
-        self.pauser = Pauser(self.store, Queue(work, 1))
+        self.pauser = Pauser(self.store, Queue(work, 1), self.measure)
+
+    def measure(self, key: Key) -> None:
+        if self.fits:
+            self.store.fit(key, time.monotonic())
 
     def order(self, *, hold: bool, seconds: float = 60.0, begin: bool = True) -> None:
         shop = self.fleet.shop
@@ -203,6 +210,45 @@ async def test_the_database_restarts_and_none_fails(fleet: Fleet, database: Data
         await asyncio.sleep(2.5)
         await in_thread(database.start)
         await fleet.operator.resume()
+    assert load.failures == []
+
+
+async def test_nobody_goes_on_before_the_caps_fit_the_server(fleet: Fleet) -> None:
+    """It may have been restarted with fewer connections. A measurement of before the pause proves nothing."""
+    operator = fleet.operator
+    async with fleet.load() as load:
+        operator.measure(KEY)
+        await operator.pause()
+        operator.fits = False
+        before = load.done
+        operator.order(hold=False)
+        await asyncio.sleep(1.5)
+        assert load.done == before, "a transaction was let through"
+        operator.fits = True
+        operator.measure(KEY)
+        await operator.until(lambda seen: seen == [RESUMED] * 2, 2)
+    assert load.failures == []
+
+
+async def test_a_server_that_cannot_be_measured_does_not_prolong_a_pause_for_long(fleet: Fleet) -> None:
+    fleet.operator.fits = False
+    async with fleet.load() as load:
+        await fleet.operator.pause()
+        begun = time.monotonic()
+        fleet.operator.order(hold=False)
+        await fleet.operator.until(lambda seen: seen == [RESUMED] * 2, pauser.FIT_SECONDS + 3)
+        assert time.monotonic() - begun >= pauser.FIT_SECONDS
+    assert load.failures == []
+
+
+async def test_a_limit_ends_a_pause_whether_or_not_the_caps_fit(fleet: Fleet) -> None:
+    fleet.operator.fits = False
+    async with fleet.load() as load:
+        await fleet.operator.pause(seconds=3)
+        begun = time.monotonic()
+        fleet.operator.order(hold=False, seconds=0)
+        await fleet.operator.until(lambda seen: seen == [RESUMED] * 2, pauser.FIT_SECONDS - 1)
+        assert time.monotonic() - begun < pauser.FIT_SECONDS - 1
     assert load.failures == []
 
 

@@ -90,6 +90,7 @@ class Store:
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
         self._stored: Grouped[Key, Stored] = Grouped(lambda stored: stored.server)
         self._budgets: dict[Key, BudgetSeen] = {}
+        self._fits: dict[Key, float] = {}
         self._stopped: deque[str] = deque(maxlen=REMEMBERED_PODS)
         """UIDs of pooler pods that are gone and had ended before."""
 
@@ -357,6 +358,7 @@ class Store:
             self._schemas.pop(key, None)
             self._workloads.drop(key)
             self._budgets.pop(key, None)
+            self._fits.pop(key, None)
             # Logins outlive their Secret, which is created again with them, but not the resource.
             self._logins.pop(key, None)
             self._sources.reads(key, frozenset())
@@ -456,6 +458,10 @@ class Store:
         self._budgets[key] = seen
         return frozenset({key})
 
+    def fit(self, key: Key, at: float) -> None:
+        """Note that what the poolers may hold fits the server, by a measurement begun at this loop time."""
+        self._fits[key] = at
+
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
         """Note that the API server refused a write."""
         self._refusals[key][ref] = refusal
@@ -515,6 +521,10 @@ class Store:
     def budget(self, key: Key) -> BudgetSeen | None:
         """The last outcome of the budget."""
         return self._budgets.get(key)
+
+    def fits_at(self, key: Key) -> float:
+        """The loop time at which the last measurement began that what the poolers may hold fits; 0 for none."""
+        return self._fits.get(key, 0.0)
 
     def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
         """Data of a marked Secret; None if they have to be read: it has no mark, or nothing named it before."""

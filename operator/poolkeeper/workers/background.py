@@ -1,4 +1,4 @@
-"""Background work of a PooledDatabase: pooler pods are drained, paused, moved to where their upstream is, and
+"""Background work of a PooledDatabase: pooler pods are drained, moved to where their upstream is, and
 renew their server connections; keepers are reconfigured.
 
 How long it takes is up to apps and networks, so a run must not wait for it. Each task queues its PooledDatabase
@@ -26,7 +26,6 @@ from poolkeeper.store.store import Store
 from poolkeeper.workers import failover
 from poolkeeper.workers.boundary import unexpected
 from poolkeeper.workers.drain import Departure, Keepers
-from poolkeeper.workers.pause import Pauser
 from poolkeeper.workers.pooler_tasks import PoolerTasks
 from poolkeeper.workers.slots import Slots
 
@@ -54,7 +53,6 @@ class Background:
         self._reconnects = PoolerTasks(queue, self._reconnect)
         self._renewals = PoolerTasks(queue, self._renew)
         self._slots = Slots(UPDATES)
-        self.pauser = Pauser(store, queue)
 
     def drain(self, key: Key, leaving: Iterable[Leaving], moving: tuple[KeeperConsole, ...]) -> None:
         """Drain these pods: all of the PooledDatabase that terminate now. Each is drained only once."""

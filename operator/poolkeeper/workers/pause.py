@@ -6,6 +6,9 @@ that is shutting down refuses a RESUME of everything, but not that of an entry. 
 connection, which is why the connection to its console is kept from the beginning.
 
 A pause outlasts the console connection that asked for it and a RELOAD; it ends with the process.
+
+The server may have been restarted in the pause with fewer connections, and all clients that wait ask for one at
+once. So poolers resume only once the server was measured since the pause was taken back, and their caps fit it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -37,6 +40,8 @@ PATIENCE_SECONDS = 0.2
 WARM_SECONDS = 1.0
 CONCURRENCY = 4
 """Entries of one pooler that are paused at one time. Each may open one connection to the database first."""
+FIT_SECONDS = 5.0
+"""How long a resume waits at most for caps that fit the server: it may not be measurable at all."""
 CONCLUSIVE_LOOKS = 2
 """Polls in a row that have to find nothing paused: an abandoned command may still take effect."""
 
@@ -44,12 +49,16 @@ CONCLUSIVE_LOOKS = 2
 class Pauser:
     """The pauses under way: one task for each pooler pod, fed with the latest orders."""
 
-    def __init__(self, store: Store, queue: Queue[Key]) -> None:
+    def __init__(self, store: Store, queue: Queue[Key], measure: Callable[[Key], None]) -> None:
+        """`measure` has a PooledDatabase's server measured soon."""
         self._store = store
         self._queue = queue
+        self._measure = measure
         self._orders: dict[Key, Pausing] = {}
         self._tasks: dict[Key, dict[str, asyncio.Task[None]]] = {}
         self._changed: dict[Key, asyncio.Event] = {}
+        self._taken_back: dict[Key, float] = {}
+        """When the order to resume came."""
 
     def order(self, key: Key, pausing: Pausing | None) -> None:
         """Keep the poolers paused or resumed from now on; None: the pause is over, as the consoles showed."""
@@ -62,9 +71,15 @@ class Pauser:
         if pausing is None:
             del self._tasks[key]
             self._changed.pop(key, None)
+            self._taken_back.pop(key, None)
             return
         begun = known is not None and known.begin
         self._orders[key] = replace(pausing, begin=pausing.begin or begun)
+        if pausing.hold:
+            self._taken_back.pop(key, None)
+        elif key not in self._taken_back:
+            self._taken_back[key] = asyncio.get_running_loop().time()
+            self._measure(key)
         if known != self._orders[key]:
             if key in self._changed:
                 self._changed[key].set()
@@ -100,8 +115,10 @@ class Pauser:
             if hold and self._orders[key].begin:
                 await self._pause(key, uid, opened, [name for name, row in before.items() if _free(row)])
             elif not hold:
-                free = free + 1 if all(map(_free, before.values())) else 0
-                await _resume(opened, [name for name, row in before.items() if not _free(row)])
+                paused = [name for name, row in before.items() if not _free(row)]
+                free = 0 if paused else free + 1
+                if self._may_resume(key, uid):
+                    await _resume(opened, paused)
             now = _transactions(await opened.show("DATABASES"))
             self._note(key, uid, _seen(now.items(), hold, free >= CONCLUSIVE_LOOKS))
             if self._pooler(key, uid).leaving and not present(await opened.show("CLIENTS")):
@@ -146,6 +163,15 @@ class Pauser:
 
     def _holds(self, key: Key, uid: str) -> bool:
         return self._orders[key].hold and datetime.now(UTC) < self._pooler(key, uid).until
+
+    def _may_resume(self, key: Key, uid: str) -> bool:
+        since = self._taken_back.get(key)
+        return (
+            since is None
+            or datetime.now(UTC) >= self._pooler(key, uid).until
+            or self._store.fits_at(key) >= since
+            or asyncio.get_running_loop().time() - since >= FIT_SECONDS
+        )
 
     def _note(self, key: Key, uid: str, seen: PauseSeen) -> None:
         if self._store.see_pause(uid, seen):

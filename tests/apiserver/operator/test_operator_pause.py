@@ -18,8 +18,11 @@ from tests.apiserver.operator.api_proxy import Answer
 from tests.apiserver.operator.operator_process import Operator
 from tests.apiserver.operator.pooler_pod import PoolerPod
 from tests.apiserver.operator.site import Lane, Site, eventually
-from tests.pgbouncer.processes import Postgres, postgres
+from tests.pgbouncer.processes import Postgres, initialised, postgres, serving
 
+FEWER = 20
+"""max_connections after a restart, instead of 60."""
+MANY = 50
 UNAVAILABLE = Answer(503, "ServiceUnavailable", "refused by the test")
 
 
@@ -229,6 +232,36 @@ def test_limits_on_waiting_are_raised_before_and_lowered_after(place: Place, poo
     assert [task.result(5) for task in asked] == [(1,), (1,)]
     place.over()
     eventually(lambda: "query_wait_timeout = 3\n" in (place.pods[0].place / INI).read_text(), 5)
+
+
+def test_a_server_that_came_back_smaller_refuses_nobody(site: Site, lane: Lane, tmp_path: Path) -> None:
+    """As many clients wait as the poolers could serve before. They go on once the caps fit the server."""
+    (tmp_path / "upstream").mkdir()
+    cluster = initialised(tmp_path / "upstream")
+    with ExitStack() as stack, ThreadPoolExecutor(MANY) as pool:
+        with serving(cluster) as server:
+            server.create_role("shop_owner", "password")
+            server.create_database("shop")
+            place = Place(lane, site.operator(lane.namespaces).start(), server, tmp_path)
+            for pod in place.pods:
+                stack.enter_context(pod.pgbouncer())
+            place.served()
+            place.apply(paused=True)
+            place.expect("True", "Paused", 20)
+            server.execute(f"ALTER SYSTEM SET max_connections = {FEWER}")
+        asked = [pool.submit(hold, place.pods[number % 2]) for number in range(MANY)]
+        with serving(cluster):
+            place.apply(paused=False)
+            assert [task.result(20) for task in asked] == [None] * MANY
+    log = (tmp_path / "upstream/postgres.log").read_text()
+    assert "FATAL:  remaining connection slots" not in log
+    assert "FATAL:  sorry, too many clients" not in log
+
+
+def hold(pod: PoolerPod) -> None:
+    """One transaction that keeps its connection to the server for a moment."""
+    with pod.connect() as client:
+        client.execute("SELECT pg_sleep(0.2)")
 
 
 def test_deletion_lets_clients_go_on(place: Place, pool: ThreadPoolExecutor) -> None:

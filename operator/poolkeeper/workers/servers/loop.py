@@ -60,7 +60,8 @@ class Budgets:
             if self._orders.pop(key, None) is not None:
                 self._seen.pop(key, None)
                 self._tried.pop(key, None)
-                self._rouse(self._identities.pop(key).system if key in self._identities else "")
+                self.measure(key)
+                self._identities.pop(key, None)
             return
         pods, stored = self._store.pods(key), self._store.stored(key)
         before = self._orders.get(key)
@@ -76,8 +77,12 @@ class Budgets:
             task.add_done_callback(lambda _: self._identifying.pop(key))
         if self._seen.get(key) != (order, pods, stored):
             self._seen[key] = (order, pods, stored)
-            if key in self._identities:
-                self._rouse(self._identities[key].system)
+            self.measure(key)
+
+    def measure(self, key: Key) -> None:
+        """Measure the server of a PooledDatabase soon."""
+        if key in self._identities:
+            self._rouse(self._identities[key].system)
 
     # Which server
 

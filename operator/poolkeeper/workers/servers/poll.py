@@ -143,6 +143,9 @@ class ServerWatch:
         view, divisions, shared = work_out(sight, memory, self._records.epoch())
         worked_out = account(system, problem, sight, memory, shared)
         steps = step(view)
+        if view.usable is not None and sum(record.bound for record in view.records.values()) <= view.usable:
+            for key in orders:
+                self._store.fit(key, now)
         wrote = await self._write(system, orders, stored, steps)
         told = await self._tell(orders, pods)
         await self._consoles.retire(_surplus(steps, asked, orders))
