@@ -124,9 +124,11 @@ def _type(field: Schema) -> str:
         return "one of " + ", ".join(f"`{choice}`" for choice in field["enum"] if choice)
     if "additionalProperties" in field:
         values = field["additionalProperties"]
-        return f"map to {'whole number or text' if values.get('x-kubernetes-int-or-string') else _type(values)}"
+        return f"map to {_type(values)}"
     if field.get("x-kubernetes-int-or-string"):
         return "whole number or text"
+    if "type" not in field:
+        return "number or text"
     if field["type"] == "array":
         most = f", at most {field['maxItems']}" if "maxItems" in field else ""
         return f"list of {_type(field['items'])}{most}"

@@ -504,7 +504,38 @@ def autoscaling(least: int, most: int) -> Spec:
     return changed("pooler.autoscaling", {"min": least, "max": most})
 
 
-_QUANTITY = ("spec.pooler.resources.limits", "quantity", "write an amount such as 250m")
+def resources(who: str, **kinds: Any) -> Spec:
+    return changed(f"{who}.resources", kinds)
+
+
+QUANTITIES = tuple(
+    Bad(
+        f"{who}: {written!r}",
+        resources(who, limits={"memory": written}),
+        (f"spec.{who}.resources.limits", "quantity", "write an amount such as 250m"),
+    )
+    for who in ("pooler", "keeper")
+    for written in ("64 MB", "-1", -1, -0.5, "0.5 ", "1e", "")
+)
+SHAPELESS_QUANTITIES = tuple(
+    Bad(
+        f"{who}: {written!r}",
+        resources(who, requests={"memory": written}),
+        (f"spec.{who}.resources.requests", "quantity", "write an amount such as 250m"),
+    )
+    for who in ("pooler", "keeper")
+    for written in (True, ["1Gi"], {"amount": "1Gi"})
+)
+REQUESTS_ABOVE_LIMITS = tuple(
+    Bad(
+        f"{who}: {request!r} of {limit!r}",
+        resources(who, requests={name: request}, limits={name: limit}),
+        (f"spec.{who}.resources.requests", "raise the limit"),
+    )
+    for who in ("pooler", "keeper")
+    for name, request, limit in (("memory", "1Gi", "512Mi"), ("cpu", 0.5, "250m"), ("cpu", 2, 1.5))
+)
+
 POOLERS = (
     Bad("negative replicas", changed("pooler.replicas", -1), ("spec.pooler.replicas", "0")),
     Bad("101 replicas", changed("pooler.replicas", 101), ("spec.pooler.replicas", "100")),
@@ -521,14 +552,6 @@ POOLERS = (
         ("spec.pooler.mode", "transaction", "session", "statement"),
     ),
     Bad("unknown tls mode", changed("upstream.tls.mode", "prefer"), ("spec.upstream.tls.mode", "require")),
-    Bad("quantity", changed("pooler.resources.limits", {"memory": "64 MB"}), _QUANTITY),
-    Bad("negative quantity", changed("pooler.resources.limits", {"cpu": "-1"}), _QUANTITY),
-    Bad("negative number", changed("pooler.resources.limits", {"cpu": -1}), _QUANTITY),
-    Bad(
-        "more requested than allowed",
-        changed("pooler.resources", {"requests": {"memory": "1Gi"}, "limits": {"memory": "512Mi"}}),
-        ("spec.pooler.resources.requests", "raise the limit"),
-    ),
     Bad("image", changed("pooler.image", "pgbouncer 1.26"), ("spec.pooler.image", "without spaces")),
     Bad(
         "unknown fault",
@@ -576,7 +599,6 @@ POOLERS = (
     ),
 )
 
-_KEEPER_QUANTITY = ("spec.keeper.resources.limits", "quantity", "write an amount such as 250m")
 KEEPERS = (
     Bad("pool of 0", changed("keeper.poolSize", 0), ("spec.keeper.poolSize", "1")),
     Bad("pool of 1001", changed("keeper.poolSize", 1001), ("spec.keeper.poolSize", "1000")),
@@ -597,12 +619,6 @@ KEEPERS = (
     Bad("auth of another name", changed("keeper.auth", "scram"), ("spec.keeper.auth", "Trust", "Scram")),
     Bad("word for enabled", changed("keeper.enabled", "yes"), ("spec.keeper.enabled",)),
     Bad("keeper's image", changed("keeper.image", "pgbouncer 1.26"), ("spec.keeper.image", "without spaces")),
-    Bad("keeper's quantity", changed("keeper.resources.limits", {"memory": "64 MB"}), _KEEPER_QUANTITY),
-    Bad(
-        "keeper's requests",
-        changed("keeper.resources", {"requests": {"memory": "1Gi"}, "limits": {"memory": "512Mi"}}),
-        ("spec.keeper.resources.requests", "raise the limit"),
-    ),
 )
 
 
@@ -658,6 +674,9 @@ ALL_BAD = (
     *SYSTEM_NAMESPACES,
     *CONSUMERS,
     *SECRET_NAMES,
+    *QUANTITIES,
+    *SHAPELESS_QUANTITIES,
+    *REQUESTS_ABOVE_LIMITS,
     *POOLERS,
     *KEEPERS,
     *BUDGETS,

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.utils import parse_quantity
 
 from e2e.cluster import binaries
 from poolkeeper.spec.parameters import OWNED_REMEDIES, PARAMETERS, Parameter, validate
 from poolkeeper.spec.parse import parse
+from poolkeeper.spec.values import SpecError
 from tests import specs
 from tests.apiserver.client import Api, Refused
 from tests.specs import (
@@ -87,7 +89,7 @@ def _shape(path: specs.Path) -> str:
 
 
 def _texts_of(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    if schema.get("type") == "string" or schema.get("x-kubernetes-int-or-string"):
+    if schema.get("type") == "string" or schema.get("x-kubernetes-int-or-string") or "pattern" in schema:
         yield path
     children = dict(schema.get("properties", {}))
     if "additionalProperties" in schema:
@@ -173,15 +175,39 @@ def test_upstream_without_exactly_one_source_or_with_a_bad_host_is_refused_at_ad
 
 
 @rows(specs.POOLERS)
-def test_negative_drain_bad_quantity_and_other_pooler_faults_are_refused_at_admission(
-    api: Api, bad: Bad
-) -> None:
+def test_negative_drain_and_other_pooler_faults_are_refused_at_admission(api: Api, bad: Bad) -> None:
     assert_refused(api, bad)
 
 
 @rows(specs.KEEPERS)
-def test_keeper_with_a_pool_of_0_or_a_bad_image_or_quantity_is_refused_at_admission(api: Api, bad: Bad) -> None:
+def test_keeper_with_a_pool_of_0_or_a_bad_image_is_refused_at_admission(api: Api, bad: Bad) -> None:
     assert_refused(api, bad)
+
+
+@rows(specs.QUANTITIES)
+def test_a_text_or_number_that_is_no_quantity_is_refused_at_admission(api: Api, bad: Bad) -> None:
+    message = refusal(api, bad.spec)
+    assert f"{bad.words[0]}.memory in body should" in message
+
+
+@rows((*specs.SHAPELESS_QUANTITIES, *specs.REQUESTS_ABOVE_LIMITS))
+def test_what_no_pattern_can_refuse_is_left_to_the_condition(api: Api, bad: Bad) -> None:
+    stored = admitted(api, bad.spec)
+    with pytest.raises(SpecError, match=re.escape(bad.words[0])):
+        parse(stored)
+
+
+@pytest.mark.parametrize(
+    "written", [0.5, 1, 1.0, 0, 1e-3, "0.5", "500m", ".5", "1.", "1e3", "12E2", "1E", "0.5Gi"]
+)
+@pytest.mark.parametrize("who", ["pooler", "keeper"])
+def test_a_quantity_is_accepted_as_in_any_container_also_as_a_number_without_quotes(
+    api: Api, who: str, written: object
+) -> None:
+    stored = parse(admitted(api, specs.resources(who, requests={"cpu": written})))
+    found = (stored.pooler if who == "pooler" else stored.keeper).resources
+    assert found is not None
+    assert parse_quantity(found["requests"]["cpu"]) == parse_quantity(str(written))
 
 
 @rows(specs.BUDGETS)

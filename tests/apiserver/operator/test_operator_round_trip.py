@@ -20,7 +20,7 @@ POD_SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "thousand-milli": {"resources": {"requests": {"cpu": "1000m", "memory": "1024Mi"}, "limits": {"cpu": "1"}}},
     "fractions": {
-        "resources": {"requests": {"cpu": "0.1", "memory": "0.5Gi"}, "limits": {"cpu": 2, "memory": "1Gi"}}
+        "resources": {"requests": {"cpu": 0.1, "memory": "0.5Gi"}, "limits": {"cpu": 2, "memory": "1Gi"}}
     },
     "kibibytes": {"resources": {"requests": {"memory": "65536Ki"}, "limits": {"memory": "262144Ki"}}},
     "exponents": {"resources": {"requests": {"cpu": "5e-1", "memory": "129e6"}, "limits": {"memory": "1e9"}}},
