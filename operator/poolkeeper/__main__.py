@@ -103,6 +103,8 @@ async def _watch(
         registry=handlers.registry(store, queue, own),
         settings=handlers.watch_settings(own),
         standalone=True,
+        # Of itself kopf asks for the name of the user, and one that the cluster assigned has none.
+        identity=own.identity,  # type: ignore[arg-type]
         clusterwide=not own.watch_namespaces,
         namespaces=own.watch_namespaces,
         ready_flag=watching,

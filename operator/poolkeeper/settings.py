@@ -36,7 +36,8 @@ class Settings:
 
     An empty `watch_namespaces` means all. `reads_namespaces` says whether the operator may read Namespaces: if
     it may not, namespace selectors and consent across namespaces can't be decided and are refused. Without
-    `webhook` no pod gets a keeper.
+    `webhook` no pod gets a keeper. With `assigned_users` poolers and keepers name no user: the cluster assigns
+    one from their namespace's range, as OpenShift's restricted-v2 demands.
     """
 
     namespace: str
@@ -44,6 +45,7 @@ class Settings:
     lease: str = "poolkeeper"
     watch_namespaces: tuple[str, ...] = ()
     reads_namespaces: bool = True
+    assigned_users: bool = False
     pooler_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.3"
     pooler_image_pull_policy: str = "IfNotPresent"
     keeper_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.3"
@@ -118,6 +120,7 @@ def from_environment(environment: Mapping[str, str], resolv_conf: str = "") -> S
         lease=text("LEASE", "poolkeeper"),
         watch_namespaces=listed("WATCH_NAMESPACES"),
         reads_namespaces=boolean("NAMESPACE_SELECTORS", "true"),
+        assigned_users=boolean("ASSIGNED_USERS", "false"),
         pooler_image=text("POOLER_IMAGE", Settings.pooler_image),
         pooler_image_pull_policy=text("POOLER_IMAGE_PULL_POLICY", "IfNotPresent"),
         keeper_image=text("KEEPER_IMAGE", text("POOLER_IMAGE", Settings.keeper_image)),

@@ -17,6 +17,7 @@ from poolkeeper.engine.parameter_table import OLDEST
 from poolkeeper.pgbouncer import console
 from poolkeeper.pgbouncer.configuration import INI, kept_files
 from poolkeeper.workers.upstream import trial_login
+from tests.pgbouncer import processes
 from tests.pgbouncer.processes import Pooler, Postgres, pooler
 from tests.pgbouncer.shop import API, WEB, Shop
 
@@ -33,6 +34,19 @@ async def test_a_started_pooler_shows_its_whole_configuration_without_a_complain
     assert await running_pooler.apply(configuration, shop.console(running_pooler)) is None
     assert running_pooler.complaints() == []
     assert "RELOAD command issued" not in running_pooler.log()
+
+
+async def test_a_pooler_runs_as_whatever_user_the_cluster_assigns(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "USER", 1_000_730_000)
+    with (
+        pooler(tmp_path, shop.configuration()) as made,
+        psycopg.connect(**shop.connection(made, WEB)) as client,
+    ):
+        assert client.execute("SELECT 1").fetchone() == (1,)
+        assert made.process is not None
+        assert os.stat(f"/proc/{made.process.pid}").st_uid == processes.USER
 
 
 async def test_no_password_or_verifier_gets_into_the_log(running_pooler: Pooler, shop: Shop) -> None:

@@ -47,11 +47,19 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
+{{/* "true" where the cluster assigns the pods their users. */}}
+{{- define "poolkeeper.assignedUsers" -}}
+{{- $openshift := .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+{{- or (eq .Values.podUsers "Assigned") (and (eq .Values.podUsers "Auto") $openshift) -}}
+{{- end -}}
+
 {{/* Pod Security "restricted", at the level of the pod and of the container. */}}
 {{- define "poolkeeper.podSecurityContext" -}}
 runAsNonRoot: true
+{{- if eq (include "poolkeeper.assignedUsers" .) "false" }}
 runAsUser: 65532
 runAsGroup: 65532
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}

@@ -97,9 +97,7 @@ def _pod_spec(database: PooledDatabase, settings: Settings, selector: dict[str, 
         "terminationGracePeriodSeconds": LEAVE_ENDPOINTS_SECONDS + pooler.drain_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            **({} if settings.assigned_users else dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _USER)),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": [

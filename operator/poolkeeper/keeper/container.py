@@ -41,8 +41,7 @@ def container(name: str, port: int, template: KeeperTemplate) -> Object:
         "resources": template.resources or DEFAULT_RESOURCES,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
+            **({} if template.assigned_user else {"runAsUser": _USER, "runAsGroup": _USER}),
             "privileged": False,
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

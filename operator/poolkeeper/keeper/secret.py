@@ -27,6 +27,7 @@ def template(database: PooledDatabase, upstream_database: str, settings: Setting
         session_database=session,
         auth=database.keeper.auth,
         image_pull_secrets=database.keeper.image_pull_secrets,
+        assigned_user=settings.assigned_users,
     )
 
 

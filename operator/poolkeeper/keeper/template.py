@@ -17,7 +17,7 @@ from poolkeeper.spec.types import AUTHS, TRUST
 @dataclass(frozen=True)
 class KeeperTemplate:
     """One database's keeper. `database` and `session_database` are the names that apps connect to; the second
-    is empty if the consumer has no session endpoint."""
+    is empty if the consumer has no session endpoint. `assigned_user`: it names no user of its own."""
 
     image: str
     image_pull_policy: str
@@ -26,6 +26,7 @@ class KeeperTemplate:
     session_database: str
     auth: str = TRUST
     image_pull_secrets: tuple[str, ...] = ()
+    assigned_user: bool = False
 
 
 def dump(template: KeeperTemplate) -> str:
@@ -46,6 +47,14 @@ def parse(text: str) -> KeeperTemplate:
         }:
             # If a field is missing, a version of the operator that did not know it wrote the text.
             auth, secrets = rest.get("auth", TRUST), rest.get("image_pull_secrets", [])
-            if auth in AUTHS and isinstance(secrets, list) and all(isinstance(name, str) for name in secrets):
-                return KeeperTemplate(image, policy, resources, database, session, auth, tuple(secrets))
+            assigned = rest.get("assigned_user", False)
+            if (
+                auth in AUTHS
+                and isinstance(secrets, list)
+                and all(isinstance(name, str) for name in secrets)
+                and isinstance(assigned, bool)
+            ):
+                return KeeperTemplate(
+                    image, policy, resources, database, session, auth, tuple(secrets), assigned
+                )
     raise ValueError("it is not a keeper's template")

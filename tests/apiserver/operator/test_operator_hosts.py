@@ -57,6 +57,15 @@ def test_the_operator_logs_in_at_the_service_of_the_pooleddatabases_namespace_f1
     assert f"@{values['PGHOST']}:6432/" in values["DATABASE_URL"]
 
 
+def test_the_operator_runs_as_a_user_without_a_name(site: Site, lane: Lane) -> None:
+    """The cluster may assign it one that is in nobody's /etc/passwd."""
+    prefix = ("unshare", "--user", "--map-user=1000730000", "--map-group=0")
+    unnamed = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
+    site.operator(lane.namespaces, fresh=True, prefix=prefix, **unnamed).start()
+    lane.apply()
+    eventually(lambda: lane.resource().get("status"), 20)
+
+
 @pytest.mark.parametrize(("ip", "host"), [("10.1.0.7", "127.0.0.1"), ("2001:db8::7", "[::1]")])
 def test_kubelet_reaches_the_health_endpoint_in_clusters_of_either_family(
     site: Site, lane: Lane, ip: str, host: str

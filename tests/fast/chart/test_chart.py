@@ -229,6 +229,27 @@ def test_the_values_reach_the_operator() -> None:
     assert (bounded.keeper_max_cpu, bounded.keeper_max_memory) == ("0.5", "1Gi")
 
 
+OPENSHIFT = ("--api-versions", "security.openshift.io/v1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "assigned"),
+    [
+        ((), False),
+        (OPENSHIFT, True),
+        ((*OPENSHIFT, "--set", "podUsers=Fixed"), False),
+        (("--set", "podUsers=Assigned"), True),
+    ],
+)
+def test_no_pod_names_a_user_where_the_cluster_assigns_one(arguments: tuple[str, ...], assigned: bool) -> None:
+    objects = render(*arguments)
+    for pod in pods(objects):
+        context = pod["spec"]["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert ({"runAsUser", "runAsGroup"} & context.keys() == set()) is assigned
+    assert settings.from_environment(environment(objects)).assigned_users is assigned
+
+
 def test_every_pod_passes_pod_security_restricted() -> None:
     """The fields of the Pod Security Standards' restricted profile, and a read-only root beyond it."""
     for pod in pods(render()):

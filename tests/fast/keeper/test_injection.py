@@ -156,6 +156,14 @@ def test_the_templates_image_and_resources_count() -> None:
     assert keeper["resources"] == resources
 
 
+def test_a_keeper_names_no_user_where_the_cluster_assigns_one() -> None:
+    """The restricted-v2 of OpenShift refuses every user but those of the namespace's range."""
+    template = replace(SHOP, assigned_user=True)
+    [keeper] = inject(pod(), {"database": template}).pod["spec"]["initContainers"]
+    assert keeper["securityContext"]["runAsNonRoot"] is True
+    assert not {"runAsUser", "runAsGroup"} & keeper["securityContext"].keys()
+
+
 @pytest.mark.parametrize(
     ("own", "expected"),
     [

@@ -280,6 +280,8 @@ def test_a_template_of_an_older_version_is_read() -> None:
     assert keeper_template.parse(text) == KeeperTemplate("i", "Always", None, "shop", "s")
     with pytest.raises(ValueError, match="not a keeper's template"):
         keeper_template.parse(text.replace("{", '{"auth":"None",'))
+    with pytest.raises(ValueError, match="not a keeper's template"):
+        keeper_template.parse(text.replace("{", '{"assigned_user":0,'))
 
 
 def test_the_template_is_that_of_the_spec() -> None:
@@ -296,7 +298,11 @@ def test_the_template_is_that_of_the_spec() -> None:
     template = keeper_secret.template(database, "shop", SETTINGS)
     assert (template.image, template.resources) == ("registry.example/keeper:2", resources)
     assert (template.auth, template.image_pull_secrets) == ("Scram", ("registry", "other"))
-    assert keeper_template.parse(keeper_template.dump(template)) == template
+    assert not template.assigned_user
+    assigned = keeper_secret.template(database, "shop", replace(SETTINGS, assigned_users=True))
+    assert assigned == replace(template, assigned_user=True)
+    for one in (template, assigned):
+        assert keeper_template.parse(keeper_template.dump(one)) == one
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"image": 1}'])
