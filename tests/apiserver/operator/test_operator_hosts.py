@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE
+from tests.apiserver.operator.operator_process import OPERATOR_NAMESPACE, Operator
 from tests.apiserver.operator.site import PASSWORD, Lane, Site, eventually
 from tests.pgbouncer.names import Names, of_pod, serving
 from tests.pgbouncer.processes import Postgres, postgres
@@ -61,9 +61,8 @@ def test_the_operator_runs_as_a_user_without_a_name(site: Site, lane: Lane) -> N
     """The cluster may assign it one that is in nobody's /etc/passwd."""
     prefix = ("unshare", "--user", "--map-user=1000730000", "--map-group=0")
     unnamed = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
-    site.operator(lane.namespaces, fresh=True, prefix=prefix, **unnamed).start()
-    lane.apply()
-    eventually(lambda: lane.resource().get("status"), 20)
+    operator = site.operator(lane.namespaces, fresh=True, prefix=prefix, **unnamed).start()
+    eventually(lambda: healthy("127.0.0.1", operator), 20)
 
 
 @pytest.mark.parametrize(("ip", "host"), [("10.1.0.7", "127.0.0.1"), ("2001:db8::7", "[::1]")])
@@ -71,11 +70,12 @@ def test_kubelet_reaches_the_health_endpoint_in_clusters_of_either_family(
     site: Site, lane: Lane, ip: str, host: str
 ) -> None:
     operator = site.operator(lane.namespaces, POOLKEEPER_POD_IP=ip).start()
+    eventually(lambda: healthy(host, operator), 20)
 
-    def healthy() -> bool:
-        url = f"http://{host}:{operator.health_port}/healthz"
-        with contextlib.suppress(URLError), urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-        return False
 
-    eventually(healthy, 20)
+def healthy(host: str, operator: Operator) -> bool:
+    """Whether kubelet would take it for alive."""
+    url = f"http://{host}:{operator.health_port}/healthz"
+    with contextlib.suppress(URLError), urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
