@@ -46,9 +46,9 @@ class Settings:
     watch_namespaces: tuple[str, ...] = ()
     reads_namespaces: bool = True
     assigned_users: bool = False
-    pooler_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.3"
+    pooler_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.4"
     pooler_image_pull_policy: str = "IfNotPresent"
-    keeper_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.3"
+    keeper_image: str = "poolkeeper/pgbouncer:1.24.1-poolkeeper.4"
     keeper_image_pull_policy: str = "IfNotPresent"
     keeper_allowed_images: tuple[str, ...] = ()
     """Images that a PooledDatabase may choose for keepers in other namespaces; a `*` at the end stands for any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,9 +12,13 @@ import pytest
 from tests.datapath import stack, wire
 from tests.datapath.stack import Tier
 from tests.datapath.wire import Connection, Refused, Scram, rows
+from tests.pgbouncer import processes
+from tests.pgbouncer.processes import inside
 from tests.pgbouncer.shop import Shop
 
 SLOTS = 60
+FILES = 120
+"""How many files a process may open in some tests."""
 ELSEWHERE = "127.0.0.2"
 """The address of whoever floods the pooler."""
 
@@ -129,24 +132,33 @@ def test_c6_logins_that_end_together_get_no_more_slots_than_there_are(limit: str
         assert flooded.console.run("SHOW VERSION")
 
 
-@pytest.fixture
-def few_descriptors() -> Iterator[None]:
-    """Processes started meanwhile may open hardly more than this one has open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 60, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+def limit_files(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> None:
+    """Processes that start from now on may open so many files."""
+    limited = ["prlimit", f"--nofile={soft}:{hard}"]
+    monkeypatch.setattr(processes, "inside", lambda *command: [*limited, *inside(*command)])
 
 
 @pytest.mark.smoke
 def test_c6_clients_that_take_every_file_descriptor_keep_no_other_out(
-    few_descriptors: None, shop: Shop, settings: dict[str, str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
     """max_client_conn may be larger than what the process may open."""
+    limit_files(monkeypatch, FILES, FILES)
     with stack.pooler_tier(tmp_path / "pooler", shop, settings) as tier, ExitStack() as held:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        for _ in range(soft + 20):
+        for _ in range(FILES + 20):
             named(held.enter_context(begun(tier)), tier)
         assert served(tier)
         assert tier.console.run("SHOW VERSION")
+
+
+@pytest.mark.smoke
+def test_clients_are_accepted_beyond_the_soft_limit_of_open_files(
+    monkeypatch: pytest.MonkeyPatch, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Of a container it is 1,024 on many nodes. None of these clients leaves, and every one is served."""
+    limit_files(monkeypatch, FILES, 4 * FILES)
+    slots = {"max_client_conn": str(10 * FILES)}
+    with stack.pooler_tier(tmp_path / "pooler", shop, settings, parameters=slots) as tier, ExitStack() as held:
+        clients = [held.enter_context(tier.transaction.connect()) for _ in range(FILES + 20)]
+        for client in clients:
+            assert rows(client.run("SELECT 1")) == [("1",)]

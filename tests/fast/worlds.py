@@ -95,7 +95,7 @@ class Simulation:
     workloads: Mapping[Owner, Workload | ApiRefusal | None] = field(default_factory=dict)
     workloads_due: frozenset[Owner] = frozenset()
     shown: dict[str, Shown] = field(default_factory=dict)
-    version: str = "PgBouncer 1.24.1+poolkeeper.3"
+    version: str = "PgBouncer 1.24.1+poolkeeper.4"
     """What consoles answer to SHOW VERSION."""
     versions: dict[str, str] = field(default_factory=dict)
     """Likewise of single processes."""

@@ -157,6 +157,13 @@ TABLE = (
         mended_in=3,
     ),
     Fault(
+        "open-files",
+        _FIRST,
+        NEWEST_TRIED,
+        "clients beyond the container's soft limit of open files are not accepted",
+        mended_in=4,
+    ),
+    Fault(
         "prepared-in-doubt",
         (1, 21, 0),
         NEWEST_TRIED,

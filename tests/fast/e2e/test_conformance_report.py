@@ -27,7 +27,7 @@ def test_every_cause_is_a_known_fault() -> None:
         ("1.26.1", "17.12", ["search-path-mixed", "startup-parameters-lost"]),
         ("1.26.1", "18.6", ["startup-parameters-lost"]),
         ("1.25.2", "17.12", ["startup-parameters-lost"]),
-        ("1.24.1+poolkeeper.3", "17.12", []),
+        ("1.24.1+poolkeeper.4", "17.12", []),
         ("1.27.0", "17.12", []),
     ],
 )
@@ -64,11 +64,11 @@ def test_failures_are_grouped_and_what_nothing_explains_stands_out() -> None:
 
 
 def test_a_sound_engine_has_an_empty_list() -> None:
-    sound = result("1.24.1+poolkeeper.3", "17.12")
+    sound = result("1.24.1+poolkeeper.4", "17.12")
     sound["areas"] = {"truth": {"test_one": "passed"}}
     page = rendered([sound])
     assert "| 1 of 1 |" in page
-    assert "## Failed: PgBouncer 1.24.1+poolkeeper.3, PostgreSQL 17.12\n\nNone.\n" in page
+    assert "## Failed: PgBouncer 1.24.1+poolkeeper.4, PostgreSQL 17.12\n\nNone.\n" in page
 
 
 def test_a_server_that_debian_lacks_is_refused_with_those_it_has() -> None:

@@ -18,7 +18,8 @@ WORST = Circumstances(170002, "require", frozenset({"extra_float_digits"}))
 PARSERS = {"CVE-2026-6664", "CVE-2026-6665", "CVE-2026-6666"}
 BEFORE_26 = {"forced-user-scram", "late-copy-messages"}
 RELOADS = {"reload-crash-login", "reload-crash-tls"}
-SINCE_BUILD_3 = {"unfinished-logins"}
+SINCE_BUILD_4 = {"open-files"}
+SINCE_BUILD_3 = {"unfinished-logins"} | SINCE_BUILD_4
 SINCE_BUILD_2 = {
     "changed-columns",
     "reload-loses-rules",
@@ -26,6 +27,7 @@ SINCE_BUILD_2 = {
     "flush-holds-server",
 } | SINCE_BUILD_3
 OLDEST = {
+    "open-files",
     "unfinished-logins",
     "reload-crash-login",
     "cached-login-error",
@@ -85,8 +87,9 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
     [
         ("PgBouncer 1.24.1+poolkeeper.1", WORST, SINCE_BUILD_2),
         ("PgBouncer 1.24.1+poolkeeper.2", WORST, SINCE_BUILD_3),
-        ("PgBouncer 1.24.1+poolkeeper.3", WORST, set()),
+        ("PgBouncer 1.24.1+poolkeeper.3", WORST, SINCE_BUILD_4),
         ("PgBouncer 1.24.1+poolkeeper.4", WORST, set()),
+        ("PgBouncer 1.24.1+poolkeeper.5", WORST, set()),
         (
             "PgBouncer 1.24.1+poolkeeper.0",
             WORST,

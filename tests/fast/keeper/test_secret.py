@@ -260,7 +260,7 @@ def test_the_secret_lies_beside_the_consumers_and_says_what_injection_needs() ->
     assert metadata["annotations"][names.OWNER_ANNOTATION] == "data/shop"
     template = keeper_template.parse(metadata["annotations"][names.KEEPER_ANNOTATION])
     assert template == KeeperTemplate(
-        "poolkeeper/pgbouncer:1.24.1-poolkeeper.3", "IfNotPresent", None, "shop", "shop.session"
+        "poolkeeper/pgbouncer:1.24.1-poolkeeper.4", "IfNotPresent", None, "shop", "shop.session"
     )
 
 

@@ -11,7 +11,7 @@ from poolkeeper.engine.known_faults import KNOWN
 from poolkeeper.observed.apps import AppPod, Keeper
 from tests.fast.worlds import OWNER_SECRET, Simulation, new_pod, ready_pod
 
-OURS, STOCK, FAULTY = "PgBouncer 1.24.1+poolkeeper.3", "PgBouncer 1.24.1", "PgBouncer 1.26.1"
+OURS, STOCK, FAULTY = "PgBouncer 1.24.1+poolkeeper.4", "PgBouncer 1.24.1", "PgBouncer 1.26.1"
 CA = {"ca.crt": b"-----BEGIN CERTIFICATE-----\n"}
 
 
