@@ -1,7 +1,8 @@
 """``python -m e2e.demo.overload``: an app that was scaled too far, without Poolkeeper and with it.
 
 Forty copies of an app, each with a pool of 10, ask a PostgreSQL with max_connections = 100: straight, then with
-the DATABASE_URL that Poolkeeper gives. Needs ``make install``. Draws the connections that the server had.
+the DATABASE_URL that Poolkeeper gives. Needs ``make install``. Draws the connections that the server had, and
+what became of the requests.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from e2e import kube
 from e2e.cluster.paths import ROOT
 from e2e.cluster.shell import ClusterError, say
 from e2e.demo.consoles import forwarded
-from e2e.demo.picture import Sample, draw
+from e2e.demo.picture import Curves, Progress, Sample, draw
 from e2e.demo.shop import DATA, MANIFESTS, NAME, WEB, start_app, start_database, table
 from e2e.images.catalog import recipe
 from e2e.kube import kubectl
@@ -38,17 +39,17 @@ _COUNT = (
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of the forty came to, and the connections that the server had meanwhile."""
+    """What one run of the forty came to, with the connections that the server had meanwhile."""
 
     answered: int
     failed: int
     errors: dict[str, int]
-    samples: tuple[Sample, ...]
+    curves: Curves
 
     @property
     def most(self) -> int:
         """The most connections at one time."""
-        return max(sample.connections for sample in self.samples)
+        return max(sample.connections for sample in self.curves.samples)
 
 
 def main(seconds: int = 20) -> int:
@@ -84,15 +85,24 @@ def overload(namespace: str, pod: str, seconds: int, server: psycopg.Connection[
     _remove(namespace, pod)
     kube.apply(kube.with_images(text, {"poolkeeper/demo-app:1": recipe("demo-app").reference}))
     deadline = time.monotonic() + LIMIT_SECONDS
-    while not _lines(namespace, pod):
-        _check(time.monotonic() < deadline, f"pod {namespace}/{pod} did not start; see kubectl describe")
-        time.sleep(0.3)
-    with _sampling(server) as samples:
-        while (last := _lines(namespace, pod)[-1])["state"] != "done":
+    with _sampling(server) as counted:
+        while not (lines := _lines(namespace, pod)):
+            _check(time.monotonic() < deadline, f"pod {namespace}/{pod} did not start; see kubectl describe")
+            time.sleep(1)
+        while lines[-1]["state"] != "done":
             _check(time.monotonic() < deadline, f"pod {namespace}/{pod} did not end; see its log")
             time.sleep(1)
+            lines = _lines(namespace, pod)
     _remove(namespace, pod)
-    return Run(last["answered"], last["failed"], last["errors"], tuple(samples))
+    first, last = lines[0], lines[-1]
+    return Run(last["answered"], last["failed"], last["errors"], curves(lines, counted, first["at"] / 1000))
+
+
+def curves(lines: Iterable[dict[str, Any]], counted: Iterable[tuple[float, int]], began: float) -> Curves:
+    """A run over time, from what its pod printed and the counts by time of day; `began`: when its load did."""
+    samples = [Sample(at - began, connections) for at, connections in counted if at >= began]
+    progress = [Progress(line["ms"] / 1000, line["answered"], line["failed"]) for line in lines if "ms" in line]
+    return Curves(samples, [Progress(0, 0, 0), *progress])
 
 
 def report(direct: Run, pooled: Run, limit: int, picture: Path) -> None:
@@ -109,8 +119,8 @@ def report(direct: Run, pooled: Run, limit: int, picture: Path) -> None:
     ]
     print("\n" + table(rows, list(rows[0])))
     picture.parent.mkdir(exist_ok=True)
-    draw(direct.samples, pooled.samples, limit, picture)
-    print(f"\nConnections over time: {picture.relative_to(ROOT)}")
+    draw(direct.curves, pooled.curves, limit, picture)
+    print(f"\nConnections and requests over time: {picture.relative_to(ROOT)}")
 
 
 def _wait_for_share(connections: int) -> None:
@@ -149,20 +159,19 @@ def _server() -> Iterator[psycopg.Connection[Any]]:
 
 
 @contextlib.contextmanager
-def _sampling(server: psycopg.Connection[Any]) -> Iterator[list[Sample]]:
-    """Counts the server's client connections until the block ends."""
-    samples: list[Sample] = []
+def _sampling(server: psycopg.Connection[Any]) -> Iterator[list[tuple[float, int]]]:
+    """Counts the server's client connections until the block ends, each count with the time of day."""
+    counted: list[tuple[float, int]] = []
     over = threading.Event()
-    began = time.monotonic()
 
     def sample() -> None:
         while not over.wait(SAMPLE_SECONDS):
-            samples.append(Sample(time.monotonic() - began, int(_value(server, _COUNT))))
+            counted.append((time.time(), int(_value(server, _COUNT))))
 
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield samples
+        yield counted
     finally:
         over.set()
         thread.join()

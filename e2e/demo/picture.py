@@ -1,4 +1,4 @@
-"""Draws a server's connections over time."""
+"""Draws two runs of the same load over time: the connections of the server, and what became of the requests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+_COLOURS = {"without Poolkeeper": "#c0392b", "with it": "#1f77b4"}
+
 
 class Sample(NamedTuple):
     """So many connections, `seconds` after the load began."""
@@ -16,16 +18,36 @@ class Sample(NamedTuple):
     connections: int
 
 
-def draw(direct: Sequence[Sample], pooled: Sequence[Sample], limit: int, path: Path) -> None:
+class Progress(NamedTuple):
+    """So many requests answered and failed until `seconds` after the load began."""
+
+    seconds: float
+    answered: int
+    failed: int
+
+
+class Curves(NamedTuple):
+    """What is drawn of one run."""
+
+    samples: Sequence[Sample]
+    progress: Sequence[Progress]
+
+
+def draw(direct: Curves, pooled: Curves, limit: int, path: Path) -> None:
     """Both runs and the server's limit, one picture; the file's suffix says in which format."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for samples, name, colour in ((direct, "without Poolkeeper", "#c0392b"), (pooled, "with it", "#1f77b4")):
-        axes.plot(
-            [item.seconds for item in samples], [item.connections for item in samples], colour, label=name
-        )
-    axes.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"max_connections = {limit}")
-    axes.set(xlabel="seconds", ylabel="connections of the server", ylim=(0, limit * 1.15), xlim=(0, None))
-    axes.legend(loc="center")
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    connections, requests = figure.subplots(2, 1, sharex=True)
+    for (name, colour), run in zip(_COLOURS.items(), (direct, pooled), strict=True):
+        connections.plot(*zip(*run.samples, strict=True), color=colour, label=name)
+        seconds, answered, failed = zip(*run.progress, strict=True)
+        requests.plot(seconds, answered, color=colour, label=f"answered {name}")
+        requests.plot(seconds, failed, color=colour, linestyle=":", label=f"failed {name}")
+    connections.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"max_connections = {limit}")
+    connections.set(ylabel="connections of the server", ylim=(0, limit * 1.05))
+    requests.set(
+        ylabel="requests so far", xlabel="seconds since the load began", xlim=(0, None), ylim=(0, None)
+    )
+    for axes in (connections, requests):
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, so that it covers none
     # No time in the file: the same samples make the same file.
     figure.savefig(path, metadata={"Date": None})

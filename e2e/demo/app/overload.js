@@ -1,7 +1,7 @@
 'use strict';
 
 // An app that was scaled out: PROCESSES copies of it, each with node-postgres' usual pool of 10, each as busy as its
-// pool allows. Prints one line of JSON a second, and one at the end.
+// pool allows. Prints one line of JSON a second, and one at the end, each with the milliseconds since the load began.
 const { fork } = require('node:child_process');
 const { Pool } = require('pg');
 
@@ -51,11 +51,12 @@ function copyOfTheApp() {
 function everyCopy() {
   const copies = Array.from({ length: PROCESSES }, () => fork(__filename, ['copy']));
   const latest = new Map();
+  let began;
   let ready = 0;
   let done = 0;
 
   function total(state) {
-    const sum = { state, answered: 0, failed: 0, errors: {} };
+    const sum = { state, ms: Date.now() - began, answered: 0, failed: 0, errors: {} };
     for (const counts of latest.values()) {
       sum.answered += counts.answered;
       sum.failed += counts.failed;
@@ -68,7 +69,8 @@ function everyCopy() {
     copy.on('message', (message) => {
       if (message.counts) latest.set(copy, message.counts);
       if (message.ready && (ready += 1) === PROCESSES) {
-        console.log(JSON.stringify({ state: 'started' }));
+        began = Date.now();
+        console.log(JSON.stringify({ state: 'started', at: began }));
         for (const each of copies) each.send('go');
       }
       if (message.done && (done += 1) === PROCESSES) {
@@ -83,7 +85,7 @@ function everyCopy() {
       }
     });
   }
-  const report = setInterval(() => total('running'), 1000);
+  const report = setInterval(() => began && total('running'), 1000);
 }
 
 if (process.argv[2] === 'copy') copyOfTheApp();
