@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 _COLOURS = {"without Poolkeeper": "#c0392b", "with it": "#1f77b4"}
@@ -49,5 +50,6 @@ def draw(direct: Curves, pooled: Curves, limit: int, path: Path) -> None:
     )
     for axes in (connections, requests):
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, so that it covers none
-    # No time in the file: the same samples make the same file.
-    figure.savefig(path, metadata={"Date": None})
+    # No time and no random names in the file: the same samples make the same file.
+    with rc_context({"svg.hashsalt": "poolkeeper"}):
+        figure.savefig(path, metadata={"Date": None})
