@@ -311,6 +311,13 @@ def _not_logged_in(target: Target, timeout: float, error: Exception) -> Observat
         return Observation(False, UNEXPECTED, unexpected(f"the login at {where}", error, target.password))
     text = str(error)
     reason = faults.reason(text, target.user, target.database)
+    if faults.lacks_tls(text):
+        message = (
+            f"login at {where}: the server offers no TLS, which every mode of spec.upstream.tls but disable"
+            " needs; turn TLS on at the server, or set spec.upstream.tls to {mode: disable}, which leaves"
+            " connections unencrypted"
+        )
+        return Observation(False, reason, message)
     return _unreachable(reason, where, faults.quoted(text, target.password))
 
 
