@@ -37,7 +37,7 @@ async def attend(cluster: Cluster, store: Store, queue: Queue[Key], settings: Se
     reported: dict[Place, float] = {}
     while True:
         for place in store.scope.refused():
-            await _retry(place, cluster, store, settings)
+            await _retry(place, cluster, store, queue, settings)
         unserved = store.scope.unserved()
         for place in reported.keys() - unserved.keys():
             del reported[place]
@@ -53,14 +53,15 @@ async def attend(cluster: Cluster, store: Store, queue: Queue[Key], settings: Se
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _retry(place: Place, cluster: Cluster, store: Store, settings: Settings) -> None:
+async def _retry(place: Place, cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
     """List every kind in one place; only if all are shown is it served again."""
     kinds = KINDS if place is not None or not settings.watch_namespaces else ()
     if place is None and settings.reads_namespaces:
         kinds = (*kinds, "Namespace")
     try:
         for kind in kinds:
-            await store.replace(kind, watches.pages(cluster, kind, place), place)
+            # A watch that shows the same later finds it known, and queues nothing.
+            queue.add(await store.replace(kind, watches.pages(cluster, kind, place), place))
     except Refused:
         return
     except ClusterError as error:

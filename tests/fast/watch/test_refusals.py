@@ -44,6 +44,7 @@ class FakeCluster:
         self.refused = set(refused)
         self.forbidden: set[str] = set()
         """The kinds that can't be listed in the whole cluster."""
+        self.items: dict[tuple[str, str | None], list[Any]] = {}
         self.listed: list[str | None] = []
         self.posted: list[dict[str, Any]] = []
 
@@ -53,7 +54,7 @@ class FakeCluster:
         self.listed.append(namespace)
         if namespace in self.refused or (namespace is None and kind in self.forbidden):
             raise Refused("Forbidden", f"{kind} is forbidden in {namespace}")
-        yield [], 100
+        yield self.items.get((kind, namespace), []), 100
 
     async def get(self, ref: Ref) -> dict[str, Any]:
         assert ref == Ref("Lease", "poolkeeper", "poolkeeper")
@@ -159,6 +160,22 @@ async def test_refused_namespaces_are_retried_as_what_they_are() -> None:
     leader.cluster.forbidden = set(refusals.KINDS)
     await leader.until(lambda: len(leader.cluster.posted) > 1 and leader.worked)
     assert leader.cluster.posted[1]["reason"] == "ServedAgain"
+    await leader.stop()
+
+
+async def test_what_a_retry_shows_is_worked_on_although_the_refusal_did_not_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The watches show it as well, but later: they find it known."""
+    monkeypatch.setattr(scope, "LASTING_SECONDS", 60)
+    leader = Leader(FakeCluster())
+    leader.store.observe(secret("data", version=50))
+    await leader.until(lambda: leader.cluster.listed.count("data") > len(refusals.KINDS))
+    leader.worked.clear()
+    leader.cluster.items["Secret", "data"] = [secret("data", version=99)]
+    leader.store.scope.refuse("data", "the watch broke")
+    await leader.until(lambda: leader.worked == [Key("data", "shop")])
+    assert not leader.cluster.posted
     await leader.stop()
 
 
