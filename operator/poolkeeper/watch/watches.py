@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from poolkeeper import names
-from poolkeeper.kube.client import CHILD_KINDS, Cluster, ClusterError, Expired, Refused
+from poolkeeper.kube.client import CHILD_KINDS, Broken, Cluster, ClusterError, Expired, Refused
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.store.store import Store
@@ -51,6 +51,7 @@ async def pages(
 async def _follow(
     kind: str, selector: str, namespace: str | None, cluster: Cluster, store: Store, queue: Queue[Key]
 ) -> None:
+    what = " ".join((kind, f"with {selector}", *(["in", namespace] if namespace is not None else [])))
     version = ""
     expired = False
     while True:
@@ -69,12 +70,17 @@ async def _follow(
         except Refused as error:
             # Reported once for all kinds (refusals.py), unless the lists, which are retried there, are allowed.
             if version and namespace not in store.scope.refused():
-                log.warning("watch of %s: %s; trying again in %g s", kind, error.message, REFUSED_SECONDS)
+                log.warning("watch of %s: %s; trying again in %g s", what, error.message, REFUSED_SECONDS)
             store.scope.refuse(namespace, error.message)
             # Meanwhile events are lost, as with a version that is too old.
             version, expired = "", True
             pause = REFUSED_SECONDS
+        except Broken as error:
+            # From the same version it might break again and again.
+            log.warning("watch of %s: %s; listing again in %g s", what, error.message, RETRY_SECONDS)
+            version, expired = "", True
+            pause = RETRY_SECONDS
         except ClusterError as error:
-            log.warning("watch of %s: %s; trying again in %g s", kind, error.message, RETRY_SECONDS)
+            log.warning("watch of %s: %s; trying again in %g s", what, error.message, RETRY_SECONDS)
             pause = RETRY_SECONDS
         await asyncio.sleep(pause)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolkeeper import names
-from poolkeeper.kube.client import Expired, Retry
+from poolkeeper.kube.client import Broken, Expired, Retry
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
@@ -126,6 +126,17 @@ async def test_an_expired_version_lists_and_forgets_what_the_list_lacks() -> Non
     store, _ = await follow(cluster)
     assert children(store) == {"b"}
     assert cluster.watched == ["10", "10"]
+
+
+async def test_an_error_inside_a_watch_is_logged_once_and_lists_again(caplog: pytest.LogCaptureFixture) -> None:
+    """From the version where the watch broke, it might break again."""
+    cluster = FakeCluster([("ADDED", secret("a", 11)), Broken("Broken", "etcd is slow")])
+    cluster.listed = [secret("b", 60)]
+    store, queue = await follow(cluster)
+    assert children(store) == {"b"}
+    assert not queue.idle
+    assert cluster.watched == ["10", "10"]
+    assert caplog.text.count("etcd is slow; listing again") == 1
 
 
 async def test_pods_are_watched_by_either_label_and_listed_by_both() -> None:
