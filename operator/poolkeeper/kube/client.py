@@ -182,12 +182,18 @@ class Cluster:
         return str(page["metadata"]["resourceVersion"])
 
     async def watch(
-        self, kind: str, namespace: str | None, selector: str, version: str
+        self,
+        kind: str,
+        namespace: str | None,
+        selector: str,
+        version: str,
+        granted: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[tuple[str, Object]]:
         """Events after `version`: (ADDED, MODIFIED, DELETED or BOOKMARK, object), for some minutes.
 
         A BOOKMARK's object has a resource version and nothing else. Raises as watch_event() does: Expired if
-        `version` is too old.
+        `version` is too old. `granted` is called once the API server has accepted the watch, which may be long
+        before the first event.
         """
         query = {
             "watch": "true",
@@ -201,6 +207,7 @@ class Cluster:
         try:
             if response.status >= 400:
                 raise _failure(response.status, None, await response.read(), f"watch of {path}")
+            granted()
             part = b""
             async for chunk in response.response.content.iter_any():
                 *lines, part = (part + chunk).split(b"\n")

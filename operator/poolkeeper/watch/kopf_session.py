@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -57,10 +57,14 @@ async def _adapt(
     if request.url.name not in KINDS:
         return response
     path, watches, place = request.url.path, "watch" in request.url.query, _place(request)
-    if response.status == 403:
+    kind = KINDS[request.url.name]
+    if response.status == 403 and watches:
+        scope.lose_watch(place, kind, f"the watch of {path} is forbidden")
+    elif response.status == 403:
         scope.refuse(place, f"{path} is forbidden")
     elif response.status < 400 and watches:
-        _replace(response, _Events(response.content, path, scope, place))
+        scope.regain_watch(place, kind)
+        _replace(response, _Events(response.content, path, partial(scope.lose_watch, place, kind)))
     elif response.status >= 500 or response.status in _RETRIED or _is_list(response):
         pass
     else:
@@ -107,11 +111,11 @@ class _Events(_Gone):
     """The content of an answer to a watch, whole events only: an error that kopf does not know is logged, and
     becomes one that it does."""
 
-    def __init__(self, content: aiohttp.StreamReader, path: str, scope: Scope, place: Place) -> None:
+    def __init__(self, content: aiohttp.StreamReader, path: str, refused: Callable[[str], object]) -> None:
+        """`refused` is called with the API server's words if the error is that the watch is forbidden."""
         super().__init__(content)
         self._path = path
-        self._scope = scope
-        self._place = place
+        self._refused = refused
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
         rest = b""
@@ -127,7 +131,7 @@ class _Events(_Gone):
                         "watch of %s: %s; listing again in %g s", self._path, error.message, PAUSE_SECONDS
                     )
                     if isinstance(error, Refused):
-                        self._scope.refuse(self._place, error.message)
+                        self._refused(error.message)
                     await asyncio.sleep(PAUSE_SECONDS)
                     yield _GONE
                     return

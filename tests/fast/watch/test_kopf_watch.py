@@ -195,10 +195,30 @@ async def test_an_error_inside_a_watch_is_logged_once_and_everything_is_listed_a
     async with watching(api, tmp_path, monkeypatch) as kopfs:
         await kopfs.until_known("a", "b")
         assert api.watched[:2] == ["100", "200"]
-        assert kopfs.store.scope.refused() == ({"data"} if name in ("403", "400") else set())
+        assert not kopfs.store.scope.refused()
     [said] = warnings(caplog)
     assert said.name == "poolkeeper.watch.kopf_session"
     assert "listing again" in said.getMessage()
+
+
+@pytest.mark.parametrize("first", [403, [error(403)]], ids=["at once", "inside"])
+async def test_a_watch_that_is_forbidden_is_noted_until_it_is_granted(
+    first: int | list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lists are allowed: nothing else is refused."""
+    monkeypatch.setattr(handlers, "RETRY_SECONDS", 0.05)
+    api = FakeApi([first, *[403] * 5])
+    async with watching(api, tmp_path, monkeypatch) as kopfs:
+        scope = kopfs.store.scope
+        async with asyncio.timeout(10):
+            while len(api.watched) < 5:
+                await asyncio.sleep(0.01)
+        assert scope.lost_watches() == {"data": {names.KIND}}
+        async with asyncio.timeout(10):
+            while scope.lost_watches():
+                await asyncio.sleep(0.01)
+        assert not scope.refused()
+        assert not kopfs.task.done()
 
 
 async def test_a_watch_that_always_breaks_is_not_repeated_without_a_pause(
