@@ -12,6 +12,7 @@ from pathlib import Path
 import kopf
 
 from poolkeeper import names, settings
+from poolkeeper.host_port import host_port
 from poolkeeper.kube.client import Cluster, ClusterError, Conflict, connect
 from poolkeeper.kube.leader import LostLease
 from poolkeeper.kube.leadership import Leadership
@@ -108,7 +109,7 @@ async def _watch(
         clusterwide=not own.watch_namespaces,
         namespaces=own.watch_namespaces,
         ready_flag=watching,
-        liveness_endpoint=f"http://{own.health_address}:{own.health_port}/healthz",
+        liveness_endpoint=f"http://{host_port(own.health_address, own.health_port)}/healthz",
     )
 
 

@@ -59,7 +59,7 @@ class Settings:
     log_level: str = "INFO"
     health_port: int = 8080
     health_address: str = "0.0.0.0"  # noqa: S104
-    """Every address of the family by which kubelet reaches the pod, as a URL has it."""
+    """Every address of the family by which kubelet reaches the pod."""
     webhook: Webhook | None = None
     dns: Dns = field(default_factory=Dns)
 
@@ -132,7 +132,7 @@ def from_environment(environment: Mapping[str, str], resolv_conf: str = "") -> S
         keeper_max_memory=amount("KEEPER_MAX_MEMORY", Settings.keeper_max_memory),
         log_level=text("LOG_LEVEL", "INFO").upper(),
         health_port=port("HEALTH_PORT", "8080"),
-        health_address="[::]" if ":" in text("POD_IP", "") else Settings.health_address,
+        health_address="::" if ":" in text("POD_IP", "") else Settings.health_address,
         webhook=Webhook(webhook, webhook_port, certificates, client_authority, client_name)
         if webhook
         else None,

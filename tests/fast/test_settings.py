@@ -57,7 +57,7 @@ def test_every_variable_is_read() -> None:
         webhook=Webhook("pods", 9000, "/certificates", AUTHORITY.strip(), "api-server"),
         log_level="DEBUG",
         health_port=9090,
-        health_address="[::]",
+        health_address="::",
         dns=Dns("k8s.example.com"),
     )
     assert own.watches("web")

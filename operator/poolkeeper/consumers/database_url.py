@@ -3,6 +3,7 @@
 import ipaddress
 from urllib.parse import quote
 
+from poolkeeper.host_port import host_port
 from poolkeeper.spec.values import forbidden_character
 
 
@@ -15,7 +16,7 @@ def url(host: str, port: int, user: str, password: str, database: str, **paramet
     _check(host, user, password, database, *parameters.values())
     secret = f":{_encode(password)}" if password else ""
     query = "&".join(f"{_encode(key)}={_encode(value)}" for key, value in parameters.items())
-    address = f"postgresql://{_encode(user)}{secret}@{_host(host)}:{port}/{_encode(database)}"
+    address = f"postgresql://{_encode(user)}{secret}@{_authority(host, port)}/{_encode(database)}"
     return f"{address}?{query}" if query else address
 
 
@@ -23,7 +24,7 @@ def jdbc_url(host: str, port: int, user: str, password: str, database: str) -> s
     """The URL for PostgreSQL's JDBC driver, with the login in its query. Raises like url()."""
     _check(host, user, password, database)
     login = f"user={_encode(user)}&password={_encode(password)}"
-    return f"jdbc:postgresql://{_host(host)}:{port}/{_encode(database)}?{login}"
+    return f"jdbc:postgresql://{_authority(host, port)}/{_encode(database)}?{login}"
 
 
 def r2dbc_url(host: str, port: int, user: str, password: str, database: str) -> str:
@@ -51,9 +52,9 @@ def _encode(value: str) -> str:
     return quote(value, safe="")
 
 
-def _host(host: str) -> str:
-    """The host in a URL: an IPv6 address in brackets, a name encoded like any other part."""
+def _authority(host: str, port: int) -> str:
+    """Host and port in a URL: a name is encoded like any other part, and so is the zone of an IPv6 address."""
     try:
-        return f"[{ipaddress.IPv6Address(host)}]"
+        return host_port(quote(str(ipaddress.IPv6Address(host)), safe=":"), port)
     except ipaddress.AddressValueError:
-        return _encode(host)
+        return host_port(_encode(host), port)

@@ -2,7 +2,7 @@
 
 Takes and returns dicts, over the official asyncio client's connection and credentials. Errors are of three
 kinds: Conflict (a foreign object, or an outdated view), Refused (the answer will not change by itself), and
-Retry (it may); Expired for watches.
+Retry (it may); Expired and Broken for watches.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _IN_FLIGHT = 16
 _PAGE = 500
 _NAME_SHOWN = 100
 """Maximum length of a name in a refusal, in characters."""
+_LINE_SHOWN = 100
+"""Maximum length of what is quoted of a line that is no event, in bytes."""
 _SECRETS_PAGE = 25
 """Each Secret may have 1 MiB, and anyone who may create one can have the operator list it."""
 
@@ -108,6 +110,10 @@ class Refused(ClusterError):
 
 class Expired(ClusterError):
     """The resource version to watch from is too old: list again."""
+
+
+class Broken(ClusterError):
+    """The API server reported an error inside a watch, or sent no event: list again, after a pause."""
 
 
 class Retry(ClusterError):
@@ -176,11 +182,18 @@ class Cluster:
         return str(page["metadata"]["resourceVersion"])
 
     async def watch(
-        self, kind: str, namespace: str | None, selector: str, version: str
+        self,
+        kind: str,
+        namespace: str | None,
+        selector: str,
+        version: str,
+        granted: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[tuple[str, Object]]:
         """Events after `version`: (ADDED, MODIFIED, DELETED or BOOKMARK, object), for some minutes.
 
-        A BOOKMARK's object has a resource version and nothing else. Raises Expired if `version` is too old.
+        A BOOKMARK's object has a resource version and nothing else. Raises as watch_event() does: Expired if
+        `version` is too old. `granted` is called once the API server has accepted the watch, which may be long
+        before the first event.
         """
         query = {
             "watch": "true",
@@ -194,15 +207,12 @@ class Cluster:
         try:
             if response.status >= 400:
                 raise _failure(response.status, None, await response.read(), f"watch of {path}")
+            granted()
             part = b""
             async for chunk in response.response.content.iter_any():
                 *lines, part = (part + chunk).split(b"\n")
-                for line in lines:
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        status = event["object"]
-                        raise _failure(status.get("code", 500), None, json.dumps(status).encode(), path)
-                    yield event["type"], event["object"]
+                for line in filter(None, lines):
+                    yield watch_event(line, path)
         except _CONNECTION_FAULTS as error:
             raise Retry(f"watch of {path}: {type(error).__name__}: {error}") from error
         finally:
@@ -370,6 +380,22 @@ class Cluster:
             )
         except _CONNECTION_FAULTS as error:
             raise Retry(f"{method} {path}: {type(error).__name__}: {error}") from error
+
+
+def watch_event(line: bytes, path: str) -> tuple[str, Object]:
+    """Type and object of one line of a watch over `path`. Raises Expired, Refused and Broken for an ERROR, and
+    Broken for a line that is no event."""
+    try:
+        event = json.loads(line)
+        kind, obj = event["type"], event["object"]
+        if kind != "ERROR":
+            str(obj["metadata"]["resourceVersion"])
+            return str(kind), obj
+        code, status = int(obj.get("code") or 500), json.dumps(obj).encode()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Broken("Broken", f"the API server sent {line[:_LINE_SHOWN]!r}, which is no event") from None
+    failure = _failure(code, None, status, f"watch of {path}")
+    raise failure if isinstance(failure, Expired | Refused) else Broken("Broken", failure.message)
 
 
 def _failure(status: int, retry_after: str | None, text: bytes, what: str) -> ClusterError:

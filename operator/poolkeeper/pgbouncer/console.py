@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 
+from poolkeeper.host_port import host_port
 from poolkeeper.names import CONSOLE_DATABASE, CONSOLE_LOGIN
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.pgbouncer.configuration import Configuration
@@ -123,7 +124,7 @@ async def connect(access: ConsoleAccess, timeout: float) -> AsyncIterator[Consol
 
     Raises ConsoleError; no message holds the password.
     """
-    where = f"console at {access.ip}:{access.port}"
+    where = f"console at {host_port(access.ip, access.port)}"
     async with contextlib.AsyncExitStack() as stack:
         try:
             connection = await stack.enter_async_context(

@@ -6,6 +6,8 @@ knows neither host nor Secret.
 
 import re
 
+from poolkeeper.upstream import tls
+
 AUTHENTICATION_FAILED = "AuthenticationFailed"
 DATABASE_MISSING = "DatabaseMissing"
 TLS_FAILED = "TlsFailed"
@@ -78,13 +80,22 @@ def quoted(text: str, password: str) -> str:
 
     A server can send any text, so a password that it repeats is blotted out.
     """
-    attempts = [attempt for attempt in _PREFIX.split(text) if attempt.strip()]
-    said = _SEVERITY.sub("", min(attempts, key=_rank, default="")).strip()
+    said = _SEVERITY.sub("", _most_telling(text)).strip()
     if password:
         said = said.replace(password, "[password]")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     first = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", lines[0]) if lines else "no reason given"
     return first if len(first) <= MESSAGE_LIMIT else first[: MESSAGE_LIMIT - 1] + "…"
+
+
+def lacks_tls(text: str) -> bool:
+    """Whether the most telling attempt failed since the server offers no TLS."""
+    return tls.NOT_OFFERED in _most_telling(text)
+
+
+def _most_telling(text: str) -> str:
+    attempts = [attempt for attempt in _PREFIX.split(text) if attempt.strip()]
+    return min(attempts, key=_rank, default="")
 
 
 def _rank(text: str) -> int:

@@ -75,8 +75,8 @@ async def _log_in_at(
             if encryption is not None:
                 await _secure(carrier, encryption.session(parameters["host"]))
             await _authenticate(pgconn, carrier, closing)
-        except (ssl.SSLError, ConnectionResetError, scram.Unacceptable) as error:
-            said = tls.words(error) if isinstance(error, ssl.SSLError) else str(error)
+        except (ssl.SSLError, tls.NotOffered, wire.Ended, scram.Unacceptable) as error:
+            said = tls.words(error) if isinstance(error, ssl.SSLError | tls.NotOffered) else str(error)
             where = f'connection to server at "{parameters["hostaddr"]}", port {parameters.get("port", 5432)}'
             raise psycopg.OperationalError(f"{where} failed: {said}") from None
         closing.pop_all()
@@ -84,10 +84,15 @@ async def _log_in_at(
 
 
 async def _secure(carrier: wire.Wire, session: tls.Session) -> None:
+    """Ask for TLS, and begin it. Raises ssl.SSLError, tls.NotOffered, wire.Ended and psycopg.Error.
+    https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL"""
     answer = await carrier.ask(_SSL_REQUEST)
+    if answer == b"N":
+        raise tls.NotOffered
+    if not answer:
+        raise wire.Ended
     if answer != b"S":
-        refused = "server does not support SSL, but SSL was required"
-        raise ConnectionResetError(refused if answer == b"N" else "server closed the connection unexpectedly")
+        raise psycopg.OperationalError(f"received invalid response to SSL negotiation: {answer!r}")
     await carrier.shake_hands(session)
 
 

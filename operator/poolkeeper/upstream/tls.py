@@ -9,7 +9,14 @@ import re
 import ssl
 from dataclasses import dataclass, field
 
+NOT_OFFERED = "server does not support SSL, but SSL was required"
+"""libpq's words for NotOffered."""
+
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+class NotOffered(Exception):
+    """The server has no TLS, and the connection is to have it."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,10 @@ class Session:
         return self._outgoing.read()
 
 
-def words(error: ssl.SSLError) -> str:
+def words(error: ssl.SSLError | NotOffered) -> str:
     """A failed handshake in libpq's words, which faults.py knows."""
+    if isinstance(error, NotOffered):
+        return NOT_OFFERED
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"SSL error: certificate verify failed: {error.verify_message}"
     return f"SSL error: {(error.reason or str(error)).lower().replace('_', ' ')}"

@@ -31,6 +31,13 @@ class Oversized(psycopg.OperationalError):
     """The server sent more than was asked for; the connection is dead."""
 
 
+class Ended(Exception):
+    """The server ended the connection before the login was over; the text is libpq's."""
+
+    def __init__(self) -> None:
+        super().__init__("server closed the connection unexpectedly")
+
+
 class Wire:
     """Carries bytes between a server and libpq. To be closed after libpq's connection."""
 
@@ -53,7 +60,7 @@ class Wire:
         return await self._receive(1)  # what follows it may belong to TLS
 
     async def shake_hands(self, session: Session) -> None:
-        """Begin TLS. Raises ssl.SSLError, ConnectionResetError and Oversized."""
+        """Begin TLS. Raises ssl.SSLError, Ended and Oversized."""
         data, done = b"", False
         while not done:
             try:
@@ -61,7 +68,7 @@ class Wire:
             finally:
                 await self._send(session.to_send())
             if not done and not (data := await self._receive(SLICE_BYTES)):
-                raise ConnectionResetError("server closed the connection unexpectedly")
+                raise Ended
             self.check_login()
         self._tls = session
 

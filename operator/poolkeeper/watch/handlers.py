@@ -7,10 +7,8 @@ resync lists everything before the first run and periodically after it; events o
 from __future__ import annotations
 
 import itertools
-from functools import partial
 from typing import Any
 
-import aiohttp
 import kopf
 
 from poolkeeper import names
@@ -18,8 +16,8 @@ from poolkeeper.kube.client import RESOURCES, in_cluster
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
-from poolkeeper.store.scope import Scope
 from poolkeeper.store.store import Store
+from poolkeeper.watch import kopf_session
 
 STUCK_SECONDS = 120.0
 """Maximum duration of a run: longer than all its timeouts together means that the process hangs."""
@@ -31,7 +29,7 @@ def registry(store: Store, queue: Queue[Key], settings: Settings) -> kopf.Operat
     handlers = kopf.OperatorRegistry()
 
     async def observe(event: kopf.RawEvent, resource: kopf.Resource, **_: Any) -> None:
-        kind = _KINDS[resource.plural]
+        kind = kopf_session.KINDS[resource.plural]
         api_version = RESOURCES[kind].api_version
         body = {"apiVersion": api_version, **event["object"], "kind": kind}
         queue.add(store.observe(body, deleted=event["type"] == "DELETED"))
@@ -43,7 +41,7 @@ def registry(store: Store, queue: Queue[Key], settings: Settings) -> kopf.Operat
     @kopf.on.login(registry=handlers)
     async def log_in(**context: Any) -> kopf.AiohttpSession | None:
         found = (kopf.login_with_service_account if in_cluster() else kopf.login_with_kubeconfig)(**context)
-        return None if found is None else _session(found, store.scope)
+        return None if found is None else kopf_session.open_session(found, store.scope)
 
     @kopf.on.probe(registry=handlers, id="queue")
     def queue_moves(**_: Any) -> str:
@@ -72,43 +70,6 @@ def watch_settings(settings: Settings) -> kopf.OperatorSettings:
     return tuned
 
 
-def _session(found: kopf.ConnectionInfo, scope: Scope) -> kopf.AiohttpSession:
-    """The session that kopf itself makes of these credentials, with middlewares."""
-    connector = aiohttp.TCPConnector(limit=0, ssl=found.as_ssl_context())
-    session = aiohttp.ClientSession(
-        connector=connector,
-        headers=found.as_http_headers(),
-        proxy=found.proxy_url,
-        middlewares=(_try_again_if_not_found, partial(_note_refusal, scope)),
-    )
-    return kopf.AiohttpSession(
-        server=found.server, default_namespace=found.default_namespace, aiohttp_session=session
-    )
-
-
-async def _try_again_if_not_found(
-    request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Turn a 404, which ends kopf, into a lost connection: the CRD may be deleted and installed again."""
-    response = await send(request)
-    if response.status == 404 and request.url.name in _KINDS:
-        response.close()
-        raise aiohttp.ClientConnectionError(f"{request.url.path} is not found")
-    return response
-
-
-async def _note_refusal(
-    scope: Scope, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Report a 403. kopf retries it by itself, without end, and so goes on once the right is back."""
-    response = await send(request)
-    if response.status == 403 and request.url.name in _KINDS:
-        *_, place, namespace, _plural = request.url.parts
-        text = f"{request.url.path} is forbidden"
-        scope.refuse(namespace if place == "namespaces" else None, text)
-    return response
-
-
 def _selector(kind: str) -> tuple[str, str, str] | tuple[str, str]:
     """Group (none for the core), version and plural, as kopf takes them."""
     resource = RESOURCES[kind]
@@ -132,6 +93,3 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 class _NoProgress(kopf.StatusProgressStorage):
     def clear(self, *, essence: Any) -> Any:
         return essence
-
-
-_KINDS = {resource.plural: kind for kind, resource in RESOURCES.items()}

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 from poolkeeper import names
-from poolkeeper.kube.client import CHILD_KINDS, Cluster, ClusterError, Expired, Refused
+from poolkeeper.kube.client import CHILD_KINDS, Broken, Cluster, ClusterError, Expired, Refused
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.store.store import Store
@@ -51,30 +52,40 @@ async def pages(
 async def _follow(
     kind: str, selector: str, namespace: str | None, cluster: Cluster, store: Store, queue: Queue[Key]
 ) -> None:
+    what = " ".join((kind, f"with {selector}", *(["in", namespace] if namespace is not None else [])))
+    granted = partial(store.scope.regain_watch, namespace, kind)
     version = ""
     expired = False
     while True:
         pause = PAUSE_SECONDS
+        listing = True
         try:
             version = version or await cluster.version(kind, namespace)
             if expired:  # events are lost: the whole list has what they would have reported
                 queue.add(await store.replace(kind, pages(cluster, kind, namespace), namespace))
                 expired = False
-            async for event, obj in cluster.watch(kind, namespace, selector, version):
+            listing = False
+            async for event, obj in cluster.watch(kind, namespace, selector, version, granted):
                 version = obj["metadata"]["resourceVersion"]
                 if event != "BOOKMARK":
                     queue.add(store.observe(obj, deleted=event == "DELETED"))
         except Expired:
             version, expired = "", True
         except Refused as error:
-            # Reported once for all kinds (refusals.py), unless the lists, which are retried there, are allowed.
-            if version and namespace not in store.scope.refused():
-                log.warning("watch of %s: %s; trying again in %g s", kind, error.message, REFUSED_SECONDS)
-            store.scope.refuse(namespace, error.message)
+            # Both are retried and reported for all kinds together (refusals.py).
+            if listing:
+                store.scope.refuse(namespace, error.message)
+            elif store.scope.lose_watch(namespace, kind, error.message):
+                log.warning("watch of %s: %s; trying again every %g s", what, error.message, REFUSED_SECONDS)
             # Meanwhile events are lost, as with a version that is too old.
             version, expired = "", True
             pause = REFUSED_SECONDS
+        except Broken as error:
+            # From the same version it might break again and again.
+            log.warning("watch of %s: %s; listing again in %g s", what, error.message, RETRY_SECONDS)
+            version, expired = "", True
+            pause = RETRY_SECONDS
         except ClusterError as error:
-            log.warning("watch of %s: %s; trying again in %g s", kind, error.message, RETRY_SECONDS)
+            log.warning("watch of %s: %s; trying again in %g s", what, error.message, RETRY_SECONDS)
             pause = RETRY_SECONDS
         await asyncio.sleep(pause)

@@ -15,6 +15,7 @@ from poolkeeper.budget.servers import Measured
 from poolkeeper.credentials.logins import Login
 from poolkeeper.data_path import wedges
 from poolkeeper.dns import Names
+from poolkeeper.host_port import host_port
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.pgbouncer.console import verified
 from poolkeeper.upstream import faults, libpq, resolver
@@ -85,7 +86,7 @@ async def probe(target: Target, timeout: float, names: Names | None = None) -> O
         version = await _log_in(left, tls=_tls(target), **_parameters(target), **place)
     except Exception as error:
         return _not_logged_in(target, timeout, error)
-    where = f"{target.host}:{target.port}"
+    where = host_port(target.host, target.port)
     return Observation(True, REACHABLE, f"logged in at {where} as {target.user}", version)
 
 
@@ -115,7 +116,7 @@ class Meter:
         try:
             system = await self._read(statements.SYSTEM, statements.system, libpq.ONE_ROW)
         except _Refused:
-            return f"{self._connection.address}:{self._target.port}", instance
+            return host_port(self._connection.address, self._target.port), instance
         return system, instance
 
     async def measure(self) -> Measured:
@@ -215,7 +216,7 @@ async def trial_login(access: ConsoleAccess, login: Login, entry: str, timeout: 
     upstream. (A server connection that the pooler holds already may serve the login.) If the pooler itself
     refuses, the reason is PoolerRefused; any other failure has the reason that probe() would give.
     """
-    where = f"{access.ip}:{access.port}"
+    where = host_port(access.ip, access.port)
     try:
         version = await _log_in(timeout, **_consumer(access, login, entry))
     except TimeoutError:
@@ -295,7 +296,7 @@ def _is_long(target: Target) -> bool:
 
 
 def _not_logged_in(target: Target, timeout: float, error: Exception) -> Observation:
-    where = f"{target.host}:{target.port}"
+    where = host_port(target.host, target.port)
     if _is_long(target) and "authentication method requirement" in str(error):
         message = (
             f"login at {where}: the server asks for SCRAM, for which PgBouncer takes no password of more than"
@@ -310,6 +311,13 @@ def _not_logged_in(target: Target, timeout: float, error: Exception) -> Observat
         return Observation(False, UNEXPECTED, unexpected(f"the login at {where}", error, target.password))
     text = str(error)
     reason = faults.reason(text, target.user, target.database)
+    if faults.lacks_tls(text):
+        message = (
+            f"login at {where}: the server offers no TLS, which every mode of spec.upstream.tls but disable"
+            " needs; turn TLS on at the server, or set spec.upstream.tls to {mode: disable}, which leaves"
+            " connections unencrypted"
+        )
+        return Observation(False, reason, message)
     return _unreachable(reason, where, faults.quoted(text, target.password))
 
 

@@ -56,10 +56,13 @@ class Answer:
     message: str
     headers: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def status(self) -> dict[str, Any]:
+        body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": self.code}
+        return body | {"reason": self.reason, "message": self.message}
+
     def response(self) -> web.Response:
-        body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": self.code}
-        body |= {"reason": self.reason, "message": self.message}
-        return web.json_response(body, status=self.code, headers=dict(self.headers))
+        return web.json_response(self.status, status=self.code, headers=dict(self.headers))
 
 
 class Gate:
@@ -80,7 +83,8 @@ class Gate:
         self._one_write = asyncio.Lock()
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._expired = asyncio.Event()
+        self._cut_off = asyncio.Event()
+        self._last_event = b""
 
     def kill_at(self, number: int, phase: str, kill: Callable[[], None]) -> None:
         """From now on count writes, one at a time, and kill the operator around the `number`th."""
@@ -101,12 +105,17 @@ class Gate:
 
     def expire_watches(self) -> None:
         """End every watch with 410 Gone, what it has not told yet untold."""
+        self.end_watches(Answer(410, "Expired", "too old resource version"))
 
-        def expire() -> None:
-            self._expired.set()
-            self._expired = asyncio.Event()
+    def end_watches(self, answer: Answer) -> None:
+        """End every watch with an event of the type ERROR, what it has not told yet untold."""
 
-        self._proxy.call_soon(expire)
+        def end() -> None:
+            self._last_event = json.dumps({"type": "ERROR", "object": answer.status}).encode() + b"\n"
+            self._cut_off.set()
+            self._cut_off = asyncio.Event()
+
+        self._proxy.call_soon(end)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         call = Call(request.method, request.path, request.query_string)
@@ -162,7 +171,7 @@ class Gate:
             return self._cut(request)
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        expired = asyncio.ensure_future(self._expired.wait())
+        ended = asyncio.ensure_future(self._cut_off.wait())
         chunk: asyncio.Future[bytes] | None = None
         try:
             async with self._proxy.upstream(request, b"") as answer:
@@ -172,9 +181,9 @@ class Gate:
                 await response.prepare(request)
                 while True:
                     chunk = asyncio.ensure_future(self._next(answer))
-                    await asyncio.wait({chunk, expired}, return_when=asyncio.FIRST_COMPLETED)
-                    if expired.done():
-                        await response.write(_GONE)
+                    await asyncio.wait({chunk, ended}, return_when=asyncio.FIRST_COMPLETED)
+                    if ended.done():
+                        await response.write(self._last_event)
                         return response
                     if not chunk.result():
                         return response
@@ -182,7 +191,7 @@ class Gate:
         except (aiohttp.ClientError, ConnectionError):
             return self._cut(request)  # the API server or the operator is gone
         finally:
-            expired.cancel()
+            ended.cancel()
             if chunk is not None:
                 chunk.cancel()
                 await asyncio.wait({chunk})
@@ -192,25 +201,6 @@ class Gate:
         line = await answer.content.readline()
         await self._flowing.wait()
         return line
-
-
-_GONE = (
-    json.dumps(
-        {
-            "type": "ERROR",
-            "object": {
-                "kind": "Status",
-                "apiVersion": "v1",
-                "metadata": {},
-                "status": "Failure",
-                "message": "too old resource version",
-                "reason": "Expired",
-                "code": 410,
-            },
-        }
-    ).encode()
-    + b"\n"
-)
 
 
 class Proxy:

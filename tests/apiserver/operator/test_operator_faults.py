@@ -194,6 +194,27 @@ def test_watch_410_loses_no_edit(site: Site, settled: Lane, operator: Operator) 
     eventually(lambda: settled.get("Service", "shop-pooler") is not None, 10)
 
 
+@pytest.mark.parametrize("code", [500, 504, 403])
+def test_an_error_inside_a_watch_ends_nothing_and_loses_no_edit(
+    code: int, settled: Lane, operator: Operator
+) -> None:
+    """kopf takes every error but 410 for fatal. The API server sends them if etcd is slow, for example."""
+    operator.gate.freeze_watches()
+    settled.apply(pooler={"parameters": {"query_wait_timeout": 26}})
+    settled.api.delete(path("Secret", settled.backend, "shop-db"))
+    time.sleep(1)
+    operator.gate.end_watches(Answer(code, "Broke", "the watch broke"))
+    operator.gate.thaw_watches()
+    eventually(lambda: "query_wait_timeout = 26" in ini(settled), 10)
+    converged(settled, *both(settled))
+    assert operator.running
+    # Each watch says so once, and goes on.
+    lines = [line.split(maxsplit=2)[2] for line in operator.said().splitlines() if "the watch broke" in line]
+    assert len(lines) == len(set(lines)) > 3, lines
+    settled.apply(pooler={"parameters": {"query_wait_timeout": 27}})
+    eventually(lambda: "query_wait_timeout = 27" in ini(settled), 10)
+
+
 @pytest.mark.parametrize(
     ("plural", "condition"),
     [

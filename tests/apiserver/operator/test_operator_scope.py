@@ -48,6 +48,13 @@ class ScopedSite(Site):
         """Take away the rights in one namespace."""
         self._drop(f"{_RBAC}/namespaces/{namespace}/rolebindings/poolkeeper")
 
+    def forbid_watches(self, namespace: str) -> None:
+        """Take away the verb watch in one namespace."""
+        for obj in rights(namespace):
+            if obj["kind"] == "Role" and obj["metadata"]["namespace"] == namespace:
+                rules = [{**rule, "verbs": [v for v in rule["verbs"] if v != "watch"]} for rule in obj["rules"]]
+                self.api.apply(chart_paths.path(obj), {**obj, "rules": rules})
+
     def _drop(self, target: str) -> None:
         try:
             self.api.delete(target)
@@ -143,6 +150,31 @@ def test_rights_taken_away_under_a_running_operator(scoped_site: ScopedSite, lan
     assert loses.secret(loses.web, "new") is not None
     follows(loses, 1)
     eventually(lambda: loses.secret(loses.web, "new") is None, 30)
+    assert operator.running, operator.said()[-3000:]
+    assert "Traceback" not in operator.said(), operator.said()[-3000:]
+
+
+def test_the_right_to_watch_alone_taken_away_is_reported_and_everything_is_served(
+    scoped_site: ScopedSite, lanes: tuple[Lane, Lane]
+) -> None:
+    stays, loses = lanes
+    operator = start(scoped_site, lanes)
+    for lane in lanes:
+        lane.apply()
+        lane.synced()
+    scoped_site.forbid_watches(loses.data)
+    operator.gate.expire_watches()
+    follows(stays, 1)
+    follows(loses, 1)
+    reported(scoped_site, "WatchLost", loses.data)
+    follows(loses, 2)
+    [event] = events(scoped_site, "WatchLost", loses.data)
+    assert "PooledDatabase" in event["message"]
+    assert "Secret" in event["message"]
+    scoped_site.grant_again(loses.data)
+    reported(scoped_site, "WatchRegained", loses.data)
+    follows(loses, 1)
+    assert not events(scoped_site, "NotServed", loses.data)
     assert operator.running, operator.said()[-3000:]
     assert "Traceback" not in operator.said(), operator.said()[-3000:]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolkeeper.upstream import faults
+from poolkeeper.upstream import faults, tls
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,18 @@ def test_of_several_addresses_the_most_telling_failure_is_quoted() -> None:
         assert faults.quoted(text, "") == 'password authentication failed for user "owner"'
     assert faults.quoted("\n".join((unknown, refused)), "") == "Connection refused"
     assert faults.quoted("\n".join((unknown, unknown)), "") == "No route to host"
+
+
+def test_of_several_addresses_one_without_tls_is_recognized() -> None:
+    def attempt(address: str, said: str) -> str:
+        return f'connection to server at "{address}", port 5432 failed: {said}'
+
+    refused = attempt("::1", "Connection refused")
+    plain = attempt("10.0.0.1", tls.words(tls.NotOffered()))
+    wrong = attempt("10.0.0.2", 'FATAL:  password authentication failed for user "owner"')
+    for said in ([refused, plain], [plain, refused]):
+        assert faults.lacks_tls("\n".join(said))
+        assert faults.reason("\n".join(said), "owner", "shop") == faults.TLS_FAILED
+    assert not faults.lacks_tls("\n".join((plain, wrong)))
+    assert not faults.lacks_tls("\n".join((refused, wrong)))
+    assert not faults.lacks_tls("")

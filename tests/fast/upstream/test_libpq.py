@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -16,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolkeeper.upstream import faults, libpq
+from poolkeeper.upstream import faults, libpq, login, tls, wire
 from poolkeeper.upstream.target import Target
+from poolkeeper.upstream.tls import ServerTls
 from poolkeeper.upstream.wire import Oversized
 from poolkeeper.workers.upstream import Observation, Unmeasured, measuring, probe
 from tests.fast.upstream.hostile_postgres import (
@@ -127,6 +129,49 @@ async def test_many_that_flood_at_once_take_no_more_memory_and_hold_up_no_honest
         assert all(isinstance(outcome, Oversized) for outcome in await floods)
     assert not libpq._unfinished
     assert found["grown"] < 40 * MIB, found
+
+
+NOT_TLS = {
+    "none": (b"N", faults.TLS_FAILED, "the server offers no TLS"),
+    "an end": (b"", faults.UNAVAILABLE, "server closed the connection unexpectedly"),
+    "an error": (b"E", faults.UNAVAILABLE, "invalid response to SSL negotiation: b'E'"),
+    "another protocol": (b"HTTP/1.1 400", faults.UNAVAILABLE, "invalid response to SSL negotiation: b'H'"),
+}
+
+
+@pytest.mark.parametrize("answer", NOT_TLS)
+async def test_whatever_a_server_answers_to_the_request_for_tls_is_said_as_it_is(answer: str) -> None:
+    sent, reason, said = NOT_TLS[answer]
+    with serving(((*([sent] if sent else []), DROP), ())) as port:
+        outcome = await probe(replace(target(port), sslmode="require"), SECONDS)
+    assert (outcome.reachable, outcome.reason) == (False, reason)
+    assert said in outcome.message
+
+
+async def test_a_server_without_tls_is_reported_with_field_problem_and_remedy() -> None:
+    with serving(((b"N", STALL), ())) as port:
+        outcome = await probe(replace(target(port), sslmode="require"), SECONDS)
+        plain = {"host": "127.0.0.1", "port": str(port), "user": "o", "password": "s", "dbname": "d"}
+        with pytest.raises(psycopg.OperationalError, match="server does not support SSL, but SSL was required"):
+            async with libpq.connect(SECONDS, tls=ServerTls("require"), **plain):
+                pass
+    problem, remedy = outcome.message.split("; ")
+    assert problem == (
+        f"login at 127.0.0.1:{port}: the server offers no TLS, which every mode of spec.upstream.tls but"
+        " disable needs"
+    )
+    assert "turn TLS on at the server, or set spec.upstream.tls to {mode: disable}" in remedy
+
+
+async def test_the_request_for_tls_fails_with_errors_of_its_own() -> None:
+    """None of them is the system's: a reset that the network reports means something else."""
+    for sent, kind in ((b"N", tls.NotOffered), (b"", wire.Ended), (b"S", wire.Ended)):
+        script = ((*([sent] if sent else []), DROP), ())
+        with serving(script) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+            carrier = wire.Wire(connection.fileno())
+            with pytest.raises(kind):
+                await login._secure(carrier, ServerTls("require").session("h"))
+            carrier.close()
 
 
 async def test_an_honest_server_is_reached_and_an_answer_may_come_byte_by_byte() -> None:

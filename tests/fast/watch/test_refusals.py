@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class FakeCluster:
         self.refused = set(refused)
         self.forbidden: set[str] = set()
         """The kinds that can't be listed in the whole cluster."""
+        self.items: dict[tuple[str, str | None], list[Any]] = {}
         self.listed: list[str | None] = []
         self.posted: list[dict[str, Any]] = []
 
@@ -53,7 +55,7 @@ class FakeCluster:
         self.listed.append(namespace)
         if namespace in self.refused or (namespace is None and kind in self.forbidden):
             raise Refused("Forbidden", f"{kind} is forbidden in {namespace}")
-        yield [], 100
+        yield self.items.get((kind, namespace), []), 100
 
     async def get(self, ref: Ref) -> dict[str, Any]:
         assert ref == Ref("Lease", "poolkeeper", "poolkeeper")
@@ -94,6 +96,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "RETRY_SECONDS", 0)
     monkeypatch.setattr(resync, "RETRY_SECONDS", 0)
     monkeypatch.setattr(scope, "LASTING_SECONDS", 0)
+    monkeypatch.setattr(scope, "WATCH_LASTING_SECONDS", 0)
 
 
 async def test_a_refused_namespace_is_reported_once_and_stops_nothing_else() -> None:
@@ -162,6 +165,22 @@ async def test_refused_namespaces_are_retried_as_what_they_are() -> None:
     await leader.stop()
 
 
+async def test_what_a_retry_shows_is_worked_on_although_the_refusal_did_not_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The watches show it as well, but later: they find it known."""
+    monkeypatch.setattr(scope, "LASTING_SECONDS", 60)
+    leader = Leader(FakeCluster())
+    leader.store.observe(secret("data", version=50))
+    await leader.until(lambda: leader.cluster.listed.count("data") > len(refusals.KINDS))
+    leader.worked.clear()
+    leader.cluster.items["Secret", "data"] = [secret("data", version=99)]
+    leader.store.scope.refuse("data", "the watch broke")
+    await leader.until(lambda: leader.worked == [Key("data", "shop")])
+    assert not leader.cluster.posted
+    await leader.stop()
+
+
 async def test_a_refusal_that_does_not_last_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """An API server that starts refuses everything for a moment."""
     monkeypatch.setattr(scope, "LASTING_SECONDS", 60)
@@ -171,3 +190,81 @@ async def test_a_refusal_that_does_not_last_is_not_reported(monkeypatch: pytest.
     assert leader.store.scope.serves("web")
     assert not leader.cluster.posted
     await leader.stop()
+
+
+def reasons(leader: Leader) -> list[str]:
+    return [event["reason"] for event in leader.cluster.posted]
+
+
+async def test_a_watch_that_is_lost_is_reported_once_and_its_kind_is_listed_instead() -> None:
+    leader = Leader(FakeCluster())
+    leader.store.observe(secret("data", version=50))
+    await leader.until(lambda: leader.cluster.listed.count("web") > len(refusals.KINDS))
+    leader.store.scope.lose_watch("data", "Secret", "secrets is forbidden: cannot watch")
+    await leader.until(lambda: leader.cluster.posted)
+    leader.worked.clear()
+    leader.cluster.listed.clear()
+    leader.cluster.items["Secret", "data"] = [secret("data", version=99)]
+    await leader.until(lambda: leader.worked)
+    await leader.until(lambda: len(leader.cluster.listed) > 10)
+    assert set(leader.cluster.listed) == {"data"}
+    [event] = leader.cluster.posted
+    assert (event["type"], event["reason"]) == ("Warning", "WatchLost")
+    assert "changes of Secret in namespace data are seen late" in event["message"]
+    assert "cannot watch; upgrade the release, which gives the Role in it the verb watch" in event["message"]
+    assert event["involvedObject"]["uid"] == "uid-of-the-lease"
+    assert leader.store.scope.serves("data")
+    leader.store.scope.regain_watch("data", "Secret")
+    await leader.until(lambda: len(leader.cluster.posted) > 1)
+    assert leader.cluster.posted[1]["message"] == "every kind in namespace data is watched again"
+    leader.cluster.listed.clear()
+    await leader.until(lambda: leader.store.scope.lost_watches() == {})
+    await asyncio.sleep(0.01)
+    assert not leader.cluster.listed
+    assert reasons(leader) == ["WatchLost", "WatchRegained"]
+    await leader.stop()
+
+
+async def test_another_kind_that_is_lost_later_is_reported_with_the_first() -> None:
+    leader = Leader(FakeCluster(), Settings("poolkeeper", "test", reads_namespaces=False))
+    leader.store.scope.lose_watch(None, "Pod", "pods is forbidden")
+    await leader.until(lambda: leader.cluster.posted)
+    leader.store.scope.lose_watch(None, "Secret", "secrets is forbidden")
+    await leader.until(lambda: len(leader.cluster.posted) > 1)
+    assert "changes of Pod, Secret in the cluster are seen late" in leader.cluster.posted[1]["message"]
+    assert "the ClusterRole the verb watch" in leader.cluster.posted[1]["message"]
+    await leader.stop()
+
+
+async def test_a_namespace_whose_lists_are_refused_too_is_reported_as_that_alone() -> None:
+    """And so is its return, although the watches come back a moment later."""
+    leader = Leader(FakeCluster("data"))
+    leader.store.scope.lose_watch("data", "Secret", "secrets is forbidden")
+    await leader.until(lambda: leader.cluster.posted)
+    assert reasons(leader) == ["NotServed"]
+    leader.cluster.refused.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scope, "WATCH_LASTING_SECONDS", 60)
+        await leader.until(lambda: len(leader.cluster.posted) > 1)
+        leader.store.scope.regain_watch("data", "Secret")
+    await asyncio.sleep(0.05)
+    assert reasons(leader) == ["NotServed", "ServedAgain"]
+    await leader.stop()
+
+
+def test_a_lost_watch_lasts_from_the_return_of_its_namespace_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(scope, "WATCH_LASTING_SECONDS", 15.0)
+    seen = scope.Scope(SETTINGS)
+    assert seen.lose_watch("data", "Pod", "no")
+    assert not seen.lose_watch("data", "Pod", "still no")
+    seen.refuse("data", "no list")
+    now[0] += 100
+    assert not seen.unwatched()
+    seen.restore("data")
+    now[0] += 14
+    seen.restore("data")
+    assert not seen.unwatched()
+    now[0] += 1
+    assert seen.unwatched() == {"data": scope.LostWatches(("Pod",), "no")}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from poolkeeper import names
-from poolkeeper.kube.client import Expired, Retry
+from poolkeeper.kube.client import Broken, Expired, Refused, Retry
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
@@ -35,6 +35,9 @@ def secret(name: str, version: int) -> dict[str, Any]:
     }
 
 
+FORBIDDEN = Refused("Forbidden", "secrets is forbidden")
+
+
 class FakeCluster:
     """Tells what it is scripted to, for Secrets; every other kind is silent."""
 
@@ -56,7 +59,7 @@ class FakeCluster:
         yield self.listed, 100
 
     async def watch(
-        self, kind: str, namespace: str | None, selector: str, version: str
+        self, kind: str, namespace: str | None, selector: str, version: str, granted: Callable[[], None]
     ) -> AsyncIterator[tuple[str, Any]]:
         if kind != "Secret":
             await asyncio.Event().wait()
@@ -64,7 +67,10 @@ class FakeCluster:
         if not self.script:
             self.over.set()
             await asyncio.Event().wait()
-        for step in self.script.pop(0):
+        script = self.script.pop(0)
+        if script != [FORBIDDEN]:
+            granted()
+        for step in script:
             if isinstance(step, Exception):
                 raise step
             yield step
@@ -74,6 +80,7 @@ class FakeCluster:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(watches, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(watches, "REFUSED_SECONDS", 0)
 
 
 async def follow(cluster: FakeCluster) -> tuple[Store, Queue[Key]]:
@@ -126,6 +133,49 @@ async def test_an_expired_version_lists_and_forgets_what_the_list_lacks() -> Non
     store, _ = await follow(cluster)
     assert children(store) == {"b"}
     assert cluster.watched == ["10", "10"]
+
+
+async def test_an_error_inside_a_watch_is_logged_once_and_lists_again(caplog: pytest.LogCaptureFixture) -> None:
+    """From the version where the watch broke, it might break again."""
+    cluster = FakeCluster([("ADDED", secret("a", 11)), Broken("Broken", "etcd is slow")])
+    cluster.listed = [secret("b", 60)]
+    store, queue = await follow(cluster)
+    assert children(store) == {"b"}
+    assert not queue.idle
+    assert cluster.watched == ["10", "10"]
+    assert caplog.text.count("etcd is slow; listing again") == 1
+
+
+async def test_a_watch_that_is_forbidden_is_noted_and_logged_once_and_lists_instead(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = FakeCluster([("ADDED", secret("a", 11))], [FORBIDDEN], [FORBIDDEN], [FORBIDDEN])
+    cluster.listed = [secret("b", 60)]
+    store, _ = await follow(cluster)
+    assert children(store) == {"b"}
+    assert cluster.lists == 3
+    assert store.scope.lost_watches() == {"data": {"Secret"}}
+    assert not store.scope.refused()
+    assert caplog.text.count("secrets is forbidden") == 1
+
+
+async def test_a_watch_that_is_granted_again_is_no_longer_lost() -> None:
+    store, _ = await follow(FakeCluster([FORBIDDEN], [("ADDED", secret("a", 91))]))
+    assert children(store) == {"a"}
+    assert not store.scope.lost_watches()
+
+
+async def test_a_list_that_is_forbidden_refuses_the_namespace() -> None:
+    class Unlisted(FakeCluster):
+        async def version(self, kind: str, namespace: str | None) -> str:
+            if kind == "Secret":
+                self.over.set()
+                raise FORBIDDEN
+            return "10"
+
+    store, _ = await follow(Unlisted())
+    assert store.scope.refused() == {"data"}
+    assert not store.scope.lost_watches()
 
 
 async def test_pods_are_watched_by_either_label_and_listed_by_both() -> None:

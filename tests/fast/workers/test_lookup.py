@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolkeeper.dns import Dns, Names
-from poolkeeper.kube.client import Expired, Refused, Retry
+from poolkeeper.kube.client import Broken, Expired, Refused, Retry
 from poolkeeper.observed.refs import Key
 from poolkeeper.observed.upstream import Whereabouts
 from poolkeeper.plan.addresses import place
@@ -226,7 +226,9 @@ async def test_namespaces_that_are_not_watched_are_not_asked_about(scene: Scene)
     assert scene.cluster.asked == []
 
 
-@pytest.mark.parametrize("fault", [Expired("Expired", "too old"), Retry("gone"), KeyError("resourceVersion")])
+@pytest.mark.parametrize(
+    "fault", [Expired("Expired", "too old"), Broken("Broken", "x"), Retry("gone"), KeyError("x")]
+)
 async def test_after_a_fault_everything_is_listed_anew(scene: Scene, fault: Exception) -> None:
     scene.cluster.listed = [endpoint_slice("a", "10.1.0.1")]
     scene.watch.observe(KEY, place(HOST, "data", DNS))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.servers import Measured
+from poolkeeper.host_port import host_port
 from poolkeeper.observed.refs import Key
 from poolkeeper.upstream.target import Target
 from poolkeeper.workers import upstream
@@ -32,7 +33,7 @@ def given(order: BudgetRequest) -> str:
     host = order.target.host
     if "." not in host and order.names is not None and order.names.tried:
         host = order.names.tried[0].rstrip(".")
-    return f"{GIVEN}{host}:{order.target.port}"
+    return f"{GIVEN}{host_port(host, order.target.port)}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 from poolkeeper.budget.request import BudgetRequest
 from poolkeeper.budget.shares import Pooled
 from poolkeeper.dns import Dns
+from poolkeeper.host_port import host_port
 from poolkeeper.observed.consoles import ConsoleAccess
 from poolkeeper.upstream.target import Target
 from poolkeeper.workers.servers.meters import given
@@ -26,7 +27,7 @@ def test_a_bare_host_is_another_server_in_each_namespace_f1(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["pg.data", "pg.data.svc", "pg.data.svc.cluster.local", "db.example.com", "10.0.0.1", "::1"]
+    "host", ["pg.data", "pg.data.svc", "pg.data.svc.cluster.local", "db.example.com", "10.0.0.1", "fd00::1"]
 )
 def test_any_other_host_is_the_same_server_everywhere(host: str) -> None:
-    assert called(host, "data") == called(host, "other") == f"given {host}:5432"
+    assert called(host, "data") == called(host, "other") == f"given {host_port(host, 5432)}"
