@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -60,7 +61,7 @@ def test_the_operator_logs_in_at_the_service_of_the_pooleddatabases_namespace_f1
 def test_the_operator_runs_as_a_user_without_a_name(site: Site, lane: Lane) -> None:
     """The cluster may assign it one that is in nobody's /etc/passwd."""
     prefix = ("unshare", "--user", "--map-user=1000730000", "--map-group=0")
-    unnamed = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
+    unnamed: dict[str, Any] = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
     operator = site.operator(lane.namespaces, fresh=True, prefix=prefix, **unnamed).start()
     eventually(lambda: healthy("127.0.0.1", operator), 20)
 
