@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
 from tests.datapath import wire
-from tests.datapath.stack import Route, Tier, stuck, unusable
-from tests.datapath.wire import COPY_DONE, SYNC, Connection
+from tests.datapath.sequences import COPY_IN
+from tests.datapath.stack import POOL, Route, Tier, stuck, unusable
+from tests.datapath.wire import COPY_DONE, SYNC, Connection, rows
 from tests.pgbouncer.processes import Postgres
 
 CLIENTS = 10
@@ -91,3 +93,48 @@ def test_early_data_for_a_copy_that_the_server_refuses_disturbs_nothing(
             assert seen == ["EZ", "TDCZ"] * 5
     assert stuck([pooler, keeper]) == []
     assert unusable(route) == ""
+
+
+def extended(statement: str) -> bytes:
+    return wire.parse("", statement) + wire.bind("", "") + wire.execute()
+
+
+BAD_DATA = wire.copy_data(b"not three columns\n")
+LATER = extended("SELECT pg_sleep(0.5)") + extended("SELECT 1 / 0") + SYNC
+"""Its answers come when another client has had the time to ask."""
+DISORDERLY = {
+    "a Sync between the data": extended(COPY_IN) + BAD_DATA + SYNC + LATER + COPY_DONE + SYNC,
+    "a statement between the data": extended(COPY_IN)
+    + BAD_DATA
+    + extended("SELECT 3")
+    + SYNC
+    + LATER
+    + COPY_DONE
+    + SYNC,
+    "a statement instead of data": extended(COPY_IN) + extended("SELECT 3") + SYNC + LATER + COPY_DONE + SYNC,
+    "a Sync behind it in a simple query": wire.query(COPY_IN)
+    + BAD_DATA
+    + SYNC
+    + wire.copy_fail("given up")
+    + LATER,
+    "no end": extended(COPY_IN) + SYNC + BAD_DATA + SYNC + LATER,
+    "two ends": extended(COPY_IN) + SYNC + BAD_DATA + COPY_DONE + wire.copy_fail("given up") + SYNC + LATER,
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("order", DISORDERLY)
+def test_what_comes_behind_the_data_of_a_failed_copy_is_answered_to_no_other_client(
+    order: str, tier: Tier
+) -> None:
+    """The server goes on with it, or ignores it, depending on where in the stream the COPY failed."""
+    with ExitStack() as held:
+        guilty, other, *busy = (held.enter_context(tier.transaction.connect()) for _ in range(POOL + 1))
+        for client in busy:
+            client.run("BEGIN")
+        guilty.send(DISORDERLY[order])
+        time.sleep(0.2)
+        for _ in range(3):
+            assert rows(other.run("SELECT 'mine'")) == [("mine",)]
+    assert stuck([tier]) == []
+    assert unusable(tier.transaction) == ""

@@ -88,6 +88,13 @@ TABLE = (
         "a COPY that fails while its data is sent blocks its server connection, or mixes answers",
     ),
     Fault(
+        "copy-answers-mixed",
+        _FIRST,
+        NEWEST_TRIED,
+        "what a client sends behind bad data of a COPY may be answered to another client",
+        mended_in=4,
+    ),
+    Fault(
         "copy-early-data-wedge",
         (1, 26, 0),
         NEWEST_TRIED,

@@ -18,7 +18,7 @@ WORST = Circumstances(170002, "require", frozenset({"extra_float_digits"}))
 PARSERS = {"CVE-2026-6664", "CVE-2026-6665", "CVE-2026-6666"}
 BEFORE_26 = {"forced-user-scram", "late-copy-messages"}
 RELOADS = {"reload-crash-login", "reload-crash-tls"}
-SINCE_BUILD_4 = {"open-files"}
+SINCE_BUILD_4 = {"open-files", "copy-answers-mixed"}
 SINCE_BUILD_3 = {"unfinished-logins"} | SINCE_BUILD_4
 SINCE_BUILD_2 = {
     "changed-columns",
@@ -28,6 +28,7 @@ SINCE_BUILD_2 = {
 } | SINCE_BUILD_3
 OLDEST = {
     "open-files",
+    "copy-answers-mixed",
     "unfinished-logins",
     "reload-crash-login",
     "cached-login-error",

@@ -53,7 +53,7 @@ def test_a_version_with_faults_is_named_with_each_fault_its_effect_and_the_remed
     assert f"pooler pod shop-pooler-1 runs {FAULTY}" in text
     for name in ("search-path-mixed", "changed-columns", "startup-parameters-lost"):
         assert f"{name}: {KNOWN[name].effect}" in text
-    others = ("partial-message-mixed", "copy-early-data-wedge", "reload-crash-login", "reload-loses-rules")
+    others = ("partial-message-mixed", "copy-answers-mixed", "copy-early-data-wedge", "reload-crash-login")
     assert f"; also {', '.join(others)}, " in text
     assert "reload-crash-tls" not in text, "the upstream's tls mode is disable"
     assert "set the chart's pooler.image" in text
