@@ -339,7 +339,7 @@ class Reconciler:
             await self._annotate(reload.namespace, reload.pod, reload.uid, reload.annotations)
         answer = await console.apply(reload.access, reload.configuration, CONSOLE_SECONDS)
         shown = Shown(reload.shown_as, reload.restarts, answer.problem or "", answer.version)
-        self._store.show(reload.process, shown)
+        self._store.processes.show(reload.process, shown)
 
     async def _probe(self, key: Key, target: Target, steps: Plan) -> None:
         """Log in to the upstream. The run does not wait for a slow answer, which starts another run."""
@@ -365,7 +365,7 @@ class Reconciler:
                 probe = Probe(target, True, "ReachableThroughPooler", through.message, through.server_version)
             elif through.reason in faults.ANSWERED:
                 probe = Probe(target, False, through.reason, through.message)
-        self._store.probed(key, probe)
+        self._store.upstreams.probed(key, probe)
 
     # Reporting
 

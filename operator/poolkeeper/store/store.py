@@ -8,25 +8,21 @@ no key, so the echo of the operator's own write starts no work.
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from poolkeeper import names
 from poolkeeper.budget import allotments
 from poolkeeper.budget.allotments import Stored
-from poolkeeper.budget.seen import BudgetSeen
 from poolkeeper.credentials.logins import Logins, from_secret
 from poolkeeper.grouped import Grouped
 from poolkeeper.observed.apps import AppPod, Workload
-from poolkeeper.observed.consoles import PauseSeen, Shown
 from poolkeeper.observed.namespaces import Namespace
 from poolkeeper.observed.origin import made_here, put_back
-from poolkeeper.observed.poolers import Moved, Pod, Renewed, Rollout
+from poolkeeper.observed.poolers import Pod, Rollout
 from poolkeeper.observed.refs import ApiRefusal, Key, Owner, Ref
-from poolkeeper.observed.upstream import Probe, Whereabouts
 from poolkeeper.pgbouncer.configuration import rules_of
 from poolkeeper.plan.ownership import desired_digest, live_digest
 from poolkeeper.plan.world import Child, Resource, World
@@ -34,21 +30,20 @@ from poolkeeper.settings import Settings
 from poolkeeper.spec.parse import PooledDatabase, SpecError, parse
 from poolkeeper.store import reading
 from poolkeeper.store.app_pods import AppPods, asked
+from poolkeeper.store.budgets_seen import BudgetsSeen
 from poolkeeper.store.copies import Copies
+from poolkeeper.store.processes import Processes
 from poolkeeper.store.scope import Scope
 from poolkeeper.store.sources import Sources
+from poolkeeper.store.upstreams import Upstreams
 from poolkeeper.store.workloads import KnownWorkloads
 
 log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 Keys = frozenset[Key]
+ValueT = TypeVar("ValueT")
 
-PROBE_SECONDS = 60.0
-"""How often the operator logs in to an upstream, with few PooledDatabases."""
-PROBES_PER_SECOND = 10.0
-"""Maximum number of logins a second, with many PooledDatabases."""
-FIRST_RETRY_SECONDS = 2.0
 KEEPER_RETRY_SECONDS = 10.0
 """How long until a keeper that could not be reached, or differs, is tried again."""
 REMEMBERED_PODS = 4096
@@ -63,8 +58,11 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.scope = Scope(settings)
+        self.processes = Processes()
+        self.budgets = BudgetsSeen()
         self._versions: dict[Ref, int] = {}
         self._resources: dict[Key, Resource] = {}
+        self.upstreams = Upstreams(self._resources)
         self._namespaces: dict[str, Namespace] = {}
         self._children: dict[Key, dict[Ref, Child]] = defaultdict(dict)
         self._owners: dict[Ref, Key] = {}
@@ -76,21 +74,8 @@ class Store:
         self._logins: dict[Key, Logins] = {}
         self._files: dict[Key, dict[Ref, dict[str, str]]] = defaultdict(dict)
         self._sources = Sources()
-        self._shown: dict[str, tuple[Shown, float]] = {}
-        """By World.shown's key, with the monotonic time."""
-        self._paused: dict[str, PauseSeen] = {}
-        """By pod UID."""
-        self._probes: dict[Key, tuple[Probe, float, float]] = {}
-        """Outcome, monotonic time, seconds until the next."""
-        self._whereabouts: dict[Key, tuple[Whereabouts, float]] = {}
-        """With the monotonic time of its last change."""
-        self._moved: dict[str, Moved] = {}
-        self._schemas: dict[Key, str] = {}
-        self._renewed: dict[str, Renewed] = {}
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
         self._stored: Grouped[Key, Stored] = Grouped(lambda stored: stored.server)
-        self._budgets: dict[Key, BudgetSeen] = {}
-        self._fits: dict[Key, float] = {}
         self._stopped: deque[str] = deque(maxlen=REMEMBERED_PODS)
         """UIDs of pooler pods that are gone and had ended before."""
 
@@ -269,7 +254,7 @@ class Store:
         if pod is None:
             return _NOBODY
         for keeper in () if but_shown else pod.keepers:
-            self._shown.pop(pod.process(keeper), None)
+            self.processes.drop(pod.process(keeper))
         return self._askers_owners(pod)
 
     def _app_pods_of(self, key: Key) -> tuple[AppPod, ...]:
@@ -352,13 +337,10 @@ class Store:
     def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
         if ref.kind == names.KIND:
             key = Key(ref.namespace, ref.name)
-            self._probes.pop(key, None)
             self._refusals.pop(key, None)
-            self._whereabouts.pop(key, None)
-            self._schemas.pop(key, None)
+            self.upstreams.drop(key)
+            self.budgets.drop(key)
             self._workloads.drop(key)
-            self._budgets.pop(key, None)
-            self._fits.pop(key, None)
             # Logins outlive their Secret, which is created again with them, but not the resource.
             self._logins.pop(key, None)
             self._sources.reads(key, frozenset())
@@ -375,10 +357,7 @@ class Store:
         if ref.kind == "Pod":
             pod = self._pods[key_of].pop(ref, None)
             if pod is not None:
-                self._shown.pop(pod.uid, None)
-                self._paused.pop(pod.uid, None)
-                self._moved.pop(pod.uid, None)
-                self._renewed.pop(pod.uid, None)
+                self.processes.drop(pod.uid)
             if not self._pods[key_of]:
                 del self._pods[key_of]
         else:
@@ -394,73 +373,7 @@ class Store:
                 del self._files[key_of]
         return frozenset(concerned | {key_of})
 
-    # Observations of poolers, upstreams and refusals
-
-    def show(self, process: str, shown: Shown) -> None:
-        """Take in what a console showed; `process` is a key of World.shown."""
-        self._shown[process] = (shown, time.monotonic())
-
-    def unshow(self, process: str) -> None:
-        """Forget what a console showed: it has to be polled again."""
-        self._shown.pop(process, None)
-
-    def see_pause(self, uid: str, seen: PauseSeen) -> bool:
-        """Take in what a pooler showed of a pause; True if it has changed."""
-        news = self._paused.get(uid) != seen
-        self._paused[uid] = seen
-        return news
-
-    def forget_pause(self, uid: str) -> None:
-        """Forget what a pooler showed of a pause: it is over."""
-        self._paused.pop(uid, None)
-
-    def probed(self, key: Key, probe: Probe) -> None:
-        """Take in the outcome of a login to the upstream. Failures are retried soon, then ever later."""
-        before = self._probes.get(key)
-        interval = max(PROBE_SECONDS, len(self._resources) / PROBES_PER_SECOND)
-        if not probe.reachable:
-            again = before is not None and not before[0].reachable and before[0].target == probe.target
-            interval = min(before[2] * 2, interval / 2) if again and before else FIRST_RETRY_SECONDS
-            if before is not None and before[0].target == probe.target:
-                # A server that can't be reached for a while keeps its version.
-                probe = replace(probe, server_version=before[0].server_version)
-        self._probes[key] = (probe, time.monotonic(), interval)
-
-    def locate(self, key: Key, whereabouts: Whereabouts) -> Keys:
-        """Take in where the upstream's host was found. Returns the key if that has changed."""
-        known = self._whereabouts.get(key)
-        if known is not None and known[0] == whereabouts:
-            return _NOBODY
-        self._whereabouts[key] = (whereabouts, time.monotonic())
-        return frozenset({key})
-
-    def moved(self, key: Key, pod: str, whereabouts: Whereabouts, left: int) -> None:
-        """Note that a pooler, by its UID, was led to the upstream; `left` connections are still elsewhere."""
-        seen = self._whereabouts.get(key)
-        seconds = time.monotonic() - seen[1] if seen is not None else 0.0
-        self._moved[pod] = Moved(whereabouts, seconds, left)
-
-    def schema(self, key: Key, fingerprint: str) -> Keys:
-        """Take in the schema to renew server connections for. Returns the key if it has changed."""
-        if self._schemas.get(key) == fingerprint:
-            return _NOBODY
-        self._schemas[key] = fingerprint
-        return frozenset({key})
-
-    def renew(self, pod: str, renewed: Renewed) -> None:
-        """Note that a pooler, by its UID, has renewed its server connections."""
-        self._renewed[pod] = renewed
-
-    def budgeted(self, key: Key, seen: BudgetSeen) -> Keys:
-        """Take in the outcome of the budget. Returns the key if it has changed."""
-        if self._budgets.get(key) == seen:
-            return _NOBODY
-        self._budgets[key] = seen
-        return frozenset({key})
-
-    def fit(self, key: Key, at: float) -> None:
-        """Note that what the poolers may hold fits the server, by a measurement begun at this loop time."""
-        self._fits[key] = at
+    # Runs
 
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
         """Note that the API server refused a write."""
@@ -470,27 +383,18 @@ class Store:
         """Start a run: what failed in the run before is retried. Returns the refusals so far."""
         refused = self._refusals.pop(key, {})
         for pod in self.pods(key):
-            self._try_again(pod.uid, 0.0)
+            self.processes.unshow_problem(pod.uid, 0.0)
         app_pods = self._app_pods_of(key)
         for app_pod in app_pods:
             for keeper in app_pod.keepers:
                 # A keeper is polled in the background, and that starts a run: without a pause it never ends.
-                self._try_again(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
+                self.processes.unshow_problem(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
         self._workloads.begin(key, {pod.owner for pod in app_pods})
         return refused
-
-    def _try_again(self, process: str, pause: float) -> None:
-        shown, at = self._shown.get(process, (None, 0.0))
-        if shown is not None and shown.problem and time.monotonic() - at >= pause:
-            del self._shown[process]
 
     def work(self, key: Key, owner: Owner, workload: Workload | ApiRefusal | None) -> None:
         """Take in the current state of the workload behind an app pod's controller."""
         self._workloads.put(key, owner, workload)
-
-    def verify_consoles(self) -> None:
-        """Forget what consoles showed, so that every pod is polled again."""
-        self._shown.clear()
 
     # Reading
 
@@ -518,14 +422,6 @@ class Store:
         """The files in the Secret that the poolers mount."""
         return self._files.get(key, {}).get(_config(key), {})
 
-    def budget(self, key: Key) -> BudgetSeen | None:
-        """The last outcome of the budget."""
-        return self._budgets.get(key)
-
-    def fits_at(self, key: Key) -> float:
-        """The loop time at which the last measurement began that what the poolers may hold fits; 0 for none."""
-        return self._fits.get(key, 0.0)
-
     def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
         """Data of a marked Secret; None if they have to be read: it has no mark, or nothing named it before."""
         return self._sources.get(Ref("Secret", namespace, name))
@@ -549,10 +445,7 @@ class Store:
 
     def world(self, key: Key, logins: Logins) -> World:
         """Everything known about one key; the caller adds what it reads on demand."""
-        probe, age, interval = None, 0.0, None
-        if key in self._probes:
-            probe, at, interval = self._probes[key]
-            age = time.monotonic() - at
+        next_probe = self.upstreams.seconds_to_probe(key)
         pods = self.pods(key)
         app_pods = self._app_pods_of(key)
         processes = [pod.uid for pod in pods]
@@ -569,18 +462,18 @@ class Store:
             namespaces=dict(self.namespaces()),  # a thread may read it
             marked=self._sources.marked(key),
             logins=logins,
-            budget=self.budget(key),
+            budget=self.budgets.get(key),
             stored=self.stored(key),
             files=dict(self._files.get(key, {})),
-            shown={process: self._shown[process][0] for process in processes if process in self._shown},
-            paused={pod.uid: self._paused[pod.uid] for pod in pods if pod.uid in self._paused},
-            probe=probe,
-            probe_due=interval is not None and age >= interval,
-            next_probe_seconds=None if interval is None else max(interval - age, 0.1),
-            whereabouts=self._whereabouts[key][0] if key in self._whereabouts else None,
-            moved={pod.uid: self._moved[pod.uid] for pod in pods if pod.uid in self._moved},
-            schema=self._schemas.get(key, ""),
-            renewed={pod.uid: self._renewed[pod.uid] for pod in pods if pod.uid in self._renewed},
+            shown=self.processes.shown(processes),
+            paused=_of(pods, self.processes.paused),
+            probe=self.upstreams.probe(key),
+            probe_due=next_probe is not None and next_probe <= 0,
+            next_probe_seconds=None if next_probe is None else max(next_probe, 0.1),
+            whereabouts=self.upstreams.whereabouts(key),
+            moved=_of(pods, self.processes.moved),
+            schema=self.upstreams.schema(key),
+            renewed=_of(pods, self.processes.renewed),
             refusals=dict(self._refusals.get(key, {})),
         )
 
@@ -588,3 +481,7 @@ class Store:
 def _config(key: Key) -> Ref:
     """The Secret that the poolers mount."""
     return Ref("Secret", key.namespace, names.config_name(key.name))
+
+
+def _of(pods: Iterable[Pod], memory: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    return {pod.uid: memory[pod.uid] for pod in pods if pod.uid in memory}

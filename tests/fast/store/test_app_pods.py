@@ -210,7 +210,7 @@ def test_an_app_pod_that_names_an_owner_is_no_pooler_without_the_role() -> None:
 def test_what_a_keeper_showed_goes_with_its_pod_and_stays_with_an_unrelated_change() -> None:
     store = filled()
     store.observe(with_keepers(asking()))
-    store.show("uid-of-app-1/keeper", Shown("g", 2, ""))
+    store.processes.show("uid-of-app-1/keeper", Shown("g", 2, ""))
     moved = with_keepers(asking(version=2))
     moved["status"]["podIP"] = "10.1.0.8"
     store.observe(moved)
@@ -223,10 +223,10 @@ def test_what_a_keeper_showed_goes_with_its_pod_and_stays_with_an_unrelated_chan
 def test_a_keeper_that_failed_is_not_tried_again_in_every_run() -> None:
     store = filled()
     store.observe(with_keepers(asking()))
-    store.show("uid-of-app-1/keeper", Shown("g", 2, "no answer"))
+    store.processes.show("uid-of-app-1/keeper", Shown("g", 2, "no answer"))
     store.begin(KEY)
     assert store.world(KEY, Logins()).shown
-    store.unshow("uid-of-app-1/keeper")
+    store.processes.unshow("uid-of-app-1/keeper")
     assert not store.world(KEY, Logins()).shown
 
 

@@ -3,17 +3,19 @@
 import base64
 import copy
 import random
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from poolkeeper import names
 from poolkeeper.credentials.logins import Logins, to_secret
+from poolkeeper.observed.consoles import PauseSeen, Shown
+from poolkeeper.observed.poolers import Moved, RenewalCause, Renewed
 from poolkeeper.observed.refs import ApiRefusal, Key, Ref
-from poolkeeper.observed.upstream import Probe
+from poolkeeper.observed.upstream import Probe, Whereabouts
 from poolkeeper.plan.ownership import desired_digest
 from poolkeeper.plan.world import Child
 from poolkeeper.store.store import Store
@@ -251,17 +253,33 @@ def test_a_refusal_holds_for_one_run() -> None:
     assert store.world(KEY, Logins()).refusals == {}
 
 
-def test_a_failing_upstream_is_asked_soon_and_then_ever_later() -> None:
+def test_a_probe_is_due_once_its_interval_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled()
-    target = Target("h", 5432, "d", "u", "p", "disable", None)
-    delays = []
-    for _ in range(8):
-        store.probed(KEY, Probe(target, False, "Timeout", "no answer"))
-        delays.append(store.world(KEY, Logins()).next_probe_seconds or 0)
-    assert [round(delay) for delay in delays] == [2, 4, 8, 16, 30, 30, 30, 30]
-    store.probed(KEY, Probe(target, True, "Reachable", ""))
-    store.probed(KEY, Probe(target, False, "Timeout", "no answer"))
-    assert (store.world(KEY, Logins()).next_probe_seconds or 0) < 2.1
+    store.upstreams.probed(KEY, Probe(Target("h", 5432, "d", "u", "p", "disable", None), True, "Reachable", ""))
+    now = time.monotonic()
+    for later, due, seconds in ((0, False, 60), (59, False, 1), (61, True, 0.1)):
+        monkeypatch.setattr(time, "monotonic", lambda at=now + later: at)
+        world = store.world(KEY, Logins())
+        assert world.probe_due == due
+        assert world.next_probe_seconds == pytest.approx(seconds, abs=0.05)
+
+
+def remembered(store: Store) -> list[set[str]]:
+    world = store.world(KEY, Logins())
+    return [set(memory) for memory in (world.shown, world.paused, world.moved, world.renewed)]
+
+
+def test_what_is_remembered_of_a_pooler_goes_with_its_pod() -> None:
+    store, uid, pod = filled(), "uid-of-p", child("Pod", "p", spec={"containers": []})
+    store.observe(pod)
+    store.processes.show(uid, Shown("g", 0, ""))
+    store.processes.paused[uid] = PauseSeen()
+    store.processes.moved[uid] = Moved(Whereabouts("pg"), 1.0, 0)
+    store.processes.renewed[uid] = Renewed(RenewalCause(), 1.0, 0)
+    assert remembered(store) == [{uid}] * 4
+    store.observe(pod, deleted=True)
+    store.observe({**pod, "metadata": {**pod["metadata"], "resourceVersion": "2"}})
+    assert remembered(store) == [set()] * 4
 
 
 def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
@@ -291,21 +309,6 @@ def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
         order = list(events)
         shuffler.shuffle(order)
         assert end(order) == expected
-
-
-def test_a_server_that_is_out_of_reach_keeps_the_version_that_it_showed() -> None:
-    store, target = Store(SETTINGS), Target("pg", 5432, "shop", "o", "p", "require", None)
-    store.probed(KEY, Probe(target, True, "Reachable", "", 170002))
-    for _ in range(2):
-        store.probed(KEY, Probe(target, False, "Timeout", "no answer"))
-        probe = store.world(KEY, Logins()).probe
-        assert probe is not None
-        assert (probe.reachable, probe.server_version) == (False, 170002)
-    elsewhere = replace(target, host="other")
-    store.probed(KEY, Probe(elsewhere, False, "Timeout", "no answer"))
-    probe = store.world(KEY, Logins()).probe
-    assert probe is not None
-    assert probe.server_version is None
 
 
 @pytest.mark.parametrize(

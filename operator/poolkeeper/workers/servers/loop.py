@@ -109,11 +109,11 @@ class Budgets:
     def _report(self, key: Key, problem: str) -> None:
         """Put into the status why the server is not measured; what was known of it stays."""
         waiting = tuple(pod.name for pod in self._store.pods(key) if not pod.admitted)
-        known = self._store.budget(key) or BudgetSeen()
+        known = self._store.budgets.get(key) or BudgetSeen()
         seen = replace(
             known, problem=problem, waiting=waiting, admissible=frozenset(), wedges=(), unwatched="", silent=""
         )
-        self._queue.add(self._store.budgeted(key, seen))
+        self._queue.add(self._store.budgets.put(key, seen))
 
     def _presumed(self, key: Key, order: BudgetRequest) -> str:
         """The server that a PooledDatabase was on when it was last measured. If it never was, but the spec says
