@@ -93,7 +93,7 @@ def test_an_older_version_that_comes_late_is_ignored() -> None:
     store = filled()
     assert store.observe(source(5, b"new")) == {KEY}
     assert store.observe(source(4, b"old")) == NOBODY
-    assert store.source("data", "shop-owner") == {"password": b"new"}
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) == {"password": b"new"}
 
 
 def test_a_deletion_that_comes_late_does_not_take_the_successor_away() -> None:
@@ -159,7 +159,7 @@ def test_a_source_secret_concerns_its_readers_only() -> None:
     assert store.observe(source(2, b"new")) == {KEY}
     assert store.observe(source(3, name="unrelated")) == NOBODY
     assert store.observe(source(4, b"new"), deleted=True) == {KEY}
-    assert store.source("data", "shop-owner") is None
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is None
 
 
 def test_a_mark_that_nobody_needs_any_more_is_reported_to_be_taken_off() -> None:
@@ -202,9 +202,9 @@ def test_logins_are_read_from_the_secret_of_that_name_in_the_owners_namespace_on
         other = copy.deepcopy(secret)
         other["metadata"] |= forged
         store.observe(other)
-        assert store.logins(KEY) == Logins()
+        assert store.secrets.logins(KEY) == Logins()
     store.observe(secret)
-    assert store.logins(KEY) == stored
+    assert store.secrets.logins(KEY) == stored
 
 
 def test_a_pod_elsewhere_is_no_pooler() -> None:
@@ -213,6 +213,16 @@ def test_a_pod_elsewhere_is_no_pooler() -> None:
     pod["metadata"]["namespace"] = "web"
     assert store.observe(pod) == NOBODY
     assert not store.world(KEY, Logins()).pods
+
+
+def test_a_pooler_whose_owner_is_edited_concerns_the_one_before_and_the_one_after() -> None:
+    store, pod = filled(), child("Pod", "p", spec={"containers": []})
+    store.observe(pod)
+    edited = copy.deepcopy(pod)
+    edited["metadata"] |= {"resourceVersion": "2", "annotations": {names.OWNER_ANNOTATION: "data/other"}}
+    assert store.observe(edited) == {KEY, Key("data", "other")}
+    assert not store.pods(KEY)
+    assert store.pods(Key("data", "other"))
 
 
 def test_what_belongs_to_a_resource_that_does_not_exist_is_a_key_too() -> None:
@@ -233,7 +243,7 @@ async def test_a_complete_list_removes_what_it_lacks_unless_that_was_seen_later(
     concerned = await store.replace("Service", pages(child(version=5), version=20))
     assert concerned == {KEY}
     assert {ref.name for ref in store.world(KEY, Logins()).children} == {"shop-pooler", "young"}
-    assert store.source("data", "shop-owner") is not None, "other kinds stay"
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is not None, "other kinds stay"
 
 
 async def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
@@ -299,9 +309,15 @@ def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
         store = Store(SETTINGS)
         for obj in order:
             store.observe(obj)
-        if store.source("data", "shop-owner") is None:  # seen before anything named it: a run reads it
+        if (
+            store.sources.get(Ref("Secret", "data", "shop-owner")) is None
+        ):  # seen before anything named it: a run reads it
             store.read(source(8, b"new"))
-        return store.world(KEY, store.logins(KEY)), store.source("data", "shop-owner"), store.keys()
+        return (
+            store.world(KEY, store.secrets.logins(KEY)),
+            store.sources.get(Ref("Secret", "data", "shop-owner")),
+            store.keys(),
+        )
 
     expected = end(events)
     shuffler = random.Random(7)  # noqa: S311
@@ -346,8 +362,8 @@ def test_of_a_secret_that_nothing_names_no_data_are_kept() -> None:
     finally:
         tracemalloc.stop()
     assert held < 2**20
-    assert store.source("tenant-3", "big-3") is None
-    assert store.source("data", "shop-owner") == {"password": b"p"}
+    assert store.sources.get(Ref("Secret", "tenant-3", "big-3")) is None
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) == {"password": b"p"}
     for number in range(100):
         store.observe(marked(number, 1, version=3), deleted=True)
 
@@ -361,21 +377,23 @@ def renamed(version: int, name: str) -> Object:
 def test_data_of_a_secret_are_kept_from_the_first_that_names_it_to_the_last() -> None:
     store = filled()
     store.observe(source(2, b"early", name="other"))
-    assert store.source("data", "other") is None
+    assert store.sources.get(Ref("Secret", "data", "other")) is None
     assert store.world(KEY, Logins()).marked == {"shop-owner", "other"}
     store.observe(renamed(3, "other"))
-    assert store.source("data", "other") is None, "to be read"
-    assert store.source("data", "shop-owner") is None, "nothing names it any more"
+    assert store.sources.get(Ref("Secret", "data", "other")) is None, "to be read"
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is None, "nothing names it any more"
     store.read(source(2, b"early", name="other"))
-    assert store.source("data", "other") == {"password": b"early"}
+    assert store.sources.get(Ref("Secret", "data", "other")) == {"password": b"early"}
     assert store.observe(source(4, b"late", name="other")) == {KEY}
     store.read(source(2, b"early", name="other"))
-    assert store.source("data", "other") == {"password": b"late"}, "an answer that comes late"
+    assert store.sources.get(Ref("Secret", "data", "other")) == {"password": b"late"}, (
+        "an answer that comes late"
+    )
     assert store.world(KEY, Logins()).marked == {"shop-owner", "other"}
 
 
 def test_a_source_that_gets_another_role_is_none_any_more() -> None:
     store = filled()
     assert store.observe(child("Secret", "shop-owner", 2, names.ROLE_CONSUMER)) == {KEY}
-    assert store.source("data", "shop-owner") is None
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is None
     assert store.world(KEY, Logins()).marked == frozenset()

@@ -101,7 +101,7 @@ class ServerWatch:
         now = asyncio.get_running_loop().time()
         pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
         ended = self._ended(pods, now)
-        stored = {key: self._store.stored(key) for key in pods}
+        stored = {key: self._store.secrets.stored(key) for key in pods}
         records = {key: self._records.of(key) for key in pods}
         asked = tuple(_asked(orders, pods, stored, records))
         looks = await self._consoles.look(asked)
@@ -242,9 +242,9 @@ class ServerWatch:
         for name, record in steps.records.items():
             key = keys[name]
             before = stored[key]
-            if before is None or before != self._store.stored(key):
+            if before is None or before != self._store.secrets.stored(key):
                 return True
-            files = self._store.allotted_files(key)
+            files = self._store.secrets.pooler_files(key)
             files = (
                 allotments.files(record, system, orders[key].lines, files)
                 if key in orders
