@@ -150,11 +150,11 @@ class Reconciler:
         self.queue.caught_up(key)  # with the echoes of the previous round
         resource = self._store.resource(key)
         if resource is None or not isinstance(resource.spec, PooledDatabase):
-            return self._store.world(key, self._store.logins(key))
+            return self._store.world(key, self._store.secrets.logins(key))
         sources: dict[str, Mapping[str, bytes]] = {}
         managed: set[str] = set()
         for name in resource.spec.upstream.secret_names():
-            data = self._store.source(key.namespace, name)
+            data = self._store.sources.get(Ref("Secret", key.namespace, name))
             if data is None:
                 # Not marked yet, so no watch shows it: it is read now, and the plan marks it. Or it was marked
                 # before a PooledDatabase named it, and its data were not kept.
@@ -172,8 +172,8 @@ class Reconciler:
             sources[name] = data
         granted = consumers(resource.spec, self._store.namespaces(), self._settings).granted
         needed = {login_name(consumer) for consumer in granted}
-        await self._offload.mint(needed - self._store.logins(key).consumers.keys(), run.minted)
-        logins = _complete(needed, self._store.logins(key), run)
+        await self._offload.mint(needed - self._store.secrets.logins(key).consumers.keys(), run.minted)
+        logins = _complete(needed, self._store.secrets.logins(key), run)
         probing = self._probes[key][0] if key in self._probes else None
         return replace(
             self._store.world(key, logins), sources=sources, managed=frozenset(managed), probing=probing
@@ -218,7 +218,7 @@ class Reconciler:
                 raise outcome
 
     async def _create(self, key: Key, body: Object, refused_before: Mapping[Ref, ApiRefusal]) -> None:
-        ref = _ref(body)
+        ref = reading.ref(body)
         refused = refused_before.get(ref)
         try:
             # A write would just be refused again: check first whether the other object is gone.
@@ -239,7 +239,7 @@ class Reconciler:
 
     async def _met(self, key: Key, body: Object, found: Object) -> None:
         """Handle an object that has the name already: ours, if an answer was lost, or a foreign one."""
-        ref, resource = _ref(body), self._store.resource(key)
+        ref, resource = reading.ref(body), self._store.resource(key)
         metadata = found["metadata"]
         labels = metadata.get("labels") or {}
         if names.ROLE_LABEL in labels or names.OWNER_UID_LABEL in labels:
@@ -255,7 +255,7 @@ class Reconciler:
             await self._apply(key, {**body, "metadata": {**body["metadata"], "uid": metadata["uid"]}})
 
     async def _apply(self, key: Key, body: Object, manager: str = names.MANAGER) -> None:
-        ref = _ref(body)
+        ref = reading.ref(body)
         try:
             answer = await self._cluster.apply(body, manager)
         except Refused as error:
@@ -339,7 +339,7 @@ class Reconciler:
             await self._annotate(reload.namespace, reload.pod, reload.uid, reload.annotations)
         answer = await console.apply(reload.access, reload.configuration, CONSOLE_SECONDS)
         shown = Shown(reload.shown_as, reload.restarts, answer.problem or "", answer.version)
-        self._store.show(reload.process, shown)
+        self._store.processes.show(reload.process, shown)
 
     async def _probe(self, key: Key, target: Target, steps: Plan) -> None:
         """Log in to the upstream. The run does not wait for a slow answer, which starts another run."""
@@ -365,7 +365,7 @@ class Reconciler:
                 probe = Probe(target, True, "ReachableThroughPooler", through.message, through.server_version)
             elif through.reason in faults.ANSWERED:
                 probe = Probe(target, False, through.reason, through.message)
-        self._store.probed(key, probe)
+        self._store.upstreams.probed(key, probe)
 
     # Reporting
 
@@ -424,8 +424,3 @@ def _event_body(key: Key, uid: str, event: Event) -> Object:
         "uid": uid,
     }
     return events.body(event, about, datetime.now(UTC))
-
-
-def _ref(body: Object) -> Ref:
-    metadata = body["metadata"]
-    return Ref(body["kind"], metadata["namespace"], metadata["name"])

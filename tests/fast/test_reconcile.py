@@ -11,6 +11,7 @@ from poolkeeper.observed.refs import Key
 from poolkeeper.reconcile import Reconciler
 from poolkeeper.settings import Settings
 from poolkeeper.store.store import Store
+from poolkeeper.store.upstreams import Upstreams
 from poolkeeper.upstream import faults
 from poolkeeper.upstream.target import Target
 from poolkeeper.workers import upstream
@@ -53,7 +54,7 @@ async def test_of_two_failures_the_more_telling_one_is_reported_f8(
     trial = SimpleNamespace(pod=SimpleNamespace(ip="10.0.0.1"), access=None, login=None, entry="shop--web")
     steps: Any = SimpleNamespace(trial=trial)
     found: list[Any] = []
-    monkeypatch.setattr(Store, "probed", lambda _, key, seen: found.append(seen))
+    monkeypatch.setattr(Upstreams, "probed", lambda _, key, seen: found.append(seen))
     await Reconciler(cluster, store, settings, SimpleNamespace(term=1, renewed=0.0))._probe_upstream(
         KEY, TARGET, steps
     )

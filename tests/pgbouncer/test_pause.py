@@ -95,7 +95,7 @@ class Operator:
 
     def measure(self, key: Key) -> None:
         if self.fits:
-            self.store.fit(key, time.monotonic())
+            self.store.budgets.fit(key, time.monotonic())
 
     def order(self, *, hold: bool, seconds: float = 60.0, begin: bool = True) -> None:
         shop = self.fleet.shop
@@ -110,7 +110,7 @@ class Operator:
         self.pauser.order(KEY, Pausing(hold, begin, held, logins))
 
     def seen(self) -> list[PauseSeen]:
-        known = self.store._paused
+        known = self.store.processes.paused
         return [known.get(f"uid-{item.port}", PauseSeen(problem="not seen")) for item in self.fleet.poolers]
 
     async def until(self, check: Callable[[list[PauseSeen]], bool], seconds: float = 10) -> list[PauseSeen]:

@@ -66,12 +66,12 @@ class Scene:
 
     async def poll(self, seconds: float) -> list[str]:
         """As the look at a server does; answers with the fingerprints that became known."""
-        found = [self.store._schemas.get(KEY, "")]
+        found = [self.store.upstreams.schema(KEY)]
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
             self.watch.poll(KEY, partial(self.opened, KEY))
             await asyncio.sleep(0.05)
-            now = self.store._schemas.get(KEY, "")
+            now = self.store.upstreams.schema(KEY)
             if now != found[-1]:
                 found.append(now)
         return found[1:]

@@ -7,7 +7,7 @@ namespace no consent is needed. Kubernetes' own namespaces are always refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from poolkeeper.consumers import claims
@@ -119,6 +119,11 @@ def _out_of_scope(database: PooledDatabase, name: str, settings: Settings) -> tu
             f"namespace {name} is not watched by this operator; add it to the chart's watchNamespaces",
         )
     return None if settings.reads_namespaces or name == database.namespace else _UNREADABLE
+
+
+def names_or_selects(database: PooledDatabase, name: str, seen: Iterable[Mapping[str, Namespace]]) -> bool:
+    """Whether a rule of spec.consumers names a namespace, or selects it in one of the states seen."""
+    return any(name in _candidates(rule, namespaces) for rule in database.consumers for namespaces in seen)
 
 
 def _candidates(rule: ConsumerRule, namespaces: Mapping[str, Namespace]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -15,8 +16,12 @@ from poolkeeper.names import POOLER_CONTAINER
 from poolkeeper.observed.apps import AppPod, Keeper
 from poolkeeper.observed.namespaces import EQUAL, Namespace
 from poolkeeper.observed.poolers import Pod, Rollout
-from poolkeeper.observed.refs import Key, Owner
+from poolkeeper.observed.refs import Key, Owner, Ref
 from poolkeeper.plan import peers
+from poolkeeper.plan.world import Resource
+from poolkeeper.spec.parse import PooledDatabase, SpecError, parse
+
+log = logging.getLogger(__name__)
 
 MOST_OF_A_REQUEST = 253
 """Maximum length of a reconnect request, in characters."""
@@ -41,6 +46,35 @@ def namespace(obj: Object) -> Namespace:
 def _weight(text: str) -> int:
     """A weight from 1 to 1000; anything else counts as the annotation left out."""
     return int(text) if _WEIGHT.fullmatch(text) else EQUAL
+
+
+def ref(obj: Object) -> Ref:
+    """The name of an object."""
+    metadata = obj["metadata"]
+    return Ref(obj["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def resource(obj: Object) -> Resource:
+    """A PooledDatabase. If its spec can't be read, it has the error in place of the spec."""
+    metadata = obj["metadata"]
+    spec: PooledDatabase | SpecError
+    try:
+        spec = parse(obj)
+    except SpecError as error:
+        spec = error
+    except Exception as error:
+        log.exception("%s can't be read", ref(obj))
+        remedy = "compare its fields with docs/reference.md"
+        spec = SpecError("spec", f"can't be read ({type(error).__name__})", remedy)
+    return Resource(
+        uid=metadata["uid"],
+        generation=int(metadata.get("generation", 0)),
+        deleting="deletionTimestamp" in metadata,
+        finalized=names.FINALIZER in metadata.get("finalizers", ()),
+        spec=spec,
+        status=obj.get("status") or {},
+        reconnect=reconnect(obj),
+    )
 
 
 def reconnect(resource: Object) -> str:

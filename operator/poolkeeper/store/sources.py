@@ -25,25 +25,26 @@ class Sources:
         self._unread: dict[str, set[Ref]] = defaultdict(set)
         """By namespace: marked Secrets that no PooledDatabase reads any more."""
 
-    def put(self, ref: Ref, data: Callable[[], Data]) -> bool:
-        """Take in a marked Secret; True if it is marked only now, or its data are new. `data` is not called for
-        a Secret without readers."""
-        news = ref not in self._marked
+    def put(self, ref: Ref, data: Callable[[], Data]) -> frozenset[Key]:
+        """Take in a marked Secret. Returns its readers if it is marked only now, or its data are new. `data` is
+        not called for a Secret without readers."""
+        news, readers = ref not in self._marked, frozenset(self._readers.get(ref, ()))
         self._marked.add(ref)
-        if not self._readers.get(ref):
+        if not readers:
             self._unread[ref.namespace].add(ref)
-            return news
+            return readers
         before, now = self._data.get(ref), data()
         self._data[ref] = now
-        return news or before != now
+        return readers if news or before != now else frozenset()
 
-    def drop(self, ref: Ref) -> bool:
-        """Forget a Secret that is gone or has lost its mark; True if it was known."""
+    def drop(self, ref: Ref) -> frozenset[Key]:
+        """Forget a Secret that is gone or has lost its mark. Returns its readers if it was known."""
         self._take_off(ref)
         self._data.pop(ref, None)
-        known = ref in self._marked
-        self._marked.discard(ref)
-        return known
+        if ref not in self._marked:
+            return frozenset()
+        self._marked.remove(ref)
+        return frozenset(self._readers.get(ref, ()))
 
     def get(self, ref: Ref) -> Data | None:
         """Data of a marked Secret; None if they are not known."""
@@ -66,10 +67,6 @@ class Sources:
             ref = Ref("Secret", key.namespace, name)
             self._readers[ref].add(key)
             self._take_off(ref)
-
-    def readers(self, ref: Ref) -> frozenset[Key]:
-        """The PooledDatabases that read a Secret."""
-        return frozenset(self._readers.get(ref, ()))
 
     def marked(self, key: Key) -> frozenset[str]:
         """Marked Secrets that `key` answers for: those it reads, and those in its namespace without readers."""

@@ -8,91 +8,66 @@ no key, so the echo of the operator's own write starts no work.
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 from poolkeeper import names
-from poolkeeper.budget import allotments
-from poolkeeper.budget.allotments import Stored
-from poolkeeper.budget.seen import BudgetSeen
-from poolkeeper.credentials.logins import Logins, from_secret
-from poolkeeper.grouped import Grouped
-from poolkeeper.observed.apps import AppPod, Workload
-from poolkeeper.observed.consoles import PauseSeen, Shown
+from poolkeeper.consumers.consent import names_or_selects
+from poolkeeper.credentials.logins import Logins
 from poolkeeper.observed.namespaces import Namespace
-from poolkeeper.observed.origin import made_here, put_back
-from poolkeeper.observed.poolers import Moved, Pod, Renewed, Rollout
-from poolkeeper.observed.refs import ApiRefusal, Key, Owner, Ref
-from poolkeeper.observed.upstream import Probe, Whereabouts
-from poolkeeper.pgbouncer.configuration import rules_of
-from poolkeeper.plan.ownership import desired_digest, live_digest
-from poolkeeper.plan.world import Child, Resource, World
+from poolkeeper.observed.poolers import Pod
+from poolkeeper.observed.refs import ApiRefusal, Key, Ref
+from poolkeeper.plan.world import Resource, World
 from poolkeeper.settings import Settings
-from poolkeeper.spec.parse import PooledDatabase, SpecError, parse
+from poolkeeper.spec.parse import PooledDatabase
 from poolkeeper.store import reading
-from poolkeeper.store.app_pods import AppPods, asked
-from poolkeeper.store.copies import Copies
+from poolkeeper.store.app_pods import AppPods
+from poolkeeper.store.budgets_seen import BudgetsSeen
+from poolkeeper.store.children import Children
+from poolkeeper.store.own_secrets import OwnSecrets
+from poolkeeper.store.owned import Owned
+from poolkeeper.store.processes import Processes
 from poolkeeper.store.scope import Scope
 from poolkeeper.store.sources import Sources
+from poolkeeper.store.upstreams import Upstreams
 from poolkeeper.store.workloads import KnownWorkloads
 
 log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 Keys = frozenset[Key]
+ValueT = TypeVar("ValueT")
 
-PROBE_SECONDS = 60.0
-"""How often the operator logs in to an upstream, with few PooledDatabases."""
-PROBES_PER_SECOND = 10.0
-"""Maximum number of logins a second, with many PooledDatabases."""
-FIRST_RETRY_SECONDS = 2.0
 KEEPER_RETRY_SECONDS = 10.0
 """How long until a keeper that could not be reached, or differs, is tried again."""
 REMEMBERED_PODS = 4096
-_NOBODY: Keys = frozenset()
-_UNREADABLE = b"unreadable"
-"""The digest of an object whose contents can't be read: it differs from every desired one."""
+_NO_KEYS: Keys = frozenset()
 
 
 class Store:
-    """The mutable memory of the shell; `world` returns the immutable part of one key."""
+    """The mutable memory of the shell; `world` returns the immutable part of one key.
+
+    Objects of the cluster come in here. Each public part remembers one subject; callers use it directly."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.scope = Scope(settings)
         self._versions: dict[Ref, int] = {}
         self._resources: dict[Key, Resource] = {}
         self._namespaces: dict[str, Namespace] = {}
-        self._children: dict[Key, dict[Ref, Child]] = defaultdict(dict)
-        self._owners: dict[Ref, Key] = {}
-        self._copies = Copies()
-        self._pods: dict[Key, dict[Ref, Pod]] = defaultdict(dict)
-        self._app_pods = AppPods()
-        self._workloads = KnownWorkloads()
-        self._rollouts: dict[Key, Rollout] = {}
-        self._logins: dict[Key, Logins] = {}
-        self._files: dict[Key, dict[Ref, dict[str, str]]] = defaultdict(dict)
-        self._sources = Sources()
-        self._shown: dict[str, tuple[Shown, float]] = {}
-        """By World.shown's key, with the monotonic time."""
-        self._paused: dict[str, PauseSeen] = {}
-        """By pod UID."""
-        self._probes: dict[Key, tuple[Probe, float, float]] = {}
-        """Outcome, monotonic time, seconds until the next."""
-        self._whereabouts: dict[Key, tuple[Whereabouts, float]] = {}
-        """With the monotonic time of its last change."""
-        self._moved: dict[str, Moved] = {}
-        self._schemas: dict[Key, str] = {}
-        self._renewed: dict[str, Renewed] = {}
         self._refusals: dict[Key, dict[Ref, ApiRefusal]] = defaultdict(dict)
-        self._stored: Grouped[Key, Stored] = Grouped(lambda stored: stored.server)
-        self._budgets: dict[Key, BudgetSeen] = {}
-        self._fits: dict[Key, float] = {}
+        self._pods: Owned[Pod] = Owned()
         self._stopped: deque[str] = deque(maxlen=REMEMBERED_PODS)
         """UIDs of pooler pods that are gone and had ended before."""
+        self.scope = Scope(settings)
+        self.sources = Sources()
+        self.secrets = OwnSecrets()
+        self._children = Children(self.secrets)
+        self.processes = Processes()
+        self._app_pods = AppPods(self._children, self.processes, settings.dns.nameservers)
+        self.workloads = KnownWorkloads()
+        self.upstreams = Upstreams(self._resources)
+        self.budgets = BudgetsSeen()
 
     # Observations of the cluster
 
@@ -102,11 +77,9 @@ class Store:
         Raises nothing: an object that can't be read is logged, and is as good as gone. Everything that tenants
         write comes in here, and none of it may end the watch, or the process, for all others.
         """
-        metadata = obj["metadata"]
-        ref = Ref(obj["kind"], metadata.get("namespace", ""), metadata["name"])
-        version = int(metadata["resourceVersion"])
+        ref, version = reading.ref(obj), int(obj["metadata"]["resourceVersion"])
         if version < self._versions.get(ref, 0) or (version == self._versions.get(ref) and not deleted):
-            return _NOBODY
+            return _NO_KEYS
         if deleted:
             self._versions.pop(ref, None)
         else:
@@ -118,7 +91,7 @@ class Store:
             return self._forget(ref)
 
     def _take_out(self, ref: Ref, obj: Object) -> Keys:
-        if ref.kind == "Pod" and ref in self._owners and reading.stopped(obj):
+        if self._pods.get(ref) is not None and reading.stopped(obj):
             self._stopped.append(obj["metadata"]["uid"])
         return self._forget(ref)
 
@@ -130,27 +103,20 @@ class Store:
         if ref.kind == "Pod":
             return self._observe_pod(ref, obj)
         if (obj["metadata"].get("labels") or {}).get(names.ROLE_LABEL) == names.ROLE_SOURCE:
-            return self._forget(ref, but_source=True) | self._observe_source(ref, obj)
-        return self._observe_child(ref, obj)
+            return self._children.drop(ref) | self.sources.put(ref, lambda: reading.data(obj))
+        return self.sources.drop(ref) | self._children.observe(ref, obj)
 
     def read(self, secret: Object) -> None:
         """Take in a marked Secret that was read since its data were not kept: nothing named it before."""
-        metadata = secret["metadata"]
-        ref = Ref(secret["kind"], metadata["namespace"], metadata["name"])
-        if self._versions.get(ref) == int(metadata["resourceVersion"]):
+        ref = reading.ref(secret)
+        if self._versions.get(ref) == int(secret["metadata"]["resourceVersion"]):
             del self._versions[ref]
         self.observe(secret)
 
     def applied(self, body: Object, answer: Object) -> None:
-        """Take in the answer to one of the operator's writes. What the API server made of it counts as applied,
-        even if it differs from what was written: writing it again would never change anything."""
+        """Take in the answer to a write of `body`. What the API server made of it counts as applied."""
         self.observe(answer)
-        metadata = answer["metadata"]
-        ref = Ref(answer["kind"], metadata["namespace"], metadata["name"])
-        child = self._children.get(self._owners[ref], {}).get(ref) if ref in self._owners else None
-        wanted = desired_digest(body)
-        if child is not None and child.digest != wanted and child.digest == live_digest(answer, names.MANAGER):
-            self._children[self._owners[ref]][ref] = replace(child, applied=wanted)
+        self._children.applied(body, answer)
 
     async def replace(
         self,
@@ -170,8 +136,7 @@ class Store:
         async for objects, version in pages:
             versions.append(version)
             for obj in objects:
-                metadata = obj["metadata"]
-                seen.add(Ref(kind, metadata.get("namespace", ""), metadata["name"]))
+                seen.add(reading.ref(obj))
                 concerned |= self.observe(obj)
         for ref in [ref for ref in self._versions if ref.kind == kind and ref not in seen]:
             if namespace not in (None, ref.namespace) or ref.namespace in refused:
@@ -182,285 +147,63 @@ class Store:
 
     def forget(self, ref: Ref, uid: str | None = None) -> Keys:
         """Forget an object that was found to be gone; with `uid`, not one that took its place meanwhile."""
-        owner = self._owners.get(ref)
-        known: Child | Pod | AppPod | None = self._app_pods.get(ref)
-        if owner is not None:
-            known = self._children.get(owner, {}).get(ref) or self._pods.get(owner, {}).get(ref) or known
+        known = self._children.get(ref) or self._pods.get(ref) or self._app_pods.get(ref)
         if uid is not None and known is not None and known.uid != uid:
-            return _NOBODY
+            return _NO_KEYS
         self._versions.pop(ref, None)
         return self._forget(ref)
 
     def _observe_resource(self, ref: Ref, obj: Object) -> Keys:
         key = Key(ref.namespace, ref.name)
-        metadata = obj["metadata"]
-        spec: PooledDatabase | SpecError
-        try:
-            spec = parse(obj)
-        except SpecError as error:
-            spec = error
-        except Exception as error:
-            log.exception("%s can't be read", ref)
-            spec = SpecError(
-                "spec", f"can't be read ({type(error).__name__})", "compare its fields with docs/reference.md"
-            )
         before = self._resources.get(key)
-        self._resources[key] = Resource(
-            uid=metadata["uid"],
-            generation=int(metadata.get("generation", 0)),
-            deleting="deletionTimestamp" in metadata,
-            finalized=names.FINALIZER in metadata.get("finalizers", ()),
-            spec=spec,
-            status=obj.get("status") or {},
-            reconnect=reading.reconnect(obj),
-        )
-        reads = frozenset() if isinstance(spec, SpecError) else spec.upstream.secret_names()
-        self._sources.reads(key, frozenset() if self._resources[key].deleting else reads)
-        return _NOBODY if before == self._resources[key] else frozenset({key})
+        resource = self._resources[key] = reading.resource(obj)
+        spec = None if resource.deleting else resource.spec
+        reads = spec.upstream.secret_names() if isinstance(spec, PooledDatabase) else frozenset()
+        self.sources.reads(key, reads)
+        return _NO_KEYS if before == resource else frozenset({key})
 
     def _observe_namespace(self, ref: Ref, obj: Object) -> Keys:
         namespace = reading.namespace(obj)
         before = self._namespaces.get(ref.name)
         self._namespaces[ref.name] = namespace
-        return _NOBODY if before == namespace else self._concerned_by(ref.name, before, namespace)
+        return _NO_KEYS if before == namespace else self._concerned_by(ref.name, before, namespace)
 
     def _concerned_by(self, name: str, *states: Namespace | None) -> Keys:
-        labels = [state.labels for state in states if state is not None]
+        """The PooledDatabases in a namespace, and those that name it or select it in one of these states."""
+        seen = [{} if state is None else {name: state} for state in states]
         return frozenset(
             key
             for key, resource in self._resources.items()
             if key.namespace == name
-            or (
-                isinstance(resource.spec, PooledDatabase)
-                and any(
-                    rule.namespace == name
-                    or (rule.selector is not None and any(rule.selector.matches(item) for item in labels))
-                    for rule in resource.spec.consumers
-                )
-            )
+            or (isinstance(resource.spec, PooledDatabase) and names_or_selects(resource.spec, name, seen))
         )
 
     def _observe_pod(self, ref: Ref, obj: Object) -> Keys:
         key = reading.owner(obj)
         if key is None or not reading.is_pooler(obj):
-            return self._observe_app_pod(ref, obj)
-        moved = self._forget_app_pod(ref)
-        pod = reading.pod(obj)
-        before = self._pods[key].get(ref)
-        self._pods[key][ref] = pod
-        self._owners[ref] = key
-        return moved if before == pod else moved | {key}
+            return self._app_pods.observe(ref, obj)
+        return self._app_pods.drop(ref) | self._pods.put(key, ref, reading.pod(obj))
 
-    def _observe_app_pod(self, ref: Ref, obj: Object) -> Keys:
-        pod, before = reading.app_pod(obj, self._settings.dns.nameservers), self._app_pods.get(ref)
-        if pod == before:
-            return _NOBODY
-        concerned = self._forget_app_pod(ref, but_shown=pod is not None)
-        if pod is None:
-            return concerned
-        self._app_pods.put(ref, pod)
-        return concerned | self._askers_owners(pod)
-
-    def _askers_owners(self, pod: AppPod) -> Keys:
-        return frozenset(self._owners[secret] for secret in asked(pod) if secret in self._owners)
-
-    def _forget_app_pod(self, ref: Ref, *, but_shown: bool = False) -> Keys:
-        pod = self._app_pods.drop(ref)
-        if pod is None:
-            return _NOBODY
-        for keeper in () if but_shown else pod.keepers:
-            self._shown.pop(pod.process(keeper), None)
-        return self._askers_owners(pod)
-
-    def _app_pods_of(self, key: Key) -> tuple[AppPod, ...]:
-        """The app pods that ask for the Secret of one of its consumers."""
-        children = self._children.get(key, {})
-        return self._app_pods.asking(
-            ref for ref, child in children.items() if child.role == names.ROLE_CONSUMER
-        )
-
-    def _observe_source(self, ref: Ref, obj: Object) -> Keys:
-        changed = self._sources.put(ref, lambda: reading.data(obj))
-        return self._sources.readers(ref) if changed else _NOBODY
-
-    def _observe_child(self, ref: Ref, obj: Object) -> Keys:
-        metadata = obj["metadata"]
-        key = reading.owner(obj)
-        moved = self._sources.readers(ref) if self._sources.drop(ref) else _NOBODY
-        copied = key is not None and not made_here(obj)
-        if not copied:
-            moved |= self._copies.drop(ref)
-        if ref in self._owners and (copied or self._owners[ref] != key):
-            moved |= self._forget(ref)
-        if key is None:
-            return moved
-        labels = metadata.get("labels") or {}
-        role = labels.get(names.ROLE_LABEL, "")
-        if copied:
-            if role == names.ROLE_LOGINS and put_back(obj):
-                # From a backup: consumers keep their passwords. The next run makes the record ours again.
-                self._read_secret(key, ref, role, obj)
-            return moved | self._copies.put(key, ref, metadata["uid"])
-        child = Child(
-            uid=metadata["uid"],
-            owner_uid=labels.get(names.OWNER_UID_LABEL, ""),
-            role=role,
-            digest=live_digest(obj, names.MANAGER),
-        )
-        before = self._children[key].get(ref)
-        if before is not None and before.digest == child.digest:
-            child = replace(child, applied=before.applied)
-        changed = before != child
-        self._children[key][ref] = child
-        self._owners[ref] = key
-        if ref.kind == "Deployment":
-            rollout = reading.rollout(obj)
-            changed |= self._rollouts.get(key) != rollout
-            self._rollouts[key] = rollout
-        if ref.kind == "Secret":
-            try:
-                changed |= self._read_secret(key, ref, role, obj)
-            except Exception:
-                # Another client of the API server wrote it; the next run writes it again.
-                log.exception("%s can't be read", ref)
-                self._children[key][ref] = replace(child, digest=_UNREADABLE)
-                changed = True
-        return moved | (frozenset({key}) if changed else _NOBODY)
-
-    def _read_secret(self, key: Key, ref: Ref, role: str, obj: Object) -> bool:
-        """Take in what the operator keeps in a Secret of its own; True if that is news for a run."""
-        own_logins = Ref("Secret", key.namespace, names.logins_name(key.name))
-        if role == names.ROLE_LOGINS and ref == own_logins:
-            # Running poolers know the console's login, and keepers trust the authorities: if they were spoilt
-            # by hand, the remembered ones go back into the Secret.
-            found, known = from_secret(reading.data(obj)), self.logins(key)
-            self._logins[key] = replace(
-                found,
-                console=found.console or known.console,
-                authorities=found.authorities or known.authorities,
-            )
-        if role in (names.ROLE_CONFIG, names.ROLE_KEEPER):
-            self._files[key][ref] = reading.texts(obj)
-        if ref == _config(key) and role == names.ROLE_CONFIG:
-            record, server = allotments.parse(self._files[key][ref])
-            metadata, rules = obj["metadata"], rules_of(self._files[key][ref])
-            before = self._stored.get(key)
-            self._stored[key] = Stored(record, server, metadata["uid"], metadata["resourceVersion"], rules)
-            return before is None or before.record != record
-        return False
-
-    def _forget(self, ref: Ref, *, but_source: bool = False) -> Keys:
+    def _forget(self, ref: Ref) -> Keys:
         if ref.kind == names.KIND:
             key = Key(ref.namespace, ref.name)
-            self._probes.pop(key, None)
             self._refusals.pop(key, None)
-            self._whereabouts.pop(key, None)
-            self._schemas.pop(key, None)
-            self._workloads.drop(key)
-            self._budgets.pop(key, None)
-            self._fits.pop(key, None)
-            # Logins outlive their Secret, which is created again with them, but not the resource.
-            self._logins.pop(key, None)
-            self._sources.reads(key, frozenset())
-            return frozenset({key}) if self._resources.pop(key, None) is not None else _NOBODY
+            self.secrets.drop_logins(key)
+            self.sources.reads(key, frozenset())
+            self.workloads.drop(key)
+            self.upstreams.drop(key)
+            self.budgets.drop(key)
+            return frozenset({key}) if self._resources.pop(key, None) is not None else _NO_KEYS
         if ref.kind == "Namespace":
             before = self._namespaces.pop(ref.name, None)
             return self._concerned_by(ref.name, before)
-        concerned: set[Key] = {*self._forget_app_pod(ref), *self._copies.drop(ref)}
-        if not but_source and self._sources.drop(ref):
-            concerned |= self._sources.readers(ref)
-        key_of = self._owners.pop(ref, None)
-        if key_of is None:
-            return frozenset(concerned)
-        if ref.kind == "Pod":
-            pod = self._pods[key_of].pop(ref, None)
-            if pod is not None:
-                self._shown.pop(pod.uid, None)
-                self._paused.pop(pod.uid, None)
-                self._moved.pop(pod.uid, None)
-                self._renewed.pop(pod.uid, None)
-            if not self._pods[key_of]:
-                del self._pods[key_of]
-        else:
-            self._children[key_of].pop(ref, None)
-            if not self._children[key_of]:
-                del self._children[key_of]
-            if ref.kind == "Deployment":
-                self._rollouts.pop(key_of, None)
-            self._files[key_of].pop(ref, None)
-            if ref == _config(key_of):
-                self._stored.pop(key_of, None)
-            if not self._files[key_of]:
-                del self._files[key_of]
-        return frozenset(concerned | {key_of})
+        pod = self._pods.get(ref)
+        if pod is not None:
+            self.processes.drop(pod.uid)
+        concerned = self._app_pods.drop(ref) | self._pods.drop(ref)
+        return concerned | self._children.drop(ref) | self.sources.drop(ref)
 
-    # Observations of poolers, upstreams and refusals
-
-    def show(self, process: str, shown: Shown) -> None:
-        """Take in what a console showed; `process` is a key of World.shown."""
-        self._shown[process] = (shown, time.monotonic())
-
-    def unshow(self, process: str) -> None:
-        """Forget what a console showed: it has to be polled again."""
-        self._shown.pop(process, None)
-
-    def see_pause(self, uid: str, seen: PauseSeen) -> bool:
-        """Take in what a pooler showed of a pause; True if it has changed."""
-        news = self._paused.get(uid) != seen
-        self._paused[uid] = seen
-        return news
-
-    def forget_pause(self, uid: str) -> None:
-        """Forget what a pooler showed of a pause: it is over."""
-        self._paused.pop(uid, None)
-
-    def probed(self, key: Key, probe: Probe) -> None:
-        """Take in the outcome of a login to the upstream. Failures are retried soon, then ever later."""
-        before = self._probes.get(key)
-        interval = max(PROBE_SECONDS, len(self._resources) / PROBES_PER_SECOND)
-        if not probe.reachable:
-            again = before is not None and not before[0].reachable and before[0].target == probe.target
-            interval = min(before[2] * 2, interval / 2) if again and before else FIRST_RETRY_SECONDS
-            if before is not None and before[0].target == probe.target:
-                # A server that can't be reached for a while keeps its version.
-                probe = replace(probe, server_version=before[0].server_version)
-        self._probes[key] = (probe, time.monotonic(), interval)
-
-    def locate(self, key: Key, whereabouts: Whereabouts) -> Keys:
-        """Take in where the upstream's host was found. Returns the key if that has changed."""
-        known = self._whereabouts.get(key)
-        if known is not None and known[0] == whereabouts:
-            return _NOBODY
-        self._whereabouts[key] = (whereabouts, time.monotonic())
-        return frozenset({key})
-
-    def moved(self, key: Key, pod: str, whereabouts: Whereabouts, left: int) -> None:
-        """Note that a pooler, by its UID, was led to the upstream; `left` connections are still elsewhere."""
-        seen = self._whereabouts.get(key)
-        seconds = time.monotonic() - seen[1] if seen is not None else 0.0
-        self._moved[pod] = Moved(whereabouts, seconds, left)
-
-    def schema(self, key: Key, fingerprint: str) -> Keys:
-        """Take in the schema to renew server connections for. Returns the key if it has changed."""
-        if self._schemas.get(key) == fingerprint:
-            return _NOBODY
-        self._schemas[key] = fingerprint
-        return frozenset({key})
-
-    def renew(self, pod: str, renewed: Renewed) -> None:
-        """Note that a pooler, by its UID, has renewed its server connections."""
-        self._renewed[pod] = renewed
-
-    def budgeted(self, key: Key, seen: BudgetSeen) -> Keys:
-        """Take in the outcome of the budget. Returns the key if it has changed."""
-        if self._budgets.get(key) == seen:
-            return _NOBODY
-        self._budgets[key] = seen
-        return frozenset({key})
-
-    def fit(self, key: Key, at: float) -> None:
-        """Note that what the poolers may hold fits the server, by a measurement begun at this loop time."""
-        self._fits[key] = at
+    # Runs
 
     def refuse(self, key: Key, ref: Ref, refusal: ApiRefusal) -> None:
         """Note that the API server refused a write."""
@@ -470,73 +213,32 @@ class Store:
         """Start a run: what failed in the run before is retried. Returns the refusals so far."""
         refused = self._refusals.pop(key, {})
         for pod in self.pods(key):
-            self._try_again(pod.uid, 0.0)
-        app_pods = self._app_pods_of(key)
+            self.processes.unshow_problem(pod.uid, 0.0)
+        app_pods = self._app_pods.of(key)
         for app_pod in app_pods:
             for keeper in app_pod.keepers:
                 # A keeper is polled in the background, and that starts a run: without a pause it never ends.
-                self._try_again(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
-        self._workloads.begin(key, {pod.owner for pod in app_pods})
+                self.processes.unshow_problem(app_pod.process(keeper), KEEPER_RETRY_SECONDS)
+        self.workloads.begin(key, {pod.owner for pod in app_pods})
         return refused
-
-    def _try_again(self, process: str, pause: float) -> None:
-        shown, at = self._shown.get(process, (None, 0.0))
-        if shown is not None and shown.problem and time.monotonic() - at >= pause:
-            del self._shown[process]
-
-    def work(self, key: Key, owner: Owner, workload: Workload | ApiRefusal | None) -> None:
-        """Take in the current state of the workload behind an app pod's controller."""
-        self._workloads.put(key, owner, workload)
-
-    def verify_consoles(self) -> None:
-        """Forget what consoles showed, so that every pod is polled again."""
-        self._shown.clear()
 
     # Reading
 
     def keys(self) -> Keys:
         """Every PooledDatabase, and every owner of objects that may be left behind."""
-        return frozenset(self._resources) | frozenset(self._children)
+        return frozenset(self._resources) | self._children.owners()
 
     def pods(self, key: Key) -> tuple[Pod, ...]:
         """The pooler pods of a PooledDatabase."""
-        return tuple(self._pods.get(key, {}).values())
+        return tuple(self._pods.of(key).values())
 
     def ended(self, uid: str) -> bool:
         """Whether a pooler pod is gone, and had ended before."""
         return uid in self._stopped
 
-    def stored(self, key: Key) -> Stored | None:
-        """The budget as stored, None as long as the poolers' Secret doesn't exist."""
-        return self._stored.get(key)
-
-    def stored_on(self, system: str) -> Keys:
-        """The PooledDatabases whose poolers' Secret says that they are on this database cluster."""
-        return self._stored.within(system)
-
-    def allotted_files(self, key: Key) -> Mapping[str, str]:
-        """The files in the Secret that the poolers mount."""
-        return self._files.get(key, {}).get(_config(key), {})
-
-    def budget(self, key: Key) -> BudgetSeen | None:
-        """The last outcome of the budget."""
-        return self._budgets.get(key)
-
-    def fits_at(self, key: Key) -> float:
-        """The loop time at which the last measurement began that what the poolers may hold fits; 0 for none."""
-        return self._fits.get(key, 0.0)
-
-    def source(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
-        """Data of a marked Secret; None if they have to be read: it has no mark, or nothing named it before."""
-        return self._sources.get(Ref("Secret", namespace, name))
-
     def resource(self, key: Key) -> Resource | None:
         """The PooledDatabase as last seen."""
         return self._resources.get(key)
-
-    def logins(self, key: Key) -> Logins:
-        """The stored logins of a PooledDatabase."""
-        return self._logins.get(key, Logins())
 
     def namespaces(self) -> Mapping[str, Namespace]:
         """Every namespace that may be read; without that right, the watched ones as if without consent."""
@@ -549,42 +251,38 @@ class Store:
 
     def world(self, key: Key, logins: Logins) -> World:
         """Everything known about one key; the caller adds what it reads on demand."""
-        probe, age, interval = None, 0.0, None
-        if key in self._probes:
-            probe, at, interval = self._probes[key]
-            age = time.monotonic() - at
+        next_probe = self.upstreams.seconds_to_probe(key)
         pods = self.pods(key)
-        app_pods = self._app_pods_of(key)
+        app_pods = self._app_pods.of(key)
         processes = [pod.uid for pod in pods]
         processes += [pod.process(keeper) for pod in app_pods for keeper in pod.keepers]
         return World(
             resource=self.resource(key),
-            children=dict(self._children.get(key, {})),
-            copies=self._copies.of(key),
+            children=self._children.of(key),
+            copies=self._children.copies(key),
             pods=pods,
             app_pods=app_pods,
-            workloads=self._workloads.of(key),
-            workloads_due=self._workloads.due(key),
-            rollout=self._rollouts.get(key),
+            workloads=self.workloads.of(key),
+            workloads_due=self.workloads.due(key),
+            rollout=self._children.rollout(key),
             namespaces=dict(self.namespaces()),  # a thread may read it
-            marked=self._sources.marked(key),
+            marked=self.sources.marked(key),
             logins=logins,
-            budget=self.budget(key),
-            stored=self.stored(key),
-            files=dict(self._files.get(key, {})),
-            shown={process: self._shown[process][0] for process in processes if process in self._shown},
-            paused={pod.uid: self._paused[pod.uid] for pod in pods if pod.uid in self._paused},
-            probe=probe,
-            probe_due=interval is not None and age >= interval,
-            next_probe_seconds=None if interval is None else max(interval - age, 0.1),
-            whereabouts=self._whereabouts[key][0] if key in self._whereabouts else None,
-            moved={pod.uid: self._moved[pod.uid] for pod in pods if pod.uid in self._moved},
-            schema=self._schemas.get(key, ""),
-            renewed={pod.uid: self._renewed[pod.uid] for pod in pods if pod.uid in self._renewed},
+            budget=self.budgets.get(key),
+            stored=self.secrets.stored(key),
+            files=self.secrets.files(key),
+            shown=self.processes.shown(processes),
+            paused=_of(pods, self.processes.paused),
+            probe=self.upstreams.probe(key),
+            probe_due=next_probe is not None and next_probe <= 0,
+            next_probe_seconds=None if next_probe is None else max(next_probe, 0.1),
+            whereabouts=self.upstreams.whereabouts(key),
+            moved=_of(pods, self.processes.moved),
+            schema=self.upstreams.schema(key),
+            renewed=_of(pods, self.processes.renewed),
             refusals=dict(self._refusals.get(key, {})),
         )
 
 
-def _config(key: Key) -> Ref:
-    """The Secret that the poolers mount."""
-    return Ref("Secret", key.namespace, names.config_name(key.name))
+def _of(pods: Iterable[Pod], memory: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    return {pod.uid: memory[pod.uid] for pod in pods if pod.uid in memory}

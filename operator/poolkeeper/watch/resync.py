@@ -45,7 +45,7 @@ async def _tell_settled(queue: Queue[Key]) -> None:
 async def _resync_periodically(cluster: Cluster, store: Store, queue: Queue[Key], settings: Settings) -> None:
     while True:
         await asyncio.sleep(PERIOD_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
-        store.verify_consoles()
+        store.processes.unshow_all()
         await _resync(cluster, store, queue, settings)
 
 

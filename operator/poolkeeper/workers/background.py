@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from poolkeeper.kube.client import Annotate, ClusterError
 from poolkeeper.observed.consoles import Shown
-from poolkeeper.observed.poolers import Renewed
+from poolkeeper.observed.poolers import Moved, Renewed
 from poolkeeper.observed.refs import Key
 from poolkeeper.pgbouncer import console, retirement
 from poolkeeper.pgbouncer.clients import KeeperConsole
@@ -80,7 +80,7 @@ class Background:
         log.info("%s/%s: pooler pod %s %s", key.namespace, key.name, pod.name, text)
         for keeper, problem in outcome.unreached.items():
             log.warning("%s/%s: keeper %s: %s", key.namespace, key.name, keeper.name, problem)
-            self._store.unshow(keeper.process)  # so it is checked again, and gets into the status
+            self._store.processes.unshow(keeper.process)  # so it is checked again, and gets into the status
         self._queue.add((key,))
 
     def reconnect(self, key: Key, wanted: Iterable[Reconnect]) -> None:
@@ -92,7 +92,8 @@ class Background:
             await asyncio.sleep(failover.FIRST_PAUSE_SECONDS)
         log.info("%s/%s: pooler %s leaves %s", key.namespace, key.name, item.name, listed(item.left))
         left = await failover.follow(item)
-        self._store.moved(key, item.uid, item.whereabouts, left)
+        seconds = self._store.upstreams.seconds_since_move(key)
+        self._store.processes.moved[item.uid] = Moved(item.whereabouts, seconds, left)
 
     def renew(self, key: Key, wanted: Iterable[Renewal]) -> None:
         """Renew the server connections of these poolers."""
@@ -102,7 +103,8 @@ class Background:
         log.info("%s/%s: pooler %s renews its server connections", key.namespace, key.name, item.name)
         begun = asyncio.get_running_loop().time()
         left = await retirement.renew(item.access, item.entries)
-        self._store.renew(item.uid, Renewed(item.cause, asyncio.get_running_loop().time() - begun, left))
+        seconds = asyncio.get_running_loop().time() - begun
+        self._store.processes.renewed[item.uid] = Renewed(item.cause, seconds, left)
 
     async def update(self, key: Key, reloads: Iterable[Reload]) -> bool:
         """Make these keepers show their configuration. False if it takes longer: its end starts another run."""
@@ -135,4 +137,4 @@ class Background:
         except Exception as error:
             answer = Answer(unexpected("the update of its keeper", error))
         shown = Shown(config.generation, reload.restarts, answer.problem or "", answer.version)
-        self._store.show(reload.process, shown)
+        self._store.processes.show(reload.process, shown)

@@ -170,7 +170,7 @@ class UpstreamWatch:
             service = self._services[place.service] if place.service is not None else _NO_SERVICE
             if name.answered and service.answered:
                 found = Whereabouts(place.host, name.seen.addresses, service.seen.addresses)
-                self._queue.add(self._store.locate(key, found))
+                self._queue.add(self._store.upstreams.locate(key, found))
 
 
 def ready(endpoints: dict[str, Any]) -> frozenset[str]:

@@ -67,7 +67,7 @@ class Pauser:
         poolers = set() if pausing is None else {pooler.uid for pooler in pausing.poolers}
         for uid in tasks.keys() - poolers:
             tasks.pop(uid).cancel()
-            self._store.forget_pause(uid)
+            self._store.processes.paused.pop(uid, None)
         if pausing is None:
             del self._tasks[key]
             self._changed.pop(key, None)
@@ -169,12 +169,14 @@ class Pauser:
         return (
             since is None
             or datetime.now(UTC) >= self._pooler(key, uid).until
-            or self._store.fits_at(key) >= since
+            or self._store.budgets.fits_at(key) >= since
             or asyncio.get_running_loop().time() - since >= FIT_SECONDS
         )
 
     def _note(self, key: Key, uid: str, seen: PauseSeen) -> None:
-        if self._store.see_pause(uid, seen):
+        paused = self._store.processes.paused
+        if paused.get(uid) != seen:
+            paused[uid] = seen
             self._queue.add((key,))
 
 

@@ -30,7 +30,7 @@ async def look(cluster: Cluster, store: Store, key: Key, owners: Iterable[Owner]
         now, left = left[:_AT_ONCE], left[_AT_ONCE:]
         found = await asyncio.gather(*(_behind(cluster, owner) for owner in now))
         for owner, seen in zip(now, found, strict=True):
-            store.work(key, owner, seen)
+            store.workloads.put(key, owner, seen)
         if any(isinstance(seen, ApiRefusal) for seen in found):
             return
 
@@ -41,14 +41,14 @@ async def restart(cluster: Cluster, store: Store, key: Key, steps: Restart) -> b
     try:
         answer = await cluster.annotate_template(known.ref, known.uid, known.version, steps.annotations)
     except Conflict:
-        store.work(key, steps.owner, await _behind(cluster, steps.owner))
+        store.workloads.put(key, steps.owner, await _behind(cluster, steps.owner))
         return False
     except Refused as error:
         held = f"the API server refuses to change it ({error.message})"
-        store.work(key, steps.owner, replace(known, held=held))
+        store.workloads.put(key, steps.owner, replace(known, held=held))
         return False
     log.info("%s/%s: restarts %s for its keepers", key.namespace, key.name, known.ref)
-    store.work(key, steps.owner, workload({**answer, "kind": known.ref.kind}))
+    store.workloads.put(key, steps.owner, workload({**answer, "kind": known.ref.kind}))
     await _tell(cluster, key, steps)
     return True
 

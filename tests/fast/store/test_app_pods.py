@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_an_app_pod_that_names_an_owner_is_no_pooler_without_the_role() -> None:
 def test_what_a_keeper_showed_goes_with_its_pod_and_stays_with_an_unrelated_change() -> None:
     store = filled()
     store.observe(with_keepers(asking()))
-    store.show("uid-of-app-1/keeper", Shown("g", 2, ""))
+    store.processes.show("uid-of-app-1/keeper", Shown("g", 2, ""))
     moved = with_keepers(asking(version=2))
     moved["status"]["podIP"] = "10.1.0.8"
     store.observe(moved)
@@ -223,10 +224,10 @@ def test_what_a_keeper_showed_goes_with_its_pod_and_stays_with_an_unrelated_chan
 def test_a_keeper_that_failed_is_not_tried_again_in_every_run() -> None:
     store = filled()
     store.observe(with_keepers(asking()))
-    store.show("uid-of-app-1/keeper", Shown("g", 2, "no answer"))
+    store.processes.show("uid-of-app-1/keeper", Shown("g", 2, "no answer"))
     store.begin(KEY)
     assert store.world(KEY, Logins()).shown
-    store.unshow("uid-of-app-1/keeper")
+    store.processes.unshow("uid-of-app-1/keeper")
     assert not store.world(KEY, Logins()).shown
 
 
@@ -241,7 +242,24 @@ async def test_a_complete_list_removes_the_pods_that_it_lacks() -> None:
     assert await store.replace("Pod", pages(asking("app-2", version=2), version=5)) == {KEY}
     assert seen(store) == ["app-2"]
     assert await store.replace("Pod", pages(version=6)) == {KEY}
-    assert not store._app_pods._asking, "nothing of them is left"
+    assert seen(store) == []
+
+
+def test_nothing_is_left_of_pods_that_are_gone() -> None:
+    """Each asks for another Secret, whose name its owner makes up."""
+    store = filled()
+    store.observe(asking())
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            pod = asking("app-2", databases=f"made-up-{number}")
+            store.observe(pod)
+            store.observe(pod, deleted=True)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2**17
+    assert seen(store) == ["app-1"]
 
 
 def test_a_pod_that_was_found_gone_is_forgotten_but_not_its_successor_of_the_same_name() -> None:

@@ -95,9 +95,9 @@ def test_a_record_of_logins_is_read_from_a_backup_in_its_place_and_from_no_copy_
     store.observe(numbered(body(), 1))
     for place in (("web", "shop-pooler-logins"), ("data", "loot")):
         store.observe(copied(saved, *place))
-        assert store.logins(KEY) == Logins()
+        assert store.secrets.logins(KEY) == Logins()
     store.observe(copied(saved, "data", "shop-pooler-logins"))
-    assert store.logins(KEY) == kept
+    assert store.secrets.logins(KEY) == kept
     assert Ref("Secret", "data", "shop-pooler-logins") not in store.world(KEY, Logins()).children
     assert copies(store) == {
         "Secret web/shop-pooler-logins",

@@ -90,7 +90,7 @@ RECORDS = [
 def test_a_forged_record_of_the_budget_is_no_record(text: str | bytes, owner: Key) -> None:
     store = Store(SETTINGS)
     assert store.observe(config(text, owner)) == {owner}
-    found = store.stored(owner)
+    found = store.secrets.stored(owner)
     assert found is not None
     assert found.record.allotments == {}
     assert found.record.epoch == 0
@@ -114,7 +114,7 @@ def test_forged_authorities_are_absent(kind: str) -> None:
     right = pem(ec.generate_private_key(ec.SECP256R1()))
     for pair in ((KEYS[kind], right), (right, KEYS[kind])):
         store.observe(authorities(*pair))
-        assert store.logins(LONE).authorities is None
+        assert store.secrets.logins(LONE).authorities is None
 
 
 @pytest.mark.parametrize("user", ["\ud800", "a\udfff"])
@@ -123,7 +123,7 @@ def test_a_stored_upstream_that_no_file_can_hold_is_absent(user: str) -> None:
     text = json.dumps({**target, "ca": None}).encode()
     store = Store(SETTINGS)
     store.observe(secret(names.ROLE_LOGINS, names.logins_name(LONE.name), {logins.UPSTREAM_KEY: text}))
-    assert store.logins(LONE) == Logins()
+    assert store.secrets.logins(LONE) == Logins()
 
 
 JSON = st.recursive(
@@ -150,7 +150,7 @@ def test_any_secret_with_our_labels_is_taken_in(role: str, owner: Key, data: dic
     store = Store(SETTINGS)
     for name in (names.config_name(owner.name), names.logins_name(owner.name), "x"):
         store.observe(secret(role, name, data, owner))
-    store.world(owner, store.logins(owner))
+    store.world(owner, store.secrets.logins(owner))
 
 
 @given(st.sampled_from(["Pod", "Deployment", "Service", "Namespace", names.KIND]), JSON, JSON, JSON)
@@ -171,7 +171,7 @@ def test_a_spec_that_the_parser_trips_over_says_so(monkeypatch: pytest.MonkeyPat
     def trips(_: Any) -> None:
         raise RecursionError("too deep")
 
-    monkeypatch.setattr("poolkeeper.store.store.parse", trips)
+    monkeypatch.setattr("poolkeeper.store.reading.parse", trips)
     store = Store(SETTINGS)
     made = body()
     made["metadata"]["resourceVersion"] = "1"

@@ -3,17 +3,19 @@
 import base64
 import copy
 import random
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from poolkeeper import names
 from poolkeeper.credentials.logins import Logins, to_secret
+from poolkeeper.observed.consoles import PauseSeen, Shown
+from poolkeeper.observed.poolers import Moved, RenewalCause, Renewed
 from poolkeeper.observed.refs import ApiRefusal, Key, Ref
-from poolkeeper.observed.upstream import Probe
+from poolkeeper.observed.upstream import Probe, Whereabouts
 from poolkeeper.plan.ownership import desired_digest
 from poolkeeper.plan.world import Child
 from poolkeeper.store.store import Store
@@ -91,7 +93,7 @@ def test_an_older_version_that_comes_late_is_ignored() -> None:
     store = filled()
     assert store.observe(source(5, b"new")) == {KEY}
     assert store.observe(source(4, b"old")) == NOBODY
-    assert store.source("data", "shop-owner") == {"password": b"new"}
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) == {"password": b"new"}
 
 
 def test_a_deletion_that_comes_late_does_not_take_the_successor_away() -> None:
@@ -157,7 +159,7 @@ def test_a_source_secret_concerns_its_readers_only() -> None:
     assert store.observe(source(2, b"new")) == {KEY}
     assert store.observe(source(3, name="unrelated")) == NOBODY
     assert store.observe(source(4, b"new"), deleted=True) == {KEY}
-    assert store.source("data", "shop-owner") is None
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is None
 
 
 def test_a_mark_that_nobody_needs_any_more_is_reported_to_be_taken_off() -> None:
@@ -200,9 +202,9 @@ def test_logins_are_read_from_the_secret_of_that_name_in_the_owners_namespace_on
         other = copy.deepcopy(secret)
         other["metadata"] |= forged
         store.observe(other)
-        assert store.logins(KEY) == Logins()
+        assert store.secrets.logins(KEY) == Logins()
     store.observe(secret)
-    assert store.logins(KEY) == stored
+    assert store.secrets.logins(KEY) == stored
 
 
 def test_a_pod_elsewhere_is_no_pooler() -> None:
@@ -211,6 +213,16 @@ def test_a_pod_elsewhere_is_no_pooler() -> None:
     pod["metadata"]["namespace"] = "web"
     assert store.observe(pod) == NOBODY
     assert not store.world(KEY, Logins()).pods
+
+
+def test_a_pooler_whose_owner_is_edited_concerns_the_one_before_and_the_one_after() -> None:
+    store, pod = filled(), child("Pod", "p", spec={"containers": []})
+    store.observe(pod)
+    edited = copy.deepcopy(pod)
+    edited["metadata"] |= {"resourceVersion": "2", "annotations": {names.OWNER_ANNOTATION: "data/other"}}
+    assert store.observe(edited) == {KEY, Key("data", "other")}
+    assert not store.pods(KEY)
+    assert store.pods(Key("data", "other"))
 
 
 def test_what_belongs_to_a_resource_that_does_not_exist_is_a_key_too() -> None:
@@ -231,7 +243,7 @@ async def test_a_complete_list_removes_what_it_lacks_unless_that_was_seen_later(
     concerned = await store.replace("Service", pages(child(version=5), version=20))
     assert concerned == {KEY}
     assert {ref.name for ref in store.world(KEY, Logins()).children} == {"shop-pooler", "young"}
-    assert store.source("data", "shop-owner") is not None, "other kinds stay"
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is not None, "other kinds stay"
 
 
 async def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
@@ -251,17 +263,33 @@ def test_a_refusal_holds_for_one_run() -> None:
     assert store.world(KEY, Logins()).refusals == {}
 
 
-def test_a_failing_upstream_is_asked_soon_and_then_ever_later() -> None:
+def test_a_probe_is_due_once_its_interval_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled()
-    target = Target("h", 5432, "d", "u", "p", "disable", None)
-    delays = []
-    for _ in range(8):
-        store.probed(KEY, Probe(target, False, "Timeout", "no answer"))
-        delays.append(store.world(KEY, Logins()).next_probe_seconds or 0)
-    assert [round(delay) for delay in delays] == [2, 4, 8, 16, 30, 30, 30, 30]
-    store.probed(KEY, Probe(target, True, "Reachable", ""))
-    store.probed(KEY, Probe(target, False, "Timeout", "no answer"))
-    assert (store.world(KEY, Logins()).next_probe_seconds or 0) < 2.1
+    store.upstreams.probed(KEY, Probe(Target("h", 5432, "d", "u", "p", "disable", None), True, "Reachable", ""))
+    now = time.monotonic()
+    for later, due, seconds in ((0, False, 60), (59, False, 1), (61, True, 0.1)):
+        monkeypatch.setattr(time, "monotonic", lambda at=now + later: at)
+        world = store.world(KEY, Logins())
+        assert world.probe_due == due
+        assert world.next_probe_seconds == pytest.approx(seconds, abs=0.05)
+
+
+def remembered(store: Store) -> list[set[str]]:
+    world = store.world(KEY, Logins())
+    return [set(memory) for memory in (world.shown, world.paused, world.moved, world.renewed)]
+
+
+def test_what_is_remembered_of_a_pooler_goes_with_its_pod() -> None:
+    store, uid, pod = filled(), "uid-of-p", child("Pod", "p", spec={"containers": []})
+    store.observe(pod)
+    store.processes.show(uid, Shown("g", 0, ""))
+    store.processes.paused[uid] = PauseSeen()
+    store.processes.moved[uid] = Moved(Whereabouts("pg"), 1.0, 0)
+    store.processes.renewed[uid] = Renewed(RenewalCause(), 1.0, 0)
+    assert remembered(store) == [{uid}] * 4
+    store.observe(pod, deleted=True)
+    store.observe({**pod, "metadata": {**pod["metadata"], "resourceVersion": "2"}})
+    assert remembered(store) == [set()] * 4
 
 
 def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
@@ -281,9 +309,15 @@ def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
         store = Store(SETTINGS)
         for obj in order:
             store.observe(obj)
-        if store.source("data", "shop-owner") is None:  # seen before anything named it: a run reads it
+        if (
+            store.sources.get(Ref("Secret", "data", "shop-owner")) is None
+        ):  # seen before anything named it: a run reads it
             store.read(source(8, b"new"))
-        return store.world(KEY, store.logins(KEY)), store.source("data", "shop-owner"), store.keys()
+        return (
+            store.world(KEY, store.secrets.logins(KEY)),
+            store.sources.get(Ref("Secret", "data", "shop-owner")),
+            store.keys(),
+        )
 
     expected = end(events)
     shuffler = random.Random(7)  # noqa: S311
@@ -291,21 +325,6 @@ def test_the_order_of_events_makes_no_difference_in_the_end() -> None:
         order = list(events)
         shuffler.shuffle(order)
         assert end(order) == expected
-
-
-def test_a_server_that_is_out_of_reach_keeps_the_version_that_it_showed() -> None:
-    store, target = Store(SETTINGS), Target("pg", 5432, "shop", "o", "p", "require", None)
-    store.probed(KEY, Probe(target, True, "Reachable", "", 170002))
-    for _ in range(2):
-        store.probed(KEY, Probe(target, False, "Timeout", "no answer"))
-        probe = store.world(KEY, Logins()).probe
-        assert probe is not None
-        assert (probe.reachable, probe.server_version) == (False, 170002)
-    elsewhere = replace(target, host="other")
-    store.probed(KEY, Probe(elsewhere, False, "Timeout", "no answer"))
-    probe = store.world(KEY, Logins()).probe
-    assert probe is not None
-    assert probe.server_version is None
 
 
 @pytest.mark.parametrize(
@@ -343,8 +362,8 @@ def test_of_a_secret_that_nothing_names_no_data_are_kept() -> None:
     finally:
         tracemalloc.stop()
     assert held < 2**20
-    assert store.source("tenant-3", "big-3") is None
-    assert store.source("data", "shop-owner") == {"password": b"p"}
+    assert store.sources.get(Ref("Secret", "tenant-3", "big-3")) is None
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) == {"password": b"p"}
     for number in range(100):
         store.observe(marked(number, 1, version=3), deleted=True)
 
@@ -358,21 +377,23 @@ def renamed(version: int, name: str) -> Object:
 def test_data_of_a_secret_are_kept_from_the_first_that_names_it_to_the_last() -> None:
     store = filled()
     store.observe(source(2, b"early", name="other"))
-    assert store.source("data", "other") is None
+    assert store.sources.get(Ref("Secret", "data", "other")) is None
     assert store.world(KEY, Logins()).marked == {"shop-owner", "other"}
     store.observe(renamed(3, "other"))
-    assert store.source("data", "other") is None, "to be read"
-    assert store.source("data", "shop-owner") is None, "nothing names it any more"
+    assert store.sources.get(Ref("Secret", "data", "other")) is None, "to be read"
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is None, "nothing names it any more"
     store.read(source(2, b"early", name="other"))
-    assert store.source("data", "other") == {"password": b"early"}
+    assert store.sources.get(Ref("Secret", "data", "other")) == {"password": b"early"}
     assert store.observe(source(4, b"late", name="other")) == {KEY}
     store.read(source(2, b"early", name="other"))
-    assert store.source("data", "other") == {"password": b"late"}, "an answer that comes late"
+    assert store.sources.get(Ref("Secret", "data", "other")) == {"password": b"late"}, (
+        "an answer that comes late"
+    )
     assert store.world(KEY, Logins()).marked == {"shop-owner", "other"}
 
 
 def test_a_source_that_gets_another_role_is_none_any_more() -> None:
     store = filled()
     assert store.observe(child("Secret", "shop-owner", 2, names.ROLE_CONSUMER)) == {KEY}
-    assert store.source("data", "shop-owner") is None
+    assert store.sources.get(Ref("Secret", "data", "shop-owner")) is None
     assert store.world(KEY, Logins()).marked == frozenset()

@@ -119,7 +119,9 @@ async def test_what_was_known_of_a_refused_namespace_stays_and_its_keys_wait() -
     leader.store.observe(secret("web"))
     leader.store.observe(secret("data"))  # older than the list, which lacks it
     await leader.until(lambda: leader.cluster.posted)
-    children = leader.store.world(Key("data", "shop"), leader.store.logins(Key("data", "shop"))).children
+    children = leader.store.world(
+        Key("data", "shop"), leader.store.secrets.logins(Key("data", "shop"))
+    ).children
     assert [ref.namespace for ref in children] == ["web"]
     assert leader.store.scope.serves("data")
     assert not leader.store.scope.serves("web")

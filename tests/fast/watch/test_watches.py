@@ -99,7 +99,7 @@ async def follow(cluster: FakeCluster) -> tuple[Store, Queue[Key]]:
 
 
 def children(store: Store) -> set[str]:
-    return {ref.name for ref in store.world(KEY, store.logins(KEY)).children}
+    return {ref.name for ref in store.world(KEY, store.secrets.logins(KEY)).children}
 
 
 async def test_events_reach_the_store_and_the_queue() -> None:

@@ -43,7 +43,7 @@ class Scene:
         return 0
 
     def moved(self) -> dict[str, Moved]:
-        return self.store._moved
+        return self.store.processes.moved
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ class Scene:
     looked_up: list[str]
 
     def where(self, key: Key = KEY) -> Whereabouts | None:
-        return self.store.world(key, self.store.logins(key)).whereabouts
+        return self.store.world(key, self.store.secrets.logins(key)).whereabouts
 
     def another(self, resolve: Resolve, watch_namespaces: tuple[str, ...] = ()) -> UpstreamWatch:
         """A watch with another resolver."""

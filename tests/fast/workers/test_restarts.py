@@ -228,12 +228,12 @@ BUSY = workload(live(availableReplicas=1))
 def test_what_was_read_counts_for_a_while(
     known: Workload | ApiRefusal | None, seconds: float, memory: Store, clock: Clock
 ) -> None:
-    memory.work(KEY, SET, known)
+    memory.workloads.put(KEY, SET, known)
     clock.now += seconds - 0.1
     assert due(memory) == ({SET}, set())
     clock.now += 0.2
     assert due(memory) == ({SET}, {SET})
-    memory.work(KEY, SET, known)
+    memory.workloads.put(KEY, SET, known)
     assert memory.world(KEY, Logins()).workloads_due == frozenset()
 
 
@@ -241,9 +241,9 @@ def test_workloads_without_pods_are_forgotten_unless_they_are_being_restarted(
     memory: Store, clock: Clock
 ) -> None:
     other, third = SET._replace(name="other"), SET._replace(name="third")
-    memory.work(KEY, SET, workload(live()))
-    memory.work(KEY, other, workload(live()))
-    memory.work(KEY, third, BUSY)
+    memory.workloads.put(KEY, SET, workload(live()))
+    memory.workloads.put(KEY, other, workload(live()))
+    memory.workloads.put(KEY, third, BUSY)
     assert BUSY.marks
     assert due(memory)[0] == {SET, third}
     clock.now += 5
@@ -251,6 +251,6 @@ def test_workloads_without_pods_are_forgotten_unless_they_are_being_restarted(
 
 
 def test_nothing_of_it_is_left_when_the_resource_is_gone(memory: Store) -> None:
-    memory.work(KEY, SET, workload(live()))
+    memory.workloads.put(KEY, SET, workload(live()))
     memory.forget(Ref(names.KIND, KEY.namespace, KEY.name))
     assert memory.world(KEY, Logins()).workloads == {}

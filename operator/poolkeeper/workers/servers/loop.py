@@ -63,7 +63,7 @@ class Budgets:
                 self.measure(key)
                 self._identities.pop(key, None)
             return
-        pods, stored = self._store.pods(key), self._store.stored(key)
+        pods, stored = self._store.pods(key), self._store.secrets.stored(key)
         before = self._orders.get(key)
         self._orders[key] = order
         if not pods and (stored is None or not stored.record.allotments):
@@ -109,16 +109,16 @@ class Budgets:
     def _report(self, key: Key, problem: str) -> None:
         """Put into the status why the server is not measured; what was known of it stays."""
         waiting = tuple(pod.name for pod in self._store.pods(key) if not pod.admitted)
-        known = self._store.budget(key) or BudgetSeen()
+        known = self._store.budgets.get(key) or BudgetSeen()
         seen = replace(
             known, problem=problem, waiting=waiting, admissible=frozenset(), wedges=(), unwatched="", silent=""
         )
-        self._queue.add(self._store.budgeted(key, seen))
+        self._queue.add(self._store.budgets.put(key, seen))
 
     def _presumed(self, key: Key, order: BudgetRequest) -> str:
         """The server that a PooledDatabase was on when it was last measured. If it never was, but the spec says
         how much it may take, a server of its own; else empty."""
-        stored = self._store.stored(key)
+        stored = self._store.secrets.stored(key)
         if stored is not None and stored.server:
             return stored.server
         return given(order) if order.pooled.most is not None else ""
@@ -203,8 +203,8 @@ class Budgets:
         invalid, or they are being deleted."""
         return tuple(
             key
-            for key in sorted(self._store.stored_on(system) - self._identities.keys())
-            if (stored := self._store.stored(key)) is not None and stored.record.allotments
+            for key in sorted(self._store.secrets.stored_on(system) - self._identities.keys())
+            if (stored := self._store.secrets.stored(key)) is not None and stored.record.allotments
         )
 
     async def _look_again(self, members: Iterable[Key]) -> None:

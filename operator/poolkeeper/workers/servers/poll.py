@@ -101,7 +101,7 @@ class ServerWatch:
         now = asyncio.get_running_loop().time()
         pods = {key: _present(self._store.pods(key)) for key in (*orders, *frozen)}
         ended = self._ended(pods, now)
-        stored = {key: self._store.stored(key) for key in pods}
+        stored = {key: self._store.secrets.stored(key) for key in pods}
         records = {key: self._records.of(key) for key in pods}
         asked = tuple(_asked(orders, pods, stored, records))
         looks = await self._consoles.look(asked)
@@ -145,7 +145,7 @@ class ServerWatch:
         steps = step(view)
         if view.usable is not None and sum(record.bound for record in view.records.values()) <= view.usable:
             for key in orders:
-                self._store.fit(key, now)
+                self._store.budgets.fit(key, now)
         wrote = await self._write(system, orders, stored, steps)
         told = await self._tell(orders, pods)
         await self._consoles.retire(_surplus(steps, asked, orders))
@@ -157,7 +157,7 @@ class ServerWatch:
         )
         for key, order in orders.items():
             name = order.pooled.name
-            before = self._store.budget(key)
+            before = self._store.budgets.get(key)
             report = seen(worked_out, name, divisions.get(name), view, pods[key], before)
             report = replace(report, problems=(*self._records.refusal(key), *report.problems))
             report = held_up(report, [pod for pod in pods[key] if self._consoles.mute(pod.uid)], pods[key])
@@ -165,7 +165,7 @@ class ServerWatch:
             wedges, silent, unwatched = faults[key]
             report = replace(report, at_limit=at_limit, wedges=wedges, silent=silent, unwatched=unwatched)
             if newsworthy(before, report, settled=not (wrote or told or behind)):
-                self._queue.add(self._store.budgeted(key, report))
+                self._queue.add(self._store.budgets.put(key, report))
         if wrote or told or behind or steps.drain:
             return SOON_SECONDS
         return max(LOOK_SECONDS, len(asked) / PODS_PER_SECOND)
@@ -242,9 +242,9 @@ class ServerWatch:
         for name, record in steps.records.items():
             key = keys[name]
             before = stored[key]
-            if before is None or before != self._store.stored(key):
+            if before is None or before != self._store.secrets.stored(key):
                 return True
-            files = self._store.allotted_files(key)
+            files = self._store.secrets.pooler_files(key)
             files = (
                 allotments.files(record, system, orders[key].lines, files)
                 if key in orders

@@ -77,7 +77,7 @@ class Records:
         still led after it was there, it is forged. One that can't be written is as good as written by this
         operator, once no write of an earlier one can be under way.
         """
-        stored = self._store.stored(key)
+        stored = self._store.secrets.stored(key)
         if stored is None:
             return Record(0)
         refused = self._refused(key, stored)
@@ -87,7 +87,7 @@ class Records:
 
     def refusal(self, key: Key) -> tuple[Problem, ...]:
         """Why the Record of a PooledDatabase can't be stored. None if it can, as far as is known."""
-        stored = self._store.stored(key)
+        stored = self._store.secrets.stored(key)
         refused = None if stored is None else self._refused(key, stored)
         return () if refused is None else (problems.of_secret(names.config_name(key.name), refused.message),)
 

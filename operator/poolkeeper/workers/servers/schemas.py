@@ -101,7 +101,7 @@ class SchemaWatch:
         seen.due = loop.time() + pause
         if seen.fingerprint:
             seen.schema = seen.schema.see(seen.fingerprint, loop.time())
-            self._queue.add(self._store.schema(key, seen.schema.fingerprint))
+            self._queue.add(self._store.upstreams.put_schema(key, seen.schema.fingerprint))
 
     async def _read(self, seen: _Seen, meter: Meter) -> float:
         """Read the schema if anything was committed since the last time; returns the seconds that it takes."""

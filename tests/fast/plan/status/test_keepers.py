@@ -311,8 +311,12 @@ def parts() -> tuple[Store, Queue[Key], Annotations, Background]:
 Parts = tuple[Store, Queue[Key], Annotations, Background]
 
 
+PODS = ("good", "lost", "gone", "refused", "false", "slow", "k")
+
+
 def outcomes(store: Store) -> dict[str, str]:
-    return {process: shown.problem for process, (shown, _) in store._shown.items()}
+    shown = store.processes.shown(f"{pod}/keeper" for pod in PODS)
+    return {process: item.problem for process, item in shown.items()}
 
 
 async def test_one_keeper_that_fails_does_not_keep_the_others_from_theirs(
@@ -333,8 +337,8 @@ async def test_one_keeper_that_fails_does_not_keep_the_others_from_theirs(
         "refused/keeper": "not this pod",
         "false/keeper": "its console's tables lack 'key'; it is no keeper",
     }
-    versions = {process: shown.version for process, (shown, _) in store._shown.items() if shown.version}
-    assert versions == {"good/keeper": "PgBouncer 1.26.1"}
+    [good] = store.processes.shown(["good/keeper"]).values()
+    assert good.version == "PgBouncer 1.26.1"
 
 
 async def test_slow_keepers_are_not_waited_for_and_start_another_run(
@@ -374,7 +378,7 @@ async def test_a_pod_is_drained_once_and_the_drain_sees_the_keepers_of_every_mom
 
     monkeypatch.setattr(tasks._keepers, "drain", drain)
     pod = Leaving("uid", "pod", ConsoleAccess("10.0.0.1", 6432, "", "", ""), 0.0, 30.0)
-    store.show("k/keeper", Shown("g", 0, ""))
+    store.processes.show("k/keeper", Shown("g", 0, ""))
     tasks.drain(KEY, [pod], ())
     await asyncio.sleep(0)
     tasks.drain(KEY, [pod], (keeper,))

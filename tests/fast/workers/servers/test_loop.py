@@ -66,7 +66,7 @@ class Scene:
         for key in orders:
             if key in self.failing:
                 raise self.failing[key]
-            self.store.budgeted(key, BudgetSeen(server="0a1b2c3d", share=7))
+            self.store.budgets.put(key, BudgetSeen(server="0a1b2c3d", share=7))
         return 0.02
 
     async def keep(self, keys: object) -> None:
@@ -93,7 +93,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
 
 
 def problem(scene: Scene, key: Key) -> str:
-    seen = scene.store.budget(key)
+    seen = scene.store.budgets.get(key)
     assert seen is not None
     return seen.problem
 
@@ -106,7 +106,7 @@ async def test_a_failing_poll_is_told_by_those_on_that_server_alone_and_logged_o
     await asyncio.wait_for(scene.polled(), 2)
     scene.failing[ONE] = ZeroDivisionError("of a poll")
     await asyncio.wait_for(scene.polled(20), 2)
-    seen = scene.store.budget(ONE)
+    seen = scene.store.budgets.get(ONE)
     assert seen is not None
     assert "ZeroDivisionError: of a poll" in seen.problem
     assert seen.share == 7, "what was known is no longer"
@@ -206,9 +206,9 @@ async def test_a_login_that_failed_comes_last_so_that_it_holds_up_no_other(
 def test_pods_of_a_reported_problem_wait(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting: Pod = replace(ready_pod(2), admitted=False)
     monkeypatch.setattr(Store, "pods", lambda _, key: (ready_pod(1), waiting))
-    scene.store.budgeted(ONE, BudgetSeen(server="0a1b2c3d", admissible=frozenset({waiting.uid}), silent="x"))
+    scene.store.budgets.put(ONE, BudgetSeen(server="0a1b2c3d", admissible=frozenset({waiting.uid}), silent="x"))
     scene.budgets._report(ONE, "it failed")
-    seen = scene.store.budget(ONE)
+    seen = scene.store.budgets.get(ONE)
     assert seen is not None
     assert seen.waiting == (waiting.name,)
     assert not seen.admissible

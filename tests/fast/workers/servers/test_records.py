@@ -19,6 +19,7 @@ from poolkeeper.kube.client import Conflict, Refused, Retry
 from poolkeeper.observed.refs import Key
 from poolkeeper.queue import Queue
 from poolkeeper.settings import Settings
+from poolkeeper.store.own_secrets import OwnSecrets
 from poolkeeper.store.store import Store
 from poolkeeper.workers.servers.records import FENCED_SECONDS, RETRY_SECONDS, TERM_WRITES, Records
 
@@ -41,7 +42,7 @@ class Scene:
         self.leads = SimpleNamespace(term=TERM, renewed=self.now)
         self.stored: Stored | None = None
         self.store = Store(Settings(namespace="poolkeeper", identity="test"))
-        monkeypatch.setattr(Store, "stored", lambda _, key: self.stored)
+        monkeypatch.setattr(OwnSecrets, "stored", lambda _, key: self.stored)
         monkeypatch.setattr(Store, "observe", lambda _, obj: frozenset())
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         cluster: Any = self
