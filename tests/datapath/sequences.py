@@ -283,6 +283,26 @@ def lawful(seed: int, kind: Callable[[random.Random], Iterator[Chunk]]) -> Seque
 PACES = ("messages", "whole", "anywhere")
 
 
+def copy_in_disorder(rng: random.Random) -> Iterator[Chunk]:
+    """Data that fail, with other messages between them: the server ignores some, and answers others."""
+    begin = _one_extended(rng, COPY_IN, "disorder") if rng.random() < 0.7 else wire.query(COPY_IN)
+    others = (
+        SYNC,
+        COPY_DONE,
+        wire.copy_fail("given up"),
+        wire.copy_data(b"1\t2\tthree\n"),
+        wire.copy_data(b"not three columns\n"),
+        wire.query("SELECT 1 / 0"),
+        _one_extended(rng, "SELECT 1 / 0", "failing"),
+        _one_extended(rng, "SELECT pg_sleep(0.01)", "late"),
+    )
+    yield begin + b"".join(rng.choices(others, k=rng.randrange(2, 10))) + SYNC, 1
+
+
+_UNLAWFUL = (*LAWFUL, copy_in_disorder, copy_in_disorder)
+"""What hostile sequences are made of."""
+
+
 @dataclass(frozen=True)
 class Hostile:
     """`pieces` are sent one by one, each followed by a pause in seconds; then the client may cancel, may read
@@ -330,7 +350,7 @@ def hostile(seed: int) -> Hostile:
     rng = random.Random(seed)  # noqa: S311 (a generator of tests)
     messages: list[bytes] = []
     for _ in range(rng.randrange(1, 4)):
-        for chunk, _count in rng.choice(LAWFUL)(rng):
+        for chunk, _count in rng.choice(_UNLAWFUL)(rng):
             messages += split(chunk)
     messages = messages[: rng.randrange(1, 120)]
     style = rng.random()
