@@ -24,6 +24,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ),
     ("partial-message-mixed", r"test_hostile_|disconnects_at_any_byte|truth::.*(copy|on_both)"),
     ("late-copy-messages", r"test_hostile_|copy"),
+    ("copy-answers-mixed", r"answered_to_no_other_client|in_any_disorder|test_hostile_"),
     ("copy-early-data-wedge", r"c2_|asyncpg_prepares_and_copies|test_hostile_"),
     ("CVE-2026-107350", r"cve_2026_107350"),
     ("CVE-2026-107349", r"cve_2026_107349"),
@@ -32,6 +33,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("reload-crash-tls", r"test_reloads_"),
     ("reload-loses-rules", r"finds_no_rules"),
     ("unfinished-logins", r"unfinished_logins::"),
+    ("open-files", r"limit_of_open_files"),
     (
         "prepared-in-doubt",
         r"truth::.*(pipeline|extended|on_both|behind_deallocate)|thousands_of_prepared|-mixed",

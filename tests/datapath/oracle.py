@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 
+from tests.datapath import wire
 from tests.datapath.sequences import Hostile, Sequence, split
 from tests.datapath.stack import Route
 from tests.datapath.wire import TERMINATE, Connection, Message, Silence, cancel_request
@@ -79,6 +83,37 @@ def difference(expected: Transcript, got: Transcript) -> str:
             shown, wanted = (f"{kind} {body[:200]!r}" for kind, body in (left, right))
             return f"message {index} of {len(expected)} is {shown}, not {wanted}"
     return ""
+
+
+@contextmanager
+def witnesses(route: Route, count: int) -> Iterator[list[str]]:
+    """So many clients that ask for texts of their own during the block; what they got instead, at its end."""
+    found: list[str] = []
+    over = threading.Event()
+    with ThreadPoolExecutor(max(count, 1)) as pool:
+        asking = [pool.submit(_witness, route, over) for _ in range(count)]
+        try:
+            yield found
+        finally:
+            over.set()
+    found += [text for one in asking for text in one.result()]
+
+
+def _witness(route: Route, over: threading.Event) -> list[str]:
+    """Server connections are told its application_name first, which is not the attackers'."""
+    found: list[str] = []
+    while not over.is_set():
+        text = f"own {secrets.token_hex(8)}"
+        prepared = wire.parse("kept", "SELECT $1::text", (25,)) + wire.bind("", "kept", [text.encode()])
+        try:
+            with closing(route.connect({"application_name": "witness"}, timeout=20)) as client:
+                for query in (wire.query(f"SELECT '{text}'"), prepared + wire.execute() + wire.SYNC):
+                    client.send(query)
+                    answer = wire.rows(client.until_ready(timeout=20))
+                    found += [] if answer == [(text,)] else [f"{answer} instead of {text}"]
+        except Exception as error:  # a connection lost, an error of another client
+            found.append(repr(error))
+    return found
 
 
 def attack(route: Route, hostile: Hostile) -> None:

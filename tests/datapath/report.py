@@ -62,7 +62,7 @@ _AREAS = {
 }
 _RESULTS = """Passed of all tests. The last column counts failures that no known fault of the release explains;
 these were run a second time, alone. The cause `by design`: PgBouncer is meant to do that, and Poolkeeper's
-build does better."""
+build does better. A row of fewer tests than another is of a run before the others were added."""
 _FAULTS = "security.md#known-faults-of-pgbouncer"
 
 Row = dict[str, Any]

@@ -294,7 +294,7 @@ def copy_in_disorder(rng: random.Random) -> Iterator[Chunk]:
         wire.copy_data(b"not three columns\n"),
         wire.query("SELECT 1 / 0"),
         _one_extended(rng, "SELECT 1 / 0", "failing"),
-        _one_extended(rng, "SELECT pg_sleep(0.01)", "late"),
+        _one_extended(rng, "SELECT pg_sleep(0.05)", "late"),
     )
     yield begin + b"".join(rng.choices(others, k=rng.randrange(2, 10))) + SYNC, 1
 
@@ -378,6 +378,13 @@ def hostile(seed: int) -> Hostile:
         reads=rng.choice((0, 0, 0.01, 0.05, 0.2)),
         politely=rng.random() < 0.5,
     )
+
+
+def disorderly(seed: int) -> Hostile:
+    """Copies in disorder, from a client that stays and reads its answers."""
+    rng = random.Random(seed)  # noqa: S311 (a generator of tests)
+    whole = b"".join(chunk for _ in range(2) for chunk, _count in copy_in_disorder(rng))
+    return Hostile(f"disorderly {seed}", ((whole, 0.0),), cancels=False, reads=0.4, politely=True)
 
 
 def split(stream: bytes) -> list[bytes]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 
 import pytest
 
 from tests.datapath import wire
-from tests.datapath.sequences import COPY_IN
+from tests.datapath.oracle import attack, witnesses
+from tests.datapath.sequences import COPY_IN, disorderly
 from tests.datapath.stack import POOL, Route, Tier, stuck, unusable
 from tests.datapath.wire import COPY_DONE, SYNC, Connection, rows
 from tests.pgbouncer.processes import Postgres
@@ -136,5 +138,14 @@ def test_what_comes_behind_the_data_of_a_failed_copy_is_answered_to_no_other_cli
         time.sleep(0.2)
         for _ in range(3):
             assert rows(other.run("SELECT 'mine'")) == [("mine",)]
+    assert stuck([tier]) == []
+    assert unusable(tier.transaction) == ""
+
+
+@pytest.mark.smoke
+def test_copies_in_any_disorder_reach_no_other_client(tier: Tier) -> None:
+    with witnesses(tier.transaction, POOL) as found, ThreadPoolExecutor(8) as pool:
+        list(pool.map(partial(attack, tier.transaction), map(disorderly, range(100))))
+    assert found == []
     assert stuck([tier]) == []
     assert unusable(tier.transaction) == ""

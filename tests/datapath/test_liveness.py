@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 import struct
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from poolkeeper.pgbouncer.configuration import INI, POD_FILE
 from poolkeeper.plan import peers
 from tests.datapath import wire
-from tests.datapath.oracle import attack
+from tests.datapath.oracle import attack, witnesses
 from tests.datapath.sequences import hostile
 from tests.datapath.stack import POOL, Route, Tier, pooler_tier, stuck, unusable
 from tests.datapath.wire import COPY_DONE, SYNC, Connection, Refused, cancel_request, error_codes, rows
@@ -34,47 +33,11 @@ def test_hostile_sequences_leave_every_server_connection_usable(batch: int, tier
     """And no other client gets an answer that is not its own."""
     seeds = range(batch * BATCH, (batch + 1) * BATCH)
     for route in tier.routes:
-        over = threading.Event()
-        with ThreadPoolExecutor(AT_ONCE + POOL) as pool:
-            witnesses = [pool.submit(witness, route, over) for _ in range(POOL if route.shared else 0)]
-            try:
-                attacks = [pool.submit(attack, route, hostile(seed)) for seed in seeds]
-                for one in attacks:
-                    one.result()
-            finally:
-                over.set()
-            assert [found for one in witnesses for found in one.result()] == [], f"after {seeds}"
+        with witnesses(route, POOL if route.shared else 0) as found, ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(partial(attack, route), map(hostile, seeds)))
+        assert found == [], f"after {seeds}"
         assert stuck({pooler.name: pooler, tier.name: tier}.values()) == [], f"after {seeds}, {route.name}"
         assert unusable(route) == "", f"after {seeds}"
-
-
-def witness(route: Route, over: threading.Event) -> list[str]:
-    """A client that asks for texts of its own again and again; what it got instead.
-
-    Server connections are told its application_name first, which is not the attackers'.
-    """
-    found: list[str] = []
-    while not over.is_set():
-        text = f"own {secrets.token_hex(8)}"
-        try:
-            with closing(route.connect({"application_name": "witness"}, timeout=20)) as client:
-                for query in (wire.query(f"SELECT '{text}'"), prepared(text)):
-                    client.send(query)
-                    answer = rows(client.until_ready(timeout=20))
-                    found += [] if answer == [(text,)] else [f"{answer} instead of {text}"]
-        except Exception as error:  # a connection lost, an error of another client
-            found.append(repr(error))
-    return found
-
-
-def prepared(text: str) -> bytes:
-    """A statement that selects the parameter that it gets."""
-    return (
-        wire.parse("kept", "SELECT $1::text", (25,))
-        + wire.bind("", "kept", [text.encode()])
-        + wire.execute()
-        + SYNC
-    )
 
 
 def test_a_client_that_disconnects_at_any_byte_of_its_session_disturbs_nothing(
