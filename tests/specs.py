@@ -508,24 +508,21 @@ def resources(who: str, **kinds: Any) -> Spec:
     return changed(f"{who}.resources", kinds)
 
 
-QUANTITIES = tuple(
-    Bad(
-        f"{who}: {written!r}",
-        resources(who, limits={"memory": written}),
-        (f"spec.{who}.resources.limits", "quantity", "write an amount such as 250m"),
+def no_quantities(kind: str, *memory: object) -> tuple[Bad, ...]:
+    """Each of these amounts of memory, for poolers and for keepers."""
+    return tuple(
+        Bad(
+            f"{who}: {written!r}",
+            resources(who, **{kind: {"memory": written}}),
+            (f"spec.{who}.resources.{kind}", "quantity", "write an amount such as 250m"),
+        )
+        for who in ("pooler", "keeper")
+        for written in memory
     )
-    for who in ("pooler", "keeper")
-    for written in ("64 MB", "-1", -1, -0.5, "0.5 ", "1e", "")
-)
-SHAPELESS_QUANTITIES = tuple(
-    Bad(
-        f"{who}: {written!r}",
-        resources(who, requests={"memory": written}),
-        (f"spec.{who}.resources.requests", "quantity", "write an amount such as 250m"),
-    )
-    for who in ("pooler", "keeper")
-    for written in (True, ["1Gi"], {"amount": "1Gi"})
-)
+
+
+QUANTITIES = no_quantities("limits", "64 MB", "-1", -1, -0.5, "0.5 ", "1e", "")
+SHAPELESS_QUANTITIES = no_quantities("requests", True, ["1Gi"], {"amount": "1Gi"})
 REQUESTS_ABOVE_LIMITS = tuple(
     Bad(
         f"{who}: {request!r} of {limit!r}",
